@@ -1,0 +1,130 @@
+"""Building blocks shared by the transformer families.
+
+Written for few operations: small models on a CPU are bound by the number of operations, not by arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6
+
+
+class Linear(nn.Linear):
+    """A linear map that starts at zero and draws nothing from the global generator.
+
+    `models.parameterization.initialise` is the only place that draws weights.
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def modulated_norm(
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 1 d"], scale: Float[Tensor, "b 1 d"]
+) -> Float[Tensor, "b n d"]:
+    """adaLN: LayerNorm(x) (1 + scale) + shift, the norm without parameters of its own (DiT, section 3.2)."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+
+
+def positions_2d(side: int, width: int) -> Float[Tensor, "n d"]:
+    """Fixed 2-D sin-cos positions of a `side` x `side` grid in row-major order, as DiT takes them from MAE.
+
+    The first half of the features encodes the column, the second half the row; each is sines, then cosines, with
+    frequencies 10000^(-i / (width / 4)).
+    """
+    omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * omega
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    column = axis[None, :, :].expand(side, side, -1)
+    row = axis[:, None, :].expand(side, side, -1)
+    return torch.cat([column, row], dim=-1).reshape(side * side, width).float()
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches through one linear map.
+
+    A matrix product, since a convolution with stride = kernel size is several times slower on a CPU. The weight is the
+    convolution's, reshaped: [width, channels, patch, patch] -> [width, channels * patch * patch].
+    """
+
+    def __init__(self, *, channels: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = Linear(channels * patch**2, width)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        return self.proj(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch))
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoidal features of the time and a two-layer MLP.
+
+    Time is in [0, 1]; it is multiplied by 1000, so that the frequencies see the range that DiT was designed for.
+    """
+
+    def __init__(self, *, width: int, frequency_size: int) -> None:
+        super().__init__()
+        self.frequency_size = frequency_size
+        self.mlp = nn.Sequential(Linear(frequency_size, width), nn.SiLU(), Linear(width, width))
+
+    def features(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:
+        """Cosines, then sines, of 1000 t 10000^(-i / half). float32 always: bfloat16 cannot tell 999 from 1000."""
+        half = self.frequency_size // 2
+        index = torch.arange(half, dtype=torch.float32, device=t.device)
+        angle = torch.outer(1000.0 * t.float(), torch.exp(index * (-math.log(10000.0) / half)))
+        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        precision = next(self.mlp.parameters()).dtype
+        return self.mlp(self.features(t).to(precision))
+
+
+class LabelEmbedder(nn.Module):
+    """A table of labels; row `num_classes` is the null class of guidance."""
+
+    def __init__(self, *, num_classes: int, width: int) -> None:
+        super().__init__()
+        # The weight is given, so that nn.Embedding draws nothing from the global generator.
+        self.embedding_table = nn.Embedding(
+            num_classes + 1, width, _weight=torch.zeros(num_classes + 1, width), _freeze=False
+        )
+
+    def forward(self, y: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        return self.embedding_table(y)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with logits scaled by 1 / sqrt(head_dim)."""
+
+    def __init__(self, *, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    """Two linear maps around a tanh-GELU."""
+
+    def __init__(self, *, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
