@@ -41,7 +41,28 @@ FASHION_MNIST = Dataset(
     ),
     train_images=60_000,
     validation_images=10_000,
-    files=(),
+    files=(
+        DataFile(
+            name="train-images-idx3-ubyte.gz",
+            sha256="b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+            bytes=26_421_856,
+        ),
+        DataFile(
+            name="train-labels-idx1-ubyte.gz",
+            sha256="0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+            bytes=29_491,
+        ),
+        DataFile(
+            name="t10k-images-idx3-ubyte.gz",
+            sha256="cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+            bytes=4_422_079,
+        ),
+        DataFile(
+            name="t10k-labels-idx1-ubyte.gz",
+            sha256="8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+            bytes=5_125,
+        ),
+    ),
 )  # fmt: skip
 
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (FASHION_MNIST,)}

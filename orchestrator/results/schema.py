@@ -1,0 +1,109 @@
+"""The columns of a results folder, declared once. Version them: raise SCHEMA_VERSION when a column changes meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["measurements", "curves", "attempts"]
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+def _optional(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=True)
+
+
+def _schema(*fields: pa.Field) -> pa.Schema:
+    return pa.schema(fields, metadata={"ditlaw.schema_version": str(SCHEMA_VERSION)})
+
+
+MEASUREMENT = _schema(
+    _required("schema_version", pa.int32()),
+    _required("sweep", pa.string()),
+    _required("trial_id", pa.string()),
+    _required("cell_id", pa.string()),
+    _required("arm", pa.string()),
+    _required("family", pa.string()),
+    _required("size", pa.string()),
+    _required("parameterization", pa.string()),
+    _required("objective", pa.string()),
+    _required("learning_rate", pa.float64()),
+    _required("batch_size", pa.int64()),
+    _required("seed", pa.int64()),
+    _required("params_total", pa.int64()),
+    _required("params_backbone", pa.int64()),
+    _required("params_matmul", pa.float64()),
+    _required("samples", pa.int64()),
+    _required("tokens", pa.int64()),
+    _required("flops", pa.float64()),
+    _optional("budget_flops", pa.float64()),
+    _required("flops_definition", pa.string()),
+    _optional("loss", pa.float64()),
+    _optional("loss_train", pa.float64()),
+    _optional("fid", pa.float64()),
+    _optional("fd", pa.float64()),
+    _optional("fd_encoder", pa.string()),
+    _optional("eval_samples", pa.int64()),
+    _optional("sampler", pa.string()),
+    _optional("sampler_steps", pa.int64()),
+    _optional("guidance", pa.float64()),
+    _required("outcome", pa.string()),
+    _optional("reason", pa.string()),
+    _required("zero_stage", pa.int32()),
+    _required("precision", pa.string()),
+    _required("num_workers", pa.int32()),
+    _required("attempt", pa.int32()),
+    _optional("mlflow_run_id", pa.string()),
+    _required("wall_seconds", pa.float64()),
+    _required("gpu_hours", pa.float64()),
+    _required("flops_useful", pa.float64()),
+    _required("flops_wasted", pa.float64()),
+    _required("created_at", _TIME),
+)
+"""One row a trial at a milestone. A diverged row has no loss, and a reason."""
+
+CURVE = _schema(
+    _required("trial_id", pa.string()),
+    _required("attempt", pa.int32()),
+    _required("samples", pa.int64()),
+    _required("flops", pa.float64()),
+    _optional("loss", pa.float64()),
+    _required("learning_rate", pa.float64()),
+    _optional("samples_per_second", pa.float64()),
+    _required("wall_seconds", pa.float64()),
+)
+"""One row a point of a training curve, at `samples` seen since the start of the trial."""
+
+ATTEMPT = _schema(
+    _required("trial_id", pa.string()),
+    _required("attempt", pa.int32()),
+    _optional("gang", pa.string()),
+    _optional("host", pa.string()),
+    _required("started_at", _TIME),
+    _required("ended_at", _TIME),
+    _required("outcome", pa.string()),
+    _optional("reason", pa.string()),
+    _required("samples_start", pa.int64()),
+    _required("samples_end", pa.int64()),
+    _required("flops", pa.float64()),
+    _required("wall_seconds", pa.float64()),
+    _optional("train_seconds", pa.float64()),
+    _optional("evaluation_seconds", pa.float64()),
+    _optional("startup_seconds", pa.float64()),
+)
+"""One row an execution of a trial on a gang. `attempt` counts from 0 for each trial."""
+
+MEASUREMENT_OUTCOMES = ("ok", "diverged")
+ATTEMPT_OUTCOMES = ("completed", "stopped", "diverged", "failed")
+
+SCHEMAS: Mapping[Kind, pa.Schema] = {"measurements": MEASUREMENT, "curves": CURVE, "attempts": ATTEMPT}
+OUTCOMES: Mapping[Kind, tuple[str, ...]] = {"measurements": MEASUREMENT_OUTCOMES, "attempts": ATTEMPT_OUTCOMES}

@@ -1,0 +1,173 @@
+"""`ditlaw data fetch`: the only code that downloads data. Everything else reads files that are already there.
+
+Imports no torch, so that planning can ask which files are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from orchestrator.results.atomic import write_bytes
+from orchestrator.spec.datasets import DATASETS, FASHION_MNIST, DataFile, Dataset
+
+_logger = logging.getLogger(__name__)
+
+_PACKAGE = "dataset-fashion-mnist"
+_PACKAGE_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_PUBLIC_ADDRESSES = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",  # the dataset's README
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+)
+_APT_SECONDS = 300
+_HTTP_SECONDS = 30
+
+
+def dataset_named(name: str) -> Dataset:
+    """The dataset of this name. Raises ValueError listing the known ones."""
+    if name not in DATASETS:
+        raise ValueError(f"no dataset {name!r}; known are {', '.join(sorted(DATASETS))}. Correct the name.")
+    return DATASETS[name]
+
+
+def default_folder(dataset_name: str) -> Path:
+    """Where a dataset lies unless said otherwise: $DITLAW_DATA/<dataset>, or data/<dataset> here."""
+    return Path(os.environ.get("DITLAW_DATA") or "data") / dataset_name
+
+
+def find(dataset_name: str, folder: Path) -> list[DataFile]:
+    """The dataset's files that are missing from `folder`, or are of a wrong size; empty when all are there."""
+    return [file for file in dataset_named(dataset_name).files if not _has_size(Path(folder) / file.name, file)]
+
+
+def fetch_fashion_mnist(folder: Path, source: Path | None = None) -> Path:
+    """Puts the four files of Fashion-MNIST into `folder`, checksums verified, and returns it.
+
+    With `source`, a folder that holds them, nothing else is tried. Else, in order: Debian's package where installed,
+    the same package downloaded and unpacked without root, and the dataset's public addresses. Files already there with
+    the right checksums are left alone. Raises ValueError that says what was tried, why it failed, and which files to put
+    where by hand.
+    """
+    folder = Path(folder)
+    failures: list[str] = []
+    for name, copy in _sources(source):
+        wanted = [file for file in FASHION_MNIST.files if not _is_intact(folder / file.name, file)]
+        if not wanted:
+            return folder
+        try:
+            copy(wanted, folder)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            failures.append(f"{name}: {error}")
+            _logger.info("fashion-mnist was not to be had from %s: %s", name, error)
+        else:
+            _logger.info("fashion-mnist fetched from %s into %s", name, folder)
+            return folder
+    raise ValueError(_explain(folder, failures))
+
+
+_Copy = Callable[[Sequence[DataFile], Path], None]
+
+
+def _sources(source: Path | None) -> list[tuple[str, _Copy]]:
+    if source is not None:
+        return [(f"folder {source}", lambda files, to: _copy_from(Path(source), files, to))]
+    return [
+        (f"installed package {_PACKAGE}", lambda files, to: _copy_from(_PACKAGE_FOLDER, files, to)),
+        (f"package {_PACKAGE} of this machine's apt sources", _copy_from_apt),
+        *((address, lambda files, to, a=address: _download(a, files, to)) for address in _PUBLIC_ADDRESSES),
+    ]
+
+
+def _copy_from(source: Path, files: Sequence[DataFile], folder: Path) -> None:
+    if not source.is_dir():
+        raise ValueError("no such folder")
+    for file in files:
+        if not (source / file.name).is_file():
+            raise ValueError(f"no file {file.name}")
+        _install((source / file.name).read_bytes(), file, folder)
+
+
+def _copy_from_apt(files: Sequence[DataFile], folder: Path) -> None:
+    for program in ("apt-get", "dpkg-deb"):
+        if shutil.which(program) is None:
+            raise ValueError(f"{program} is not installed")
+    with tempfile.TemporaryDirectory(prefix="ditlaw-apt-") as scratch:
+        package = _download_package(Path(scratch))
+        _execute(["dpkg-deb", "-x", str(package), f"{scratch}/unpacked"], Path(scratch))
+        _copy_from(Path(scratch, "unpacked") / _PACKAGE_FOLDER.relative_to("/"), files, folder)
+
+
+def _download_package(scratch: Path) -> Path:
+    """Downloads the .deb with the machine's package lists or, where they do not do, with lists of our own."""
+    apt = ["apt-get", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "APT::Sandbox::User="]
+    try:
+        _execute([*apt, "download", _PACKAGE], scratch)
+    except (ValueError, subprocess.SubprocessError) as error:
+        _logger.info("the machine's package lists do not do (%s); fetching private ones", error)
+        for name in ("lists/partial", "cache/archives/partial", "state"):
+            (scratch / name).mkdir(parents=True)
+        (scratch / "state" / "status").touch()
+        apt += ["-o", f"Dir::State={scratch}/state", "-o", f"Dir::State::Lists={scratch}/lists"]
+        apt += ["-o", f"Dir::State::status={scratch}/state/status", "-o", f"Dir::Cache={scratch}/cache"]
+        apt += ["-o", "Acquire::Languages=none", "-o", "Debug::NoLocking=1"]
+        try:
+            _execute([*apt, "update"], scratch)
+        except ValueError as update_error:  # one source of several may be down, or a hook may want root
+            _logger.info("%s", update_error)
+        _execute([*apt, "download", _PACKAGE], scratch)
+    packages = sorted(scratch.glob("*.deb"))
+    if not packages:
+        raise ValueError("apt-get download left no package")
+    return packages[-1]
+
+
+def _execute(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_APT_SECONDS, check=False
+    )
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
+        # The verb of the command, without our options.
+        verb = next((word for word in command if word in ("update", "download")), command[1])
+        raise ValueError(f"{command[0]} {verb} failed: {' '.join(said[-3:]) or f'exit status {done.returncode}'}")
+
+
+def _download(address: str, files: Sequence[DataFile], folder: Path) -> None:
+    for file in files:
+        with urllib.request.urlopen(f"{address}/{file.name}", timeout=_HTTP_SECONDS) as reply:
+            data = reply.read(file.bytes + 1)
+        _install(data, file, folder)
+
+
+def _install(data: bytes, file: DataFile, folder: Path) -> None:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != file.sha256:
+        raise ValueError(
+            f"{file.name} has sha256 {digest} ({len(data)} bytes); wanted {file.sha256} ({file.bytes} bytes)"
+        )
+    write_bytes(folder / file.name, data)
+
+
+def _is_intact(path: Path, file: DataFile) -> bool:
+    return _has_size(path, file) and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+
+
+def _has_size(path: Path, file: DataFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.bytes
+
+
+def _explain(folder: Path, failures: Sequence[str]) -> str:
+    tried = "\n".join(f"  {failure}" for failure in failures)
+    files = "\n".join(f"  {file.name}  {file.bytes} bytes  sha256 {file.sha256}" for file in FASHION_MNIST.files)
+    return (
+        f"fashion-mnist could not be fetched. Tried:\n{tried}\nPut these files into {folder.absolute()}, or into any "
+        f"folder and run ditlaw data fetch fashion-mnist --from FOLDER:\n{files}"
+    )

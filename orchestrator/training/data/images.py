@@ -1,0 +1,71 @@
+"""Images and labels in memory, read from the dataset's own files."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orchestrator.spec.datasets import FASHION_MNIST, Dataset
+from orchestrator.training.data.fetch import dataset_named, find
+
+Split = Literal["train", "validation"]
+
+_IDX_NAMES = {"train": "train", "validation": "t10k"}
+
+
+def load(dataset_name: str, split: Split, folder: Path) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
+    """The images [n, c, h, w] as bytes 0 to 255, and their labels [n], of one split.
+
+    Raises ValueError when files are missing (it says how to get them), damaged, or of an unexpected shape.
+    """
+    dataset = dataset_named(dataset_name)
+    folder = Path(folder)
+    if missing := find(dataset_name, folder):
+        raise ValueError(
+            f"dataset {dataset_name} is not in {folder.absolute()}: {', '.join(file.name for file in missing)} missing "
+            f"or of a wrong size. Run: ditlaw data fetch {dataset_name} --to {folder}"
+        )
+    assert dataset is FASHION_MNIST, "the only dataset in idx files"
+    return _load_idx(dataset, split, folder)
+
+
+def _load_idx(dataset: Dataset, split: Split, folder: Path) -> tuple[Tensor, Tensor]:
+    size = dataset.image_size
+    num_images = dataset.train_images if split == "train" else dataset.validation_images
+    stem = _IDX_NAMES[split]
+    images = _read_idx(folder / f"{stem}-images-idx3-ubyte.gz", (num_images, size, size))
+    labels = _read_idx(folder / f"{stem}-labels-idx1-ubyte.gz", (num_images,))
+    if labels.max() >= dataset.num_classes:
+        raise ValueError(
+            f"{folder / f'{stem}-labels-idx1-ubyte.gz'} holds label {labels.max()}; wanted 0 to "
+            f"{dataset.num_classes - 1}. Delete it and run: ditlaw data fetch {dataset.name}"
+        )
+    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64))
+
+
+def _read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """One idx file of bytes: two zero bytes, type 0x08, the number of dims, each as big-endian uint32, data."""
+    remedy = "Delete it and run: ditlaw data fetch fashion-mnist"
+    try:
+        data = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}. {remedy}") from error
+    header = struct.pack(f">HBB{len(shape)}I", 0, 0x08, len(shape), *shape)
+    if data[: len(header)] != header:
+        raise ValueError(
+            f"{path} starts with {data[: len(header)].hex()}; wanted {header.hex()}, an idx file of bytes of shape "
+            f"{list(shape)}. {remedy}"
+        )
+    count = int(np.prod(shape))
+    if len(data) != len(header) + count:
+        raise ValueError(f"{path} holds {len(data) - len(header)} bytes of data; wanted {count}. {remedy}")
+    return np.frombuffer(data, dtype=np.uint8, offset=len(header)).reshape(shape).copy()
