@@ -26,10 +26,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a rename durable. Some network file systems cannot sync a folder; the file is in place regardless."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

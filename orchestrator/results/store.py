@@ -155,13 +155,22 @@ def read_attempts(folder: Path) -> pd.DataFrame:
     return table.sort_values(["started_at", "trial_id", "attempt"], kind="stable").reset_index(drop=True)
 
 
-def read_part(path: Path, kind: Kind) -> pa.Table | None:
-    """One part in today's columns (those it lacks are null); None, after a warning, where it cannot be read."""
-    try:
-        return pads.dataset([str(path)], schema=SCHEMAS[kind], format="parquet").to_table()
+def read_parts(paths: Sequence[Path], kind: Kind, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of some parts in today's columns (null where a part lacks one), duplicates included.
+
+    An unreadable part is reported through logging and skipped.
+    """
+    names = list(columns or SCHEMAS[kind].names)
+    if not paths:
+        return SCHEMAS[kind].empty_table().select(names)
+    try:  # all at once is many times faster than one by one
+        dataset = pads.dataset([str(path) for path in paths], schema=SCHEMAS[kind], format="parquet")
+        return dataset.to_table(columns=names)
     except (OSError, pa.ArrowException) as error:
-        _logger.warning("skipped unreadable part %s: %s", path, str(error).splitlines()[0] if str(error) else error)
-        return None
+        if len(paths) > 1:
+            return pa.concat_tables([read_parts([path], kind, names) for path in paths])
+        _logger.warning("skipped unreadable part %s: %s", paths[0], str(error).partition("\n")[0])
+        return read_parts([], kind, names)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -178,16 +187,7 @@ def _parts(folder: Path, kind: Kind) -> list[Path]:
 
 
 def _read(folder: Path, kind: Kind) -> pd.DataFrame:
-    schema = SCHEMAS[kind]
-    paths = _parts(folder, kind)
-    if not paths:
-        return schema.empty_table().to_pandas()
-    try:  # all parts at once is many times faster than one by one
-        table = pads.dataset([str(path) for path in paths], schema=schema, format="parquet").to_table()
-    except (OSError, pa.ArrowException):
-        tables = [part for path in paths if (part := read_part(path, kind)) is not None]
-        table = pa.concat_tables([schema.empty_table(), *tables])
-    return table.to_pandas()
+    return read_parts(_parts(folder, kind), kind).to_pandas()
 
 
 def _table(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -52,8 +52,8 @@ def fetch_fashion_mnist(folder: Path, source: Path | None = None) -> Path:
 
     With `source`, a folder that holds them, nothing else is tried. Else, in order: Debian's package where installed,
     the same package downloaded and unpacked without root, and the dataset's public addresses. Files already there with
-    the right checksums are left alone. Raises ValueError that says what was tried, why it failed, and which files to put
-    where by hand.
+    the right checksums are left alone. Raises ValueError that says what was tried, why it failed, and which files to
+    put where by hand.
     """
     folder = Path(folder)
     failures: list[str] = []

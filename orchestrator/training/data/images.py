@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,3 +69,8 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if len(data) != len(header) + count:
         raise ValueError(f"{path} holds {len(data) - len(header)} bytes of data; wanted {count}. {remedy}")
     return np.frombuffer(data, dtype=np.uint8, offset=len(header)).reshape(shape).copy()
+
+
+def to_float(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Bytes 0 to 255 as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
