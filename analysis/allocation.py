@@ -1,0 +1,138 @@
+"""What a law says at a budget: parameters, samples and loss, each with an interval, from each approach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.bootstrap import Interval, interval
+from analysis.fitting import Fit
+from analysis.frontier import frontier, is_isoflop
+from analysis.isoflop import IsoflopFit
+from analysis.laws import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRelation:
+    """FLOPs = coefficient * N^params_exponent * D over a table: 6 N D is coefficient 6, exponent 1.
+
+    A DiT's training FLOPs are not 6 N D (adaLN holds a third of the parameters and runs once an image), so the
+    relation is measured from the table's own FLOPs. `spread` is the largest relative deviation of a row from it.
+    """
+
+    coefficient: float
+    params_exponent: float
+    spread: float
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> CostRelation:
+        log_n = np.log(frame["params"].to_numpy(dtype=float))
+        log_cost = np.log((frame["flops"] / frame["samples"]).to_numpy(dtype=float))
+        slope, level = np.polyfit(log_n, log_cost, 1) if np.ptp(log_n) > 0 else (1.0, float(np.mean(log_cost - log_n)))
+        spread = float(np.max(np.abs(np.expm1(log_cost - level - slope * log_n))))
+        return cls(coefficient=float(np.exp(level)), params_exponent=float(slope), spread=spread)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """N* and D* as powers of compute, and their values at a target budget; what is unknown is None."""
+
+    approach: str
+    N_exponent: float | None = None
+    D_exponent: float | None = None
+    flops: float | None = None
+    params: float | None = None
+    samples: float | None = None
+    loss: float | None = None
+    ci95: dict[str, Interval | None] = field(default_factory=dict)
+
+
+def surface_optimum(params: dict[str, float] | dict[str, Array], cost: CostRelation, flops: float) -> dict[str, Array]:
+    """Minimise E + A/N^alpha + B/D^beta at coefficient * N^x * D = flops, in closed form.
+
+    With x = 1, coefficient = 6 this is Hoffmann et al. 2022, arXiv 2203.15556, equation 4.
+    """
+    E, A, B, alpha, beta = (np.asarray(params[name]) for name in ("E", "A", "B", "alpha", "beta"))
+    x = cost.params_exponent
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        log_budget = np.log(flops / cost.coefficient)
+        log_n = (np.log(alpha * A) - np.log(x * beta * B) + beta * log_budget) / (alpha + x * beta)
+        log_d = log_budget - x * log_n
+        return {
+            "N_exponent": beta / (alpha + x * beta),
+            "D_exponent": alpha / (alpha + x * beta),
+            "params": np.exp(log_n),
+            "samples": np.exp(log_d),
+            "loss": E + A * np.exp(-alpha * log_n) + B * np.exp(-beta * log_d),
+        }
+
+
+def allocate_surface(fit: Fit, cost: CostRelation, target_flops: float | None) -> Allocation:
+    """The allocation of a fitted surface."""
+    if not fit.succeeded:
+        return Allocation(approach="surface", flops=target_flops)
+    names = ("N_exponent", "D_exponent") + (("params", "samples", "loss") if target_flops else ())
+    values = surface_optimum(fit.params, cost, target_flops or 1.0)
+    draws = surface_optimum(fit.draws, cost, target_flops or 1.0) if fit.draws else {}
+    return Allocation(
+        approach="surface",
+        flops=target_flops,
+        ci95={name: interval(draws[name]) if draws else None for name in names},
+        **{name: float(values[name]) for name in names},
+    )
+
+
+def allocate_isoflop(fit: IsoflopFit, target_flops: float | None) -> Allocation:
+    """The allocation of fitted isoFLOP minima; the loss by a power law through the minima's losses."""
+    if not fit.params:
+        return Allocation(approach="isoflop", flops=target_flops)
+    ci95: dict[str, Interval | None] = {name: fit.ci95[name] for name in ("N_exponent", "D_exponent")}
+    values = {name: fit.params[name] for name in ci95}
+    if target_flops:
+        for name, letter in (("params", "N"), ("samples", "D")):
+            values[name] = float(fit.optimum(letter, target_flops))
+            ci95[name] = _pair(fit.optimum_interval(letter, target_flops))
+        if fit.loss_law is not None and fit.loss_law.succeeded:
+            values["loss"] = float(fit.loss_law.predict(target_flops))
+            ci95["loss"] = _pair(fit.loss_law.predict_interval(target_flops))
+    return Allocation(approach="isoflop", flops=target_flops, ci95=ci95, **values)
+
+
+def allocate_power(fit: Fit, frame: pd.DataFrame, target_flops: float | None) -> Allocation:
+    """Loss at the target by the power law; N*, D* by the best run of each budget (arXiv 2203.15556, section 3.1)."""
+    ci95: dict[str, Interval | None] = {}
+    values: dict[str, float] = {}
+    if is_isoflop(frame) and "samples" in frame:
+        best = frontier(frame)
+        for name, letter in (("params", "N"), ("samples", "D")):
+            line = _line(best["flops"].to_numpy(dtype=float), best[name].to_numpy(dtype=float), target_flops)
+            if line is not None:
+                values[f"{letter}_exponent"], ci95[f"{letter}_exponent"] = line[0]
+                if target_flops:
+                    values[name], ci95[name] = line[1]
+    if target_flops and fit.succeeded:
+        values["loss"] = float(fit.predict(target_flops))
+        ci95["loss"] = _pair(fit.predict_interval(target_flops))
+    return Allocation(approach="power", flops=target_flops, ci95=ci95, **values)
+
+
+def _line(x: Array, y: Array, at: float | None) -> tuple[tuple[float, Interval], tuple[float, Interval]] | None:
+    """Slope of log y on log x and y at a point, each with its Student t 95% interval; None below 3 points."""
+    if len(x) < 3:
+        return None
+    u = np.log(x) - np.log(x).mean()
+    v = np.log(y)
+    slope, level = float(u @ v / (u @ u)), float(v.mean())
+    scale = np.sqrt(np.sum((v - level - slope * u) ** 2) / (len(x) - 2)) * stats.t.ppf(0.975, len(x) - 2)
+    wide = float(scale / np.sqrt(u @ u))
+    distance = float(np.log(at) - np.log(x).mean()) if at else 0.0
+    middle, half = level + slope * distance, float(scale * np.sqrt(1 / len(x) + distance**2 / (u @ u)))
+    value = (float(np.exp(middle)), (float(np.exp(middle - half)), float(np.exp(middle + half))))
+    return (slope, (slope - wide, slope + wide)), value
+
+
+def _pair(band: tuple[Array, Array] | None) -> Interval | None:
+    return None if band is None else (float(band[0]), float(band[1]))

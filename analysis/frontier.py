@@ -1,0 +1,57 @@
+"""Budgets, the best learning rate of each size, and the best run of each budget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.laws import Array
+
+SAME_BUDGET = 0.10
+"""Runs whose FLOPs differ by less than this share of the next one belong to one budget."""
+
+
+def budget_of(frame: pd.DataFrame) -> pd.Series:
+    """The budget in FLOPs of each row: `budget_flops` where present, else runs clustered within 10% in log FLOPs.
+
+    A cluster is named by its geometric mean. A chain of close runs that spans more than 30% is no budget: it gets NaN.
+    """
+    if "budget_flops" in frame and pd.to_numeric(frame["budget_flops"], errors="coerce").notna().all():
+        return frame["budget_flops"].astype(float)
+    logs = np.log(frame["flops"].to_numpy(dtype=float))
+    order = np.argsort(logs, kind="stable")
+    cluster = np.empty(len(logs), dtype=int)
+    cluster[order] = np.concatenate([[0], np.cumsum(np.diff(logs[order]) > np.log1p(SAME_BUDGET))])[: len(logs)]
+    grouped = pd.Series(logs, index=frame.index).groupby(cluster)
+    centre = grouped.transform("mean").where(grouped.transform(lambda v: v.max() - v.min()) <= np.log(1.3))
+    return pd.Series(np.exp(centre), index=frame.index)
+
+
+def is_isoflop(frame: pd.DataFrame) -> bool:
+    """Whether most rows share a budget with runs of other sizes."""
+    if "params" not in frame or "flops" not in frame or not len(frame):
+        return False
+    sizes = frame.assign(budget=budget_of(frame)).groupby("budget")["params"].transform("nunique")
+    return bool((sizes.reindex(frame.index).fillna(0) >= 2).mean() > 0.5)
+
+
+def best_learning_rates(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows at the learning rate with the lowest mean loss over seeds, for each arm, size and budget."""
+    if "learning_rate" not in frame or "params" not in frame or not len(frame):
+        return frame
+    keys = [budget_of(frame).rename("budget"), frame["params"]]
+    keys += [frame["arm"].astype(str)] if "arm" in frame else []
+    mean = frame["loss"].groupby([*keys, frame["learning_rate"]], dropna=False).transform("mean")
+    best = mean.groupby(keys, dropna=False).transform("min")
+    return frame[mean <= best]
+
+
+def frontier(frame: pd.DataFrame) -> pd.DataFrame:
+    """The best run of each budget; without budgets, the runs that no cheaper run beats. Sorted by FLOPs."""
+    if is_isoflop(frame):
+        keyed = frame.assign(budget=budget_of(frame))
+        rows = keyed.dropna(subset="budget").groupby("budget")["loss"].idxmin()
+        return frame.loc[rows].sort_values("flops")
+    ordered = frame.sort_values(["flops", "loss"])
+    lowest: Array = np.minimum.accumulate(ordered["loss"].to_numpy(dtype=float))
+    return ordered[np.concatenate([[True], np.diff(lowest) < 0])[: len(ordered)]]

@@ -1,0 +1,298 @@
+"""IsoFLOP profiles: at each budget a parabola (and a cubic) in log N, its minimum, and power laws through the minima.
+
+Hoffmann et al. 2022, arXiv 2203.15556, section 3.2 (approach 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from analysis.bootstrap import Interval, choose_rule, describe_rule, interval, intervals, pair_weights, residual_draws
+from analysis.fitting import NUM_RESAMPLES, Fit, fit_power, trial_index
+from analysis.frontier import budget_of
+from analysis.laws import Array
+
+MIN_SIZES = 3
+MIN_BUDGETS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimum:
+    """The minimum of one budget's profile. `reason` says why it is not bracketed by the sizes that were run."""
+
+    flops: float
+    params: float | None
+    samples: float | None
+    loss: float | None
+    bracketed: bool
+    reason: str | None
+    num_points: int
+    num_sizes: int
+    sizes: tuple[float, float]
+    """Smallest and largest N run, in parameters."""
+    coefficients: tuple[float, float, float]
+    """Loss = c0 + c1 u + c2 u^2 with u = log N - `centre`."""
+    centre: float
+    cubic_params: float | None
+    """Minimum of the cubic within the sizes run; None where it has none or there are too few sizes."""
+    params_ci95: Interval | None = None
+
+    def curve(self, params: Array) -> Array:
+        """The parabola's loss at N."""
+        u = np.log(params) - self.centre
+        return self.coefficients[0] + u * (self.coefficients[1] + u * self.coefficients[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsoflopFit:
+    """N* = N_coefficient * C^N_exponent and D* = D_coefficient * C^D_exponent, or why there are none."""
+
+    minima: list[Minimum]
+    params: dict[str, float]
+    outcome: str
+    reason: str | None
+    num_points: int
+    draws: dict[str, Array] = field(default_factory=dict)
+    rule: str = ""
+    starts_agree: float | None = None
+    """None: a parabola has one optimum."""
+    cubic_exponent: float | None = None
+    loss_law: Fit | None = None
+
+    @property
+    def bracketed(self) -> list[Minimum]:
+        return [m for m in self.minima if m.bracketed]
+
+    @property
+    def ci95(self) -> dict[str, Interval | None]:
+        return intervals(self.draws) if self.draws else dict.fromkeys(self.params)
+
+    def optimum(self, letter: str, flops: float | Array) -> Array:
+        """N* (`letter` N) or D* (D) at a budget in FLOPs."""
+        return np.asarray(self.params[f"{letter}_coefficient"] * np.asarray(flops) ** self.params[f"{letter}_exponent"])
+
+    def optimum_interval(self, letter: str, flops: float | Array) -> tuple[Array, Array] | None:
+        """95% interval of N* or D* at a budget."""
+        if not self.draws or interval(self.draws[f"{letter}_exponent"]) is None:
+            return None
+        logs = np.log(np.asarray(flops, dtype=float))[..., None]
+        exponent, coefficient = self.draws[f"{letter}_exponent"], self.draws[f"{letter}_coefficient"]
+        low, high = np.nanpercentile(np.exp(np.log(coefficient) + exponent * logs), [2.5, 97.5], axis=-1)
+        return low, high
+
+
+def fit_isoflop(frame: pd.DataFrame, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> IsoflopFit:
+    """Fit a table with params, samples, flops and loss (and budget_flops, trial_id where there are any).
+
+    Budgets with fewer than 3 sizes are left out. ValueError when fewer than 2 budgets remain: see `check_design`.
+    """
+    frame = check_design(frame)
+    groups = [group for _, group in frame.groupby("budget", sort=True)]
+    cost = _CostPerSample.of(frame)
+    profiles = [_Profile.of(group) for group in groups]
+    minima = [_minimum(profile, group, cost) for profile, group in zip(profiles, groups, strict=True)]
+    used = [i for i, m in enumerate(minima) if m.bracketed]
+    if len(used) < 2:
+        reason = f"{len(used)} of {len(minima)} budgets have a bracketed minimum; a law needs 2"
+        return IsoflopFit(minima=minima, params={}, outcome="too_few_points", reason=reason, num_points=len(frame))
+    flops = np.array([minima[i].flops for i in used])
+    best_params = np.array([[float(minima[i].params or np.nan) for i in used]])
+    params = {name: float(values[0]) for name, values in _lines(flops, best_params, cost).items()}
+    fit = IsoflopFit(
+        minima=minima,
+        params=params,
+        outcome="converged" if len(used) > 2 else "too_few_points",
+        reason=None
+        if len(used) > 2
+        else "2 bracketed minima: a line through two points, with nothing left to check it",
+        num_points=len(frame),
+        cubic_exponent=_cubic_exponent(minima),
+    )
+    losses = np.array([float(minima[i].loss or np.nan) for i in used])
+    if not num_resamples:
+        return replace(fit, loss_law=fit_power(flops, losses, num_resamples=0))
+    return _resampled(fit, frame, profiles, used, cost, num_resamples, seed)
+
+
+def check_design(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in budgets of at least 3 sizes, with their `budget`. ValueError below 2 budgets."""
+    budgets = budget_of(frame)
+    if budgets.isna().mean() > 0.5:
+        raise ValueError(
+            "isoflop needs runs at shared budgets; these FLOPs form a continuum, not groups within 10%. "
+            "Give a budget_flops column, or fit --law surface."
+        )
+    keyed = frame.assign(budget=budgets).dropna(subset="budget")
+    sizes = keyed.groupby("budget")["params"].nunique()
+    usable = sizes[sizes >= MIN_SIZES].index
+    if len(usable) < MIN_BUDGETS:
+        got = ", ".join(f"{budget:.3g} FLOPs: {count}" for budget, count in sizes.head(8).items())
+        raise ValueError(
+            f"isoflop needs at least {MIN_BUDGETS} budgets with at least {MIN_SIZES} sizes each; got {len(usable)} "
+            f"of {len(sizes)} (sizes at {got or 'no budget'}). Run more sizes at each budget, or fit --law power."
+        )
+    return keyed[keyed["budget"].isin(usable)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Profile:
+    """One budget's points, with u = log N - centre."""
+
+    u: Array
+    centre: float
+    loss: Array
+
+    @classmethod
+    def of(cls, group: pd.DataFrame) -> _Profile:
+        logs = np.log(group["params"].to_numpy(dtype=float))
+        loss = group["loss"].to_numpy(dtype=float)
+        return cls(u=logs - logs.mean(), centre=float(logs.mean()), loss=loss)
+
+    def parabolas(self, loss: Array, weights: Array) -> Array:
+        """Coefficients (batch, 3) of the weighted least-squares parabola; NaN where fewer than 3 sizes have weight."""
+        X = np.vander(self.u, 3, increasing=True)
+        gram = np.einsum("bn,np,nq->bpq", weights, X, X)
+        moment = np.einsum("bn,np->bp", weights * loss, X)
+        sizes = np.unique(self.u, return_inverse=True)[1]
+        present = np.stack([(weights[:, sizes == k] > 0).any(axis=1) for k in range(sizes.max() + 1)]).sum(axis=0)
+        gram = np.where(present[:, None, None] >= MIN_SIZES, gram, np.eye(3))
+        solved = np.linalg.solve(gram, moment[..., None])[..., 0]
+        return np.where(present[:, None] >= MIN_SIZES, solved, np.nan)
+
+    def vertices(self, coefficients: Array) -> tuple[Array, Array]:
+        """(log N*, loss*) of parabolas (batch, 3); NaN where there is no minimum within the sizes run."""
+        c0, c1, c2 = np.moveaxis(coefficients, -1, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            u = -c1 / (2 * c2)
+            inside = (c2 > 0) & (u > self.u.min()) & (u < self.u.max())
+        return np.where(inside, u + self.centre, np.nan), np.where(inside, c0 + u * (c1 + u * c2), np.nan)
+
+
+def _minimum(profile: _Profile, group: pd.DataFrame, cost: _CostPerSample) -> Minimum:
+    ones = np.ones((1, len(profile.u)))
+    c = profile.parabolas(profile.loss[None], ones)[0]
+    convex = c[2] > 0
+    u = -c[1] / (2 * c[2]) if convex else np.nan
+    reason = None
+    if not convex:
+        reason = "the profile does not curve upwards"
+    elif u <= profile.u.min():
+        reason = "the minimum lies below the smallest size run"
+    elif u >= profile.u.max():
+        reason = "the minimum lies above the largest size run"
+    budget = float(group["budget"].iloc[0])
+    params = float(np.exp(u + profile.centre)) if convex and abs(u) < 50 else None
+    sizes = np.exp(profile.u + profile.centre)
+    return Minimum(
+        flops=budget,
+        params=params,
+        samples=budget / float(cost.flops_per_sample(params)) if params else None,
+        loss=float(c[0] + u * (c[1] + u * c[2])) if params else None,
+        bracketed=reason is None,
+        reason=reason,
+        num_points=len(group),
+        num_sizes=int(group["params"].nunique()),
+        sizes=(float(sizes.min()), float(sizes.max())),
+        coefficients=(float(c[0]), float(c[1]), float(c[2])),
+        centre=profile.centre,
+        cubic_params=_cubic_minimum(profile),
+    )
+
+
+def _cubic_minimum(profile: _Profile) -> float | None:
+    """N at the cubic's minimum, within the sizes run; needs 5 sizes, so that a degree of freedom is left."""
+    if len(np.unique(profile.u)) < 5:
+        return None
+    cubic = np.polynomial.Polynomial.fit(profile.u, profile.loss, 3, domain=[-1, 1], window=[-1, 1])
+    roots = cubic.deriv().roots()
+    real = roots[np.abs(roots.imag) < 1e-9].real
+    inside = [r for r in real if profile.u.min() < r < profile.u.max() and cubic.deriv(2)(r) > 0]
+    return float(np.exp(inside[0] + profile.centre)) if inside else None
+
+
+def _cubic_exponent(minima: list[Minimum]) -> float | None:
+    found = [(m.flops, m.cubic_params) for m in minima if m.bracketed and m.cubic_params]
+    if len(found) < 2:
+        return None
+    x, y = np.log(np.array(found, dtype=float)).T
+    return float(np.polyfit(x, y, 1)[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CostPerSample:
+    """log(FLOPs per sample) as a quadratic in log N over the table: exact for 6 N, smooth for a ladder of sizes."""
+
+    polynomial: np.polynomial.Polynomial
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> _CostPerSample:
+        logs = np.log(frame["params"].to_numpy(dtype=float))
+        cost = np.log((frame["flops"] / frame["samples"]).to_numpy(dtype=float))
+        degree = min(2, len(np.unique(logs)) - 1)
+        return cls(polynomial=np.polynomial.Polynomial.fit(logs, cost, degree))
+
+    def flops_per_sample(self, params: float | Array) -> Array:
+        return np.asarray(np.exp(self.polynomial(np.log(params))))
+
+
+def _lines(flops: Array, params: Array, cost: _CostPerSample) -> dict[str, Array]:
+    """Least-squares lines of log N* and log D* on log C, for params of shape (batch, budgets); NaN has no weight."""
+    x = np.log(flops)
+    known = np.isfinite(params)
+    log_n = np.log(np.where(known, params, 1.0))
+    log_d = x - np.log(cost.flops_per_sample(np.where(known, params, np.exp(np.mean(log_n[known])))))
+    result: dict[str, Array] = {}
+    count = known.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        mean_x = np.where(known, x, 0.0).sum(axis=1) / count
+        dx = np.where(known, x - mean_x[:, None], 0.0)
+        for letter, y in (("N", log_n), ("D", log_d)):
+            slope = (dx * y).sum(axis=1) / np.where(count >= 2, (dx**2).sum(axis=1), np.nan)
+            level = np.where(known, y, 0.0).sum(axis=1) / count
+            result[f"{letter}_exponent"] = slope
+            result[f"{letter}_coefficient"] = np.exp(level - slope * mean_x)
+    return result
+
+
+def _resampled(
+    fit: IsoflopFit,
+    frame: pd.DataFrame,
+    profiles: list[_Profile],
+    used: list[int],
+    cost: _CostPerSample,
+    num_resamples: int,
+    seed: int,
+) -> IsoflopFit:
+    """The fit with resampled minima, lines and loss law."""
+    rng = np.random.default_rng(seed)
+    ordered = pd.concat([group for _, group in frame.groupby("budget", sort=True)])
+    trials = trial_index(ordered.get("trial_id"), len(ordered))
+    smallest = min(len(p.u) for p in profiles)
+    rule = choose_rule(trials, 3 * len(profiles)) if smallest >= 8 else "residuals"
+    fitted = np.concatenate([p.parabolas(p.loss[None], np.ones((1, len(p.u))))[0] @ _powers(p) for p in profiles])
+    loss = ordered["loss"].to_numpy(dtype=float)
+    if rule == "pairs":
+        weights, losses = pair_weights(trials, num_resamples, rng), np.repeat(loss[None], num_resamples, axis=0)
+    else:
+        noise = residual_draws((loss - fitted) / fitted, trials, 3 * len(profiles), num_resamples, rng)
+        weights, losses = np.ones((num_resamples, len(loss))), fitted * (1 + noise)
+    ends = np.cumsum([len(p.u) for p in profiles])
+    log_n, best = np.full((2, num_resamples, len(profiles)), np.nan)
+    for i, (profile, end) in enumerate(zip(profiles, ends, strict=True)):
+        part = slice(int(end) - len(profile.u), int(end))
+        log_n[:, i], best[:, i] = profile.vertices(profile.parabolas(losses[:, part], weights[:, part]))
+    minima = [
+        replace(m, params_ci95=interval(np.exp(log_n[:, i]))) if m.bracketed else m for i, m in enumerate(fit.minima)
+    ]
+    flops = np.array([fit.minima[i].flops for i in used])
+    draws = _lines(flops, np.exp(log_n[:, used]), cost)
+    law = fit_power(flops, np.array([float(fit.minima[i].loss or np.nan) for i in used]), num_resamples=num_resamples)
+    words = describe_rule(rule, int(trials.max()) + 1, num_resamples)
+    return replace(fit, minima=minima, draws=draws, rule=words, loss_law=law)
+
+
+def _powers(profile: _Profile) -> Array:
+    return np.vander(profile.u, 3, increasing=True).T
