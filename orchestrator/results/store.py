@@ -218,6 +218,10 @@ def _column(kind: Kind, field: pa.Field, values: list[Any]) -> pa.Array:
         raise ValueError(f"{where} is {wrong[0]!r}; wanted one of {', '.join(outcomes)}.")
     if pa.types.is_timestamp(field.type) and any(isinstance(v, datetime) and v.tzinfo is None for v in values):
         raise ValueError(f"{where} has no time zone; wanted UTC. Use datetime.now(UTC).")
+    if pa.types.is_integer(field.type):  # pyarrow would drop the fraction without a word
+        fractions = [value for value in values if isinstance(value, float) and not value.is_integer()]
+        if fractions:
+            raise ValueError(f"{where} does not hold {field.type}: got {fractions[0]}. Give a whole number.")
     try:
         return pa.array(values, type=field.type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:

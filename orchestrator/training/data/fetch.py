@@ -6,6 +6,7 @@ Imports no torch, so that planning can ask which files are missing.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import os
 import shutil
@@ -28,6 +29,9 @@ _PUBLIC_ADDRESSES = (
 )
 _APT_SECONDS = 300
 _HTTP_SECONDS = 30
+
+Source = tuple[str, Callable[[Sequence[DataFile], Path], None]]
+"""A name for people, and what copies files into a folder; it raises OSError or ValueError where it cannot."""
 
 
 def dataset_named(name: str) -> Dataset:
@@ -55,32 +59,39 @@ def fetch_fashion_mnist(folder: Path, source: Path | None = None) -> Path:
     the right checksums are left alone. Raises ValueError that says what was tried, why it failed, and which files to
     put where by hand.
     """
+    sources = _fashion_mnist_sources() if source is None else [folder_source(source)]
+    return fetch_dataset(FASHION_MNIST, folder, sources)
+
+
+def fetch_dataset(dataset: Dataset, folder: Path, sources: Sequence[Source]) -> Path:
+    """Puts the files of a dataset into `folder` from the first source that has them; as `fetch_fashion_mnist`."""
     folder = Path(folder)
+    _require_writable(folder)
     failures: list[str] = []
-    for name, copy in _sources(source):
-        wanted = [file for file in FASHION_MNIST.files if not _is_intact(folder / file.name, file)]
+    for name, copy in sources:
+        wanted = [file for file in dataset.files if not _is_intact(folder / file.name, file)]
         if not wanted:
             return folder
         try:
             copy(wanted, folder)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, subprocess.SubprocessError, http.client.HTTPException) as error:
             failures.append(f"{name}: {error}")
-            _logger.info("fashion-mnist was not to be had from %s: %s", name, error)
+            _logger.info("%s was not to be had from %s: %s", dataset.name, name, error)
         else:
-            _logger.info("fashion-mnist fetched from %s into %s", name, folder)
+            _logger.info("%s fetched from %s into %s", dataset.name, name, folder)
             return folder
-    raise ValueError(_explain(folder, failures))
+    raise ValueError(_explain(dataset, folder, failures))
 
 
-_Copy = Callable[[Sequence[DataFile], Path], None]
+def folder_source(folder: Path) -> Source:
+    """A folder that a person has put the files into."""
+    return (f"folder {folder}", lambda files, to: _copy_from(Path(folder), files, to))
 
 
-def _sources(source: Path | None) -> list[tuple[str, _Copy]]:
-    if source is not None:
-        return [(f"folder {source}", lambda files, to: _copy_from(Path(source), files, to))]
+def _fashion_mnist_sources() -> list[Source]:
     return [
         (f"installed package {_PACKAGE}", lambda files, to: _copy_from(_PACKAGE_FOLDER, files, to)),
-        (f"package {_PACKAGE} of this machine's apt sources", _copy_from_apt),
+        (f"package {_PACKAGE} from the machine's package sources", _copy_from_apt),
         *((address, lambda files, to, a=address: _download(a, files, to)) for address in _PUBLIC_ADDRESSES),
     ]
 
@@ -161,13 +172,24 @@ def _is_intact(path: Path, file: DataFile) -> bool:
 
 
 def _has_size(path: Path, file: DataFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.bytes
+    try:
+        return path.is_file() and path.stat().st_size == file.bytes
+    except OSError:  # a folder that may not be looked into
+        return False
 
 
-def _explain(folder: Path, failures: Sequence[str]) -> str:
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"data folder {folder} cannot be written ({error}). Choose another with --to.") from error
+
+
+def _explain(dataset: Dataset, folder: Path, failures: Sequence[str]) -> str:
     tried = "\n".join(f"  {failure}" for failure in failures)
-    files = "\n".join(f"  {file.name}  {file.bytes} bytes  sha256 {file.sha256}" for file in FASHION_MNIST.files)
+    files = "\n".join(f"  {file.name}  {file.bytes} bytes  sha256 {file.sha256}" for file in dataset.files)
     return (
-        f"fashion-mnist could not be fetched. Tried:\n{tried}\nPut these files into {folder.absolute()}, or into any "
-        f"folder and run ditlaw data fetch fashion-mnist --from FOLDER:\n{files}"
+        f"{dataset.name} could not be fetched. Tried:\n{tried}\nPut these files into {folder.absolute()}, or into any "
+        f"folder and run ditlaw data fetch {dataset.name} --from FOLDER:\n{files}"
     )

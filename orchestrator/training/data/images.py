@@ -35,15 +35,16 @@ def load(dataset_name: str, split: Split, folder: Path) -> tuple[UInt8[Tensor, "
             f"or of a wrong size. Run: ditlaw data fetch {dataset_name} --to {folder}"
         )
     assert dataset is FASHION_MNIST, "the only dataset in idx files"
-    return _load_idx(dataset, split, folder)
+    return load_idx(dataset, split, folder)
 
 
-def _load_idx(dataset: Dataset, split: Split, folder: Path) -> tuple[Tensor, Tensor]:
+def load_idx(dataset: Dataset, split: Split, folder: Path) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
+    """One split of a dataset laid out as MNIST is (LeCun's idx files, gzipped), one channel; as `load`."""
     size = dataset.image_size
     num_images = dataset.train_images if split == "train" else dataset.validation_images
     stem = _IDX_NAMES[split]
-    images = _read_idx(folder / f"{stem}-images-idx3-ubyte.gz", (num_images, size, size))
-    labels = _read_idx(folder / f"{stem}-labels-idx1-ubyte.gz", (num_images,))
+    images = _read_idx(dataset, folder / f"{stem}-images-idx3-ubyte.gz", (num_images, size, size))
+    labels = _read_idx(dataset, folder / f"{stem}-labels-idx1-ubyte.gz", (num_images,))
     if labels.max() >= dataset.num_classes:
         raise ValueError(
             f"{folder / f'{stem}-labels-idx1-ubyte.gz'} holds label {labels.max()}; wanted 0 to "
@@ -52,9 +53,9 @@ def _load_idx(dataset: Dataset, split: Split, folder: Path) -> tuple[Tensor, Ten
     return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64))
 
 
-def _read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _read_idx(dataset: Dataset, path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """One idx file of bytes: two zero bytes, type 0x08, the number of dims, each as big-endian uint32, data."""
-    remedy = "Delete it and run: ditlaw data fetch fashion-mnist"
+    remedy = f"Delete it and run: ditlaw data fetch {dataset.name}"
     try:
         data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:

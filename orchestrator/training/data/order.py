@@ -38,7 +38,7 @@ def torch_generator(seed: int, stream: str, samples_seen: int, device: str = "cp
     on the CPU what must be the same everywhere.
     """
     generator = torch.Generator(device=device)
-    generator.manual_seed(_hash(seed, stream, samples_seen) - 2**63)
+    generator.manual_seed(_hash(seed, stream, samples_seen))
     return generator
 
 
