@@ -6,12 +6,14 @@ Written for few operations: small models on a CPU are bound by the number of ope
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 NORM_EPS = 1e-6
 
@@ -113,9 +115,46 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v)
+        # Split before transposing: the gradient of the split is then already laid out as the qkv map wants it.
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).unbind(2)
+        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.proj(attended.transpose(1, 2).reshape(b, n, d))
+
+
+class _SigmoidGelu(torch.autograd.Function):
+    """tanh-GELU through a sigmoid: gelu(x) = x s, s = sigmoid(u), u = 2 sqrt(2/pi) (x + 0.044715 x^3).
+
+    Both derivatives come from one sigmoid, and the backward pass is one product: d gelu / dx = s + s (1 - s) x u'
+    with x s (1 - s) = s (x - gelu).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        linear = x.new_tensor(2.0 * math.sqrt(2.0 / math.pi))
+        cubic = 0.044715 * 2.0 * math.sqrt(2.0 / math.pi)
+        square = x * x
+        s = torch.add(linear, square, alpha=cubic).mul_(x).sigmoid_()
+        out = x * s
+        slope = torch.add(linear, square, alpha=3.0 * cubic, out=square).mul_(x - out)
+        ctx.save_for_backward(torch.addcmul(s, s, slope, out=slope))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (derivative,) = ctx.saved_tensors
+        return grad * derivative
+
+
+def gelu_tanh(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+
+    torch's kernel spends a fifth of a small model's training step on the CPU, most of it in two tanh; there the same
+    function is written with one sigmoid, which takes half the time.
+    """
+    if x.device.type == "cpu" and x.requires_grad and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+        return _SigmoidGelu.apply(x)
+    return F.gelu(x, approximate="tanh")
 
 
 class Mlp(nn.Module):
@@ -127,4 +166,4 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu_tanh(self.fc1(x)))

@@ -200,9 +200,12 @@ def parameter_groups(
     for name, parameter, tag in tagged_parameters(model):
         members[tag.role].append((name, parameter))
 
+    def powers(role: Role) -> tuple[int, int]:
+        return scaling[role].learning_rate, scaling[role].weight_decay
+
     groups = []
-    for kind in dict.fromkeys(scaling[role] for role in Role):
-        roles = [role for role in Role if scaling[role] == kind and members[role]]
+    for kind in dict.fromkeys(powers(role) for role in Role):
+        roles = [role for role in Role if powers(role) == kind and members[role]]
         if not roles:
             continue
         named = [pair for role in roles for pair in members[role]]
@@ -210,8 +213,8 @@ def parameter_groups(
             {
                 "params": [parameter for _, parameter in named],
                 "names": [name for name, _ in named],
-                "lr": learning_rate * m**kind.learning_rate,
-                "weight_decay": weight_decay * m**kind.weight_decay,
+                "lr": learning_rate * m ** kind[0],
+                "weight_decay": weight_decay * m ** kind[1],
                 "name": "+".join(role.value for role in roles),
             }
         )
