@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import socket
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -165,6 +166,12 @@ def test_shows_runs_metrics_tags_and_artifacts(shown: Path) -> None:
     assert (shown / "mlflow-artifacts").is_dir()
 
 
+def test_nothing_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_results(folder / "results")
+    show(folder / "results", default_tracking_uri(folder))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_cursor_says_where_to_look(shown: Path) -> None:
     cursor = json.loads((shown / "mlflow.json").read_text())
     server = Server(default_tracking_uri(shown))
@@ -231,11 +238,21 @@ def test_an_absent_server_costs_nothing_and_is_made_up_for(folder: Path, caplog:
         assert not tracker.close(30)
     assert time.monotonic() - began < 10
     messages = [record.getMessage() for record in caplog.records]
-    assert sum(f"MLflow at {ABSENT} cannot be written" in message for message in messages) == 1
+    refused = f"MLflow at {ABSENT} cannot be written ([Errno 111] Connection refused). The sweep goes on; retrying"
+    assert messages.count(refused) == 1
     assert messages[-1] == f"MLflow lacks part of {results}; it can be rebuilt from the Parquet files"
     uri = default_tracking_uri(folder)
     assert sync(results, uri, "tiny", timeout=60)
     assert_complete(Server(uri))
+
+
+def test_a_hung_server_holds_nothing_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tracker = MlflowTracker(tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}", "tiny")
+        began = time.monotonic()
+        tracker.start(PLAN)
+        assert not tracker.close(0.5)
+        assert time.monotonic() - began < 3
 
 
 def wait_for(condition: Any, seconds: float = 20.0) -> None:

@@ -60,11 +60,8 @@ class Store:
         """The parts of a kind, oldest first. A part never changes once it is listed."""
         return _parts(self.folder, kind)
 
-    def claim(self, sweep_name: str, sweep_digest: str) -> None:
-        """Makes the folder this sweep's. The same sweep with an edited spec (another digest) extends it.
-
-        Raises ValueError when the folder belongs to another sweep, or holds something that is not results.
-        """
+    def check(self, sweep_name: str) -> None:
+        """Raises ValueError when the folder belongs to another sweep, or holds something that is not results."""
         self._check_kind_of_folder()
         owner = self.owner()
         if owner is not None and owner != sweep_name:
@@ -72,6 +69,10 @@ class Store:
                 f"results folder {self.folder} holds sweep {owner!r}; got {sweep_name!r}. "
                 f"Choose another --results, or rename the sweep back to {owner!r} to extend it."
             )
+
+    def claim(self, sweep_name: str, sweep_digest: str) -> None:
+        """Makes the folder this sweep's, after `check`. The same sweep with an edited spec extends it."""
+        self.check(sweep_name)
         write_json(self.folder / _OWNER, {"sweep": sweep_name, "digest": sweep_digest})
 
     def owner(self) -> str | None:
@@ -103,7 +104,7 @@ class Store:
                 file.seek(0)
                 raise ValueError(
                     f"results folder {self.folder} is in use by {_holder(file.read())}. "
-                    "Wait for it, stop it (ditlaw cancel), or choose another --results."
+                    "Wait for it, stop it, or choose another --results."
                 ) from None
             file.truncate(0)
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now().isoformat()}))
@@ -118,7 +119,8 @@ class Store:
             return None
         table = _table(kind, rows)
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        # Parts are small and many: dictionaries and statistics would cost more to write and to read than they save.
+        pq.write_table(table, sink, use_dictionary=False, write_statistics=False)
         path = self.folder / kind / _part_name(str(rows[0]["trial_id"]), int(rows[0]["attempt"]))
         write_bytes(path, sink.getvalue().to_pybytes())
         return path

@@ -39,7 +39,8 @@ _TRIAL_TAG, _SWEEP_TAG = "ditlaw.trial_id", "ditlaw.sweep"
 def sync(results: Path, tracking_uri: str, experiment: str, timeout: float = 600.0) -> bool:
     """Rebuilds the view from the results folder, from the beginning; true when all was written.
 
-    Runs that exist are reused, and points that are there already stay single. Not for a folder whose sweep is running.
+    Runs that exist are reused, and points that are there already stay single (which MLflow finds out slowly: into an
+    empty database it is several times faster). Not for a folder whose sweep is running.
     """
     results = Path(results)
     Cursor(tracking_uri=without_password(tracking_uri), experiment=experiment).save(results)
@@ -98,7 +99,8 @@ class MlflowTracker:
                     self._complete.set()
                     return
             except Exception as error:  # noqa: BLE001  whatever MLflow raises, the sweep goes on
-                self._report(error, first=failures == 0)
+                if time.monotonic() < self._deadline:
+                    self._report(error, first=failures == 0)
                 failures, tries_left = failures + 1, tries_left - closing
             else:
                 failures = 0
@@ -108,7 +110,10 @@ class MlflowTracker:
             time.sleep(0.5) if closing else self._closing.wait(pause)
 
     def _report(self, error: Exception, first: bool) -> None:
-        reason = str(error).partition("\n")[0][:300] or type(error).__name__
+        cause: BaseException = error
+        while (deeper := cause.__cause__ or cause.__context__) is not None and str(deeper):
+            cause = deeper  # MLflow and urllib3 wrap "Connection refused" in half a page
+        reason = str(cause).partition("\n")[0][:300] or type(cause).__name__
         uri = without_password(self._tracking_uri)
         if first:
             _logger.warning("MLflow at %s cannot be written (%s). The sweep goes on; retrying", uri, reason)
@@ -362,6 +367,7 @@ def _open(tracking_uri: str) -> Any:
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"),  # the tracker retries by itself
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
         os.environ.setdefault(name, value)
