@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from analysis.bootstrap import Interval, interval
 from analysis.fitting import Fit
@@ -126,7 +126,7 @@ def _line(x: Array, y: Array, at: float | None) -> tuple[tuple[float, Interval],
     u = np.log(x) - np.log(x).mean()
     v = np.log(y)
     slope, level = float(u @ v / (u @ u)), float(v.mean())
-    scale = np.sqrt(np.sum((v - level - slope * u) ** 2) / (len(x) - 2)) * stats.t.ppf(0.975, len(x) - 2)
+    scale = np.sqrt(np.sum((v - level - slope * u) ** 2) / (len(x) - 2)) * float(special.stdtrit(len(x) - 2, 0.975))
     wide = float(scale / np.sqrt(u @ u))
     distance = float(np.log(at) - np.log(x).mean()) if at else 0.0
     middle, half = level + slope * distance, float(scale * np.sqrt(1 / len(x) + distance**2 / (u @ u)))

@@ -12,6 +12,7 @@ from analysis.fitting import fit_power
 from analysis.frontier import budget_of
 from analysis.isoflop import check_design, fit_isoflop
 from analysis.laws import Array
+from analysis.magnitudes import scientific, with_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,11 @@ class Backtest:
         return None if self.ci95 is None else self.ci95[0] <= self.observed <= self.ci95[1]
 
     def sentence(self) -> str:
-        band = f" (95% {self.ci95[0]:.4g} to {self.ci95[1]:.4g})" if self.ci95 else ""
+        show = with_unit if self.what == "N*" else "{:.4g}".format
+        band = f" (95% {show(self.ci95[0])} to {show(self.ci95[1])})" if self.ci95 else ""
         return (
-            f"back-test: without the largest budget ({self.flops:.3g} FLOPs) the law predicts {self.what} "
-            f"{self.predicted:.4g}{band} there; measured {self.observed:.4g} ({self.ratio - 1:+.1%})"
+            f"back-test: without the largest budget ({scientific(self.flops)} FLOPs) the law predicts {self.what} "
+            f"{show(self.predicted)}{band} there; found {show(self.observed)} ({self.ratio - 1:+.1%})"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from analysis.laws import Array
 
@@ -52,7 +52,7 @@ def residual_draws(
         noise = rng.choice(residuals - residuals.mean(), size=(num_resamples, n))
     else:
         noise = residuals * rng.choice([-1.0, 1.0], size=(num_resamples, num_trials))[:, trials]
-    tail = stats.t.ppf(0.975, max(1, min(dof, num_trials - 1))) / stats.norm.ppf(0.975)
+    tail = special.stdtrit(max(1, min(dof, num_trials - 1)), 0.975) / special.ndtri(0.975)
     return noise * np.sqrt(n / dof) * tail
 
 

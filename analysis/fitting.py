@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from analysis.bootstrap import Interval, choose_rule, describe_rule, interval, intervals, pair_weights, residual_draws
 from analysis.laws import EXPONENT_BOUNDS, Array, Law, PowerLaw
@@ -226,7 +226,7 @@ def profile_floor(law: Law, x: Array, y: Array, floor: float, num_floors: int = 
         objective = np.minimum(objective, found)
     _, free = polish(problem, starts, delta=1.345 * s)
     statistic = 2 * np.maximum(objective - min(free.min(), objective.min()), 0.0) / s**2
-    threshold = float(stats.f.ppf(0.95, 1, dof))
+    threshold = float(special.fdtri(1, dof, 0.95))
     kept = floors[statistic <= threshold]
     bounds = (float(kept.min()), float(kept.max())) if len(kept) else (floor, floor)
     return FloorProfile(floors=floors, statistic=statistic, threshold=threshold, interval=bounds)

@@ -1,0 +1,90 @@
+"""The answer of a sweep in sentences, with intervals. Sentences hold markup: they are made for the report."""
+
+from __future__ import annotations
+
+from analysis.bootstrap import Interval
+from analysis.findings import ArmFindings, Findings
+from analysis.magnitudes import scientific, with_unit
+from analysis.report_page import escape
+from analysis.transfer import Comparison
+
+
+def answer(findings: Findings) -> list[str]:
+    """What the sweep found, most important first. Always at least one sentence."""
+    best = findings.best
+    if not len(findings.measurements):
+        planned = findings.plan.get("num_trials")
+        trials = f" {planned} trials are planned." if planned else ""
+        return [f"<strong>No measurement is in yet.</strong>{trials} Run the sweep, then write this report again."]
+    if best is None:
+        return ["<strong>Every trial diverged</strong>: there is no loss to fit. The reasons stand in the table below."]
+    return [*_size(best), _loss(best), *(_arm(comparison) for comparison in findings.comparisons)]
+
+
+def _size(arm: ArmFindings) -> list[str]:
+    fit = arm.isoflop
+    if fit is None or not fit.params:
+        row = arm.trained.sort_values("loss").iloc[0]
+        return [
+            f"<strong>Best run: {escape(row['arm'])} {escape(row['size'])}</strong> ({with_unit(row['params'])} "
+            f"parameters, {with_unit(row['samples'])} samples, {scientific(row['flops'])} FLOPs), loss {row['loss']:.4g}."
+            f" No N*(C) is fitted: {escape(arm.isoflop_reason)}."
+        ]
+    n, d = fit.params["N_exponent"], fit.params["D_exponent"]
+    top = max(m.flops for m in fit.bracketed)
+    at = f"At {scientific(top)} FLOPs that is <strong>{with_unit(float(fit.optimum('N', top)))} parameters</strong>"
+    at += _range(fit.optimum_interval("N", top)) + f" on {with_unit(float(fit.optimum('D', top)))} samples"
+    at += _range(fit.optimum_interval("D", top)) + "."
+    return [
+        f"<strong>Best size: N* ∝ C<sup>{n:.3f}</sup></strong>{_band(fit.ci95.get('N_exponent'))} ({escape(arm.arm)}, "
+        f"{len(fit.bracketed)} of {len(fit.minima)} budgets bracketed): ten times the compute wants {10**n:.2g} times "
+        f"the parameters. {at}",
+        f"<strong>Best data: D* ∝ C<sup>{d:.3f}</sup></strong>{_band(fit.ci95.get('D_exponent'))}: ten times the "
+        f"compute wants {10**d:.2g} times the samples.",
+    ]
+
+
+def _loss(arm: ArmFindings) -> str:
+    fit = arm.law
+    if not fit.succeeded:
+        return f"<strong>No loss law</strong>: {escape(fit.reason)}."
+    law = f"{fit.params['A']:.3g} · C<sup>−{fit.params['beta']:.3g}</sup>"
+    band = _band(fit.ci95.get("beta"), "exponent 95% ")
+    if fit.floor_identified:
+        floor = f"{fit.params['floor']:.3g}"
+        return f"<strong>Loss = {floor} + {law}</strong>{band}: a floor is identified{_band(fit.ci95.get('floor'))}."
+    low, high = fit.ci95.get("floor") or (0.0, 0.0)
+    open_floors = f": anything from {low:.2g} to {high:.2g} is compatible with the data" if high > 0 else ""
+    return f"<strong>Loss = {law}</strong>{band}. No floor is identified{open_floors}."
+
+
+def _arm(comparison: Comparison) -> str:
+    if comparison.mean_difference is None:
+        return f"{escape(comparison.first)} and {escape(comparison.second)} share no size and budget: not compared."
+    gap, band = comparison.mean_difference, comparison.mean_difference_ci95
+    clear = band is not None and band[0] * band[1] > 0
+    verb = ("beats" if gap < 0 else "loses to") if clear else ("is ahead of" if gap < 0 else "is behind")
+    size = f"{abs(gap):.1%} {'lower' if gap < 0 else 'higher'} loss on average"
+    interval = ""
+    if band is not None:
+        interval = f" (95% {100 * band[0]:+.1f}% to {100 * band[1]:+.1f}%{'' if clear else ', so not clearly'})"
+    text = (
+        f"<strong>{escape(comparison.first)} {verb} {escape(comparison.second)}</strong> at {comparison.wins} of "
+        f"{len(comparison.pairs)} sizes and budgets: {size}{interval}."
+    )
+    if comparison.multiplier is not None:
+        text += (
+            f" To loss {comparison.at_loss:.3g}, {escape(comparison.second)} needs "
+            f"<strong>{comparison.multiplier:.2f} times the compute</strong>{_band(comparison.multiplier_ci95)}."
+        )
+    return text
+
+
+def _band(band: Interval | None, words: str = "95% ") -> str:
+    return f" ({words}{band[0]:.3g} to {band[1]:.3g})" if band else ""
+
+
+def _range(band: object) -> str:
+    if not isinstance(band, tuple):
+        return ""
+    return f" ({with_unit(float(band[0]))} to {with_unit(float(band[1]))})"

@@ -1,0 +1,219 @@
+"""Everything a report says, worked out: each arm's fits or why there are none, comparisons, and warnings in words."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.allocation import CostRelation, allocate_surface
+from analysis.backtest import Backtest, backtest_isoflop, backtest_power
+from analysis.bootstrap import Interval
+from analysis.fitting import Fit, fit_law, fit_power
+from analysis.frontier import best_learning_rates, frontier
+from analysis.isoflop import IsoflopFit, fit_isoflop
+from analysis.laws import SurfaceLaw
+from analysis.magnitudes import scientific
+from analysis.transfer import Comparison, compare_arms
+from orchestrator.results.store import read_attempts, read_curves, read_measurements
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmFindings:
+    """One arm. `trained` are its measured rows, `fitted` those at the best learning rate."""
+
+    arm: str
+    measured: pd.DataFrame
+    trained: pd.DataFrame
+    fitted: pd.DataFrame
+    isoflop: IsoflopFit | None
+    isoflop_reason: str | None
+    law: Fit
+    frontier: pd.DataFrame
+    surface: Fit
+    surface_exponent: tuple[float, Interval | None] | None
+    """N* exponent of the surface, with its interval."""
+    backtests: list[Backtest]
+
+    @property
+    def num_diverged(self) -> int:
+        return int((self.measured["outcome"] == "diverged").sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """A results folder, read and fitted."""
+
+    folder: Path
+    measurements: pd.DataFrame
+    curves: pd.DataFrame
+    attempts: pd.DataFrame
+    plan: dict[str, Any]
+    tracking: dict[str, Any]
+    arms: list[ArmFindings]
+    comparisons: list[Comparison]
+    """The arm with the lowest loss against each other arm."""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def best(self) -> ArmFindings | None:
+        """The arm with the lowest loss law at its largest budget, or with the lowest loss."""
+        return self.arms[0] if self.arms and len(self.arms[0].trained) else None
+
+
+def find(folder: Path) -> Findings:
+    """Read and fit a results folder. Missing files and failed fits are values, never errors."""
+    measurements = read_measurements(folder)
+    frame = measurements.assign(params=measurements["params_backbone"].astype(float))
+    frame["flops"] = frame["flops"].astype(float)
+    arms = [_arm(str(arm), rows) for arm, rows in frame.groupby("arm", sort=True)]
+    arms.sort(key=lambda a: float(a.trained["loss"].min()) if len(a.trained) else np.inf)
+    comparisons = []
+    trained = [a for a in arms if len(a.trained)]
+    if len(trained) > 1:
+        rows = pd.concat([a.trained for a in trained])
+        laws = {a.arm: a.law for a in trained}
+        comparisons = [compare_arms(rows, trained[0].arm, other.arm, laws) for other in trained[1:]]
+    plan = _read_json(folder / "plan.json")
+    return Findings(
+        folder=folder,
+        measurements=frame,
+        curves=read_curves(folder),
+        attempts=read_attempts(folder),
+        plan=plan,
+        tracking=_read_json(folder / "mlflow.json"),
+        arms=arms,
+        comparisons=comparisons,
+        warnings=_warnings(frame, arms, plan),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning("%s could not be read, so the report goes without it: %s", path, error)
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _arm(arm: str, rows: pd.DataFrame) -> ArmFindings:
+    usable = (rows["outcome"] != "diverged") & np.isfinite(rows["loss"].astype(float)) & (rows["loss"] > 0)
+    trained = rows[usable]
+    fitted = best_learning_rates(trained)
+    best = frontier(fitted) if len(fitted) else fitted
+    isoflop: IsoflopFit | None = None
+    reason: str | None = "no trial of this arm has a loss"
+    if len(fitted):
+        try:
+            isoflop, reason = fit_isoflop(fitted), None
+        except ValueError as error:
+            reason = str(error)
+    flops, loss = best["flops"].to_numpy(dtype=float), best["loss"].to_numpy(dtype=float)
+    law = fit_power(flops, loss, trials=best["trial_id"])
+    surface = fit_law(
+        SurfaceLaw(),
+        fitted[["params", "samples"]].to_numpy(dtype=float),
+        fitted["loss"].to_numpy(dtype=float),
+        trials=fitted["trial_id"],
+    )
+    tests = [backtest_power(flops, loss, best["trial_id"]) if len(best) else None]
+    tests.append(backtest_isoflop(fitted) if isoflop is not None else None)
+    return ArmFindings(
+        arm=arm,
+        measured=rows,
+        trained=trained,
+        fitted=fitted,
+        isoflop=isoflop,
+        isoflop_reason=reason if isoflop is None else isoflop.reason,
+        law=law,
+        frontier=best,
+        surface=surface,
+        surface_exponent=_surface_exponent(surface, fitted),
+        backtests=[test for test in tests if test is not None],
+    )
+
+
+def _surface_exponent(fit: Fit, frame: pd.DataFrame) -> tuple[float, Interval | None] | None:
+    if not fit.succeeded:
+        return None
+    allocation = allocate_surface(fit, CostRelation.of(frame), None)
+    assert allocation.N_exponent is not None
+    return allocation.N_exponent, allocation.ci95.get("N_exponent")
+
+
+def _warnings(frame: pd.DataFrame, arms: list[ArmFindings], plan: dict[str, Any]) -> list[str]:
+    """What a reader must know before believing the fits, in plain words."""
+    warnings = []
+    expected = plan.get("num_cells")
+    if isinstance(expected, int) and len(frame) < expected:
+        warnings.append(f"{len(frame)} of {expected} planned measurements are in: the fits are of a part of the sweep.")
+    if frame["flops_definition"].nunique() > 1:
+        warnings.append(
+            "Rows count FLOPs by different definitions: " + ", ".join(sorted(frame["flops_definition"].unique()))
+        )
+    mixed = frame[["zero_stage", "precision"]].drop_duplicates()
+    if len(mixed) > 1:
+        kinds = ", ".join(f"ZeRO-{row.zero_stage} {row.precision}" for row in mixed.itertuples())
+        warnings.append(
+            f"Trials ran with different ZeRO stages or precisions ({kinds}): a law through both is of neither."
+        )
+    for arm in arms:
+        warnings += [f"{arm.arm}: {text}" for text in _arm_warnings(arm)]
+    return warnings
+
+
+def _arm_warnings(arm: ArmFindings) -> list[str]:
+    warnings = []
+    if arm.num_diverged:
+        trials = arm.measured.loc[arm.measured["outcome"] == "diverged", "trial_id"].nunique()
+        warnings.append(
+            f"{arm.num_diverged} measurements ({trials} trial{'' if trials == 1 else 's'}) diverged. They are shown, "
+            "but no law is fitted to them: it describes the runs that trained."
+        )
+    if arm.isoflop is None or arm.isoflop.reason:
+        warnings.append(f"N*(C) and D*(C): {arm.isoflop_reason}.")
+    if arm.isoflop is not None:
+        for minimum in arm.isoflop.minima:
+            if not minimum.bracketed:
+                warnings.append(
+                    f"the minimum at {scientific(minimum.flops)} FLOPs is not bracketed and is left out of N*(C): "
+                    f"{minimum.reason}."
+                )
+        warnings += _disagreement(arm)
+    if not arm.law.succeeded or arm.law.outcome != "converged":
+        warnings.append(f"loss law: {arm.law.outcome.replace('_', ' ')}: {arm.law.reason}.")
+    elif not arm.law.floor_identified:
+        warnings.append(f"no floor is reported for the loss law: {arm.law.floor_reason}.")
+    if arm.surface.outcome != "converged":
+        warnings.append(f"surface L(N, D): {arm.surface.outcome.replace('_', ' ')}: {arm.surface.reason}.")
+    for test in arm.backtests:
+        if test.covered is False and abs(test.ratio - 1) > 1e-3:
+            warnings.append(f"{test.sentence()}, outside its interval.")
+    return warnings
+
+
+def _disagreement(arm: ArmFindings) -> list[str]:
+    """Where the cubic or the surface gives an N* exponent outside the parabola's interval."""
+    fit = arm.isoflop
+    band = fit.ci95.get("N_exponent") if fit is not None else None
+    if fit is None or band is None:
+        return []
+    others = {"cubics": fit.cubic_exponent}
+    if arm.surface_exponent is not None and arm.surface.outcome == "converged":
+        others["the surface"] = arm.surface_exponent[0]
+    return [
+        f"approaches disagree on the N* exponent: {fit.params['N_exponent']:.3f} by parabolas "
+        f"(95% {band[0]:.3f} to {band[1]:.3f}), {value:.3f} by {name}."
+        for name, value in others.items()
+        if value is not None and not band[0] - 1e-9 <= value <= band[1] + 1e-9
+    ]
