@@ -109,6 +109,7 @@ class RectifiedFlow:
     """x_t = (1 - t) x + t eps, target eps - x (Liu et al. 2022, arXiv 2209.03003); t = 0 is data, t = 1 is noise."""
 
     t_distribution: Literal["uniform"] = "uniform"
+    """Distribution of training times."""
     name: Literal["rectified-flow"] = "rectified-flow"
 
 

@@ -1,0 +1,316 @@
+"""The `ditlaw` command: the only place that wires rooms together, and the only one that prints.
+
+Exit codes: 0 done; 1 some trials could not be run; 2 bad input, nothing was written; 130 interrupted, to be continued.
+
+Heavy libraries are imported where a command needs them, so that help and planning answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from orchestrator.planning.plan import Plan
+    from orchestrator.results.store import Store
+    from orchestrator.scheduling.backend import Backend
+    from orchestrator.scheduling.driver import Driver
+    from orchestrator.scheduling.scheduler import State
+    from orchestrator.tracking.tracker import Tracker
+
+SPEC = click.argument("spec", type=click.Path(path_type=Path))
+COLUMNS_HELP = "Names of the columns in TABLE, as params=n,samples=d,flops=c,loss=l."
+
+
+class _Refused(click.ClickException):
+    """Bad input: exit code 2 and the message alone."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, err=True)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """ValueError is the user's: show it without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise _Refused(str(error)) from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ditlaw")
+@click.option("-v", "--verbose", is_flag=True, help="Show what the libraries have to say.")
+def main(verbose: bool) -> None:
+    """Scaling laws for diffusion transformers: plan a sweep, run it, fit the law.
+
+    \b
+    ditlaw plan sweeps/quickstart.yaml      what it will cost
+    ditlaw run sweeps/quickstart.yaml       train, measure, fit, report
+    ditlaw fit results/quickstart --law isoflop
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else logging.WARNING)
+
+
+@main.command()
+@SPEC
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(spec: Path, as_json: bool) -> None:
+    """Show the cells, trials, FLOPs, memory, hours and disk of SPEC. Touches nothing."""
+    planned = _plan(spec)
+    if as_json:
+        click.echo(json.dumps(planned.as_json(), indent=2))
+        return
+    from rich.console import Console
+
+    from orchestrator.console import plan_view
+
+    Console().print(plan_view(planned))
+
+
+@main.command()
+@SPEC
+@click.option("--address", help="Ray cluster to join (host:port, ray://... or auto); default: one on this machine.")
+@click.option("--results", type=click.Path(path_type=Path), help="Results folder; default: results/<sweep>.")
+@click.option("--tracking-uri", help="MLflow; default: a SQLite file in the results folder.")
+@click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")
+def run(spec: Path, address: str | None, results: Path | None, tracking_uri: str | None, data: Path | None) -> None:
+    """Train and measure what SPEC asks for and is not measured yet, then fit and report.
+
+    Run it again to go on after an interruption; with everything measured it does nothing.
+    """
+    from orchestrator.results.store import Store
+    from orchestrator.scheduling.driver import remaining
+    from orchestrator.tracking.address import default_tracking_uri
+
+    planned = _plan(spec)
+    folder = results or Path("results") / planned.sweep.name
+    tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(folder)
+    store = Store(folder)
+    with _refusing():
+        data = _data_folder(planned, data)
+        store.check(planned.sweep.name)
+        todo = remaining(planned, folder)
+    if not todo.milestones:
+        click.echo(f"Nothing to do: all {planned.num_cells} measurements of {planned.sweep.name} are in {folder}.")
+        if not (folder / "report.html").exists():
+            _report(folder)
+        _where(folder, tracking_uri)
+        return
+    with _refusing():
+        state = _execute(planned, store, address, data, tracking_uri)
+    _where(folder, tracking_uri)
+    _finish(folder, state)
+
+
+def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str) -> State:
+    """Run what remains of `plan`. Ray comes first: if it does not answer, or cannot hold a gang, nothing is written."""
+    from orchestrator.results.store import write_json
+    from orchestrator.scheduling.backend import GangShape
+    from orchestrator.scheduling.ray_backend import RayBackend
+    from orchestrator.tracking.mlflow_tracker import MlflowTracker
+
+    compute, folder = plan.sweep.compute, store.folder
+    shape = GangShape(
+        workers=compute.workers, cpus_per_worker=compute.cpus_per_worker, gpus_per_worker=compute.gpus_per_worker
+    )
+    backend = RayBackend(address, folder, data, cpus=compute.gangs * compute.workers * compute.cpus_per_worker)
+    try:
+        backend.check(shape)
+        with store.lock():
+            store.claim(plan.sweep.name, plan.digest)
+            write_json(folder / "plan.json", plan.as_json())
+            tracker = MlflowTracker(folder, tracking_uri, plan.sweep.name)
+            tracker.start(plan.as_json(), files=[plan.source.path])
+            state = _drive(plan, store, backend, tracker)
+            _report(folder)
+            if not tracker.close(timeout=60, outcome="completed" if state.succeeded else "stopped"):
+                click.echo("MLflow has not taken everything; the results are complete without it.", err=True)
+    finally:
+        backend.close()
+    return state
+
+
+def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker) -> State:
+    """Let the driver work and show how it goes."""
+    from rich.console import Console
+
+    from orchestrator.console import LiveView
+    from orchestrator.scheduling.driver import Driver
+
+    with LiveView(Console()) as view:
+        driver = Driver(plan, store, backend, tracker.run_id, view.listen)
+        view.say(driver.opening())
+        with _interruptible(driver, view.say):
+            return driver.run()
+
+
+@contextmanager
+def _interruptible(driver: Driver, say: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) saves and stops; the second stops at once."""
+    asked = 0
+
+    def on_signal(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise KeyboardInterrupt
+        driver.request_stop()
+        say("Stopping: every trial saves a checkpoint first. Once more to stop at once.")
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _finish(folder: Path, state: State) -> None:
+    """Say what is missing, if anything, and leave with the right code."""
+    if state.broken is not None:
+        _fail(f"No workers could be started: {state.broken}")
+    for trial_id, reason in state.given_up.items():
+        click.echo(f"Trial {trial_id} was given up: {reason}; see {folder / 'logs' / trial_id}", err=True)
+    if state.waiting and state.stopping:
+        click.echo(f"Stopped with {len(state.waiting)} trials to go. The same command goes on from here.")
+        sys.exit(130)
+    if state.given_up:
+        sys.exit(1)
+
+
+def _where(folder: Path, tracking_uri: str) -> None:
+    from orchestrator.tracking.address import ui_command
+
+    click.echo(f"Report:  {folder / 'report.html'}")
+    click.echo(f"MLflow:  {ui_command(tracking_uri)}")
+
+
+def _report(folder: Path, out: Path | None = None) -> Path:
+    from analysis.report import write_report
+
+    return write_report(folder, out)
+
+
+@main.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--law", type=click.Choice(["power", "surface", "isoflop"]), required=True, help="What to fit.")
+@click.option("--columns", help=COLUMNS_HELP)
+@click.option("--arm", help="Fit the rows of this arm only.")
+@click.option("--target-flops", type=float, help="Also give the best size, samples and loss at this many FLOPs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def fit(table: Path, law: str, columns: str | None, arm: str | None, target_flops: float | None, as_json: bool) -> None:
+    """Fit a scaling law to TABLE: a CSV or Parquet file or folder, of ditlaw's or not.
+
+    \b
+    ditlaw fit results/quickstart --law isoflop --arm mup --target-flops 1e13
+    ditlaw fit runs.csv --law surface --columns params=n,samples=tokens,loss=val_loss
+    """
+    with _refusing():
+        names = _columns(columns)
+        from analysis.fit_table import fit_table, format_fit
+
+        result = fit_table(table, law, names, target_flops, arm=arm)
+    click.echo(json.dumps(result, indent=2) if as_json else format_fit(result))
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = [part.split("=", 1) for part in text.split(",") if part]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise ValueError(f"--columns got {text!r}; wanted name=column pairs, as params=n,samples=d,flops=c,loss=l")
+    return {name.strip(): column.strip() for name, column in pairs}
+
+
+@main.command()
+@click.argument("sweep")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Where to write it; default: in the results folder.")
+def report(sweep: str, out: Path | None) -> None:
+    """Write the report of SWEEP (a name below results/, or a results folder) as one HTML file."""
+    folder = Path(sweep) if Path(sweep).is_dir() else Path("results") / sweep
+    if not (folder / "measurements").is_dir():
+        _fail(f"{folder} holds no measurements; wanted a results folder, or the name of a sweep below results/", code=2)
+    with _refusing():
+        click.echo(f"Report:  {_report(folder, out)}")
+
+
+@main.group()
+def data() -> None:
+    """Datasets on this machine."""
+
+
+@data.command("fetch")
+@click.argument("dataset")
+@click.option("--from", "source", type=click.Path(path_type=Path), help="Folder that holds the files already.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Where to put them; default: data/<dataset>.")
+def data_fetch(dataset: str, source: Path | None, folder: Path | None) -> None:
+    """Put DATASET's files in place, checksums verified. The only command that downloads."""
+    from orchestrator.training.data.fetch import dataset_named, default_folder, fetch_fashion_mnist
+
+    with _refusing():
+        dataset_named(dataset)
+        click.echo(f"{dataset} is in {fetch_fashion_mnist(folder or default_folder(dataset), source)}")
+
+
+@data.command("list")
+def data_list() -> None:
+    """List the datasets ditlaw knows and which of them are here."""
+    from orchestrator.spec.datasets import DATASETS
+    from orchestrator.training.data.fetch import default_folder, find
+
+    for name, dataset in DATASETS.items():
+        shape = f"{dataset.image_size} x {dataset.image_size} x {dataset.channels}, {dataset.num_classes} classes"
+        where = default_folder(name)
+        here = f"in {where}" if not find(name, where) else f"not here; ditlaw data fetch {name}"
+        click.echo(f"{name}  {dataset.train_images:,} images of {shape}  {here}")
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON schema of a sweep, for completion in editors."""
+    from orchestrator.spec.sweep import Sweep
+
+    click.echo(json.dumps(Sweep.model_json_schema(), indent=2))
+
+
+def _plan(spec: Path) -> Plan:
+    from orchestrator.planning.plan import make
+
+    with _refusing():
+        return make(spec)
+
+
+def _data_folder(plan: Plan, data: Path | None) -> Path:
+    """The dataset's folder, with all its files; ValueError says which are missing."""
+    from orchestrator.training.data.fetch import default_folder, find
+
+    name = plan.sweep.dataset
+    folder = data or default_folder(name)
+    if missing := find(name, folder):
+        files = ", ".join(file.name for file in missing)
+        raise ValueError(
+            f"dataset {name} is not in {folder}: {files} missing or of a wrong size. Run: ditlaw data fetch {name}"
+            + (f" --to {folder}" if data else "")
+        )
+    return folder
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

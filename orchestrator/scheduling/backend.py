@@ -1,0 +1,103 @@
+"""What passes between the driver and the workers, and the interface of a backend that runs gangs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from orchestrator.spec.trial import Trial
+
+AttemptOutcome = Literal["completed", "stopped", "diverged", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One attempt of a trial, handed to a gang."""
+
+    trial: Trial
+    attempt: int
+    gang: str
+    milestones: tuple[int, ...]
+    """The milestones that are not measured yet."""
+    samples_spent: int
+    """Samples that earlier attempts trained, lost ones included."""
+    checkpoint_seconds: float
+    mlflow_run_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a running attempt is."""
+
+    trial_id: str
+    attempt: int
+    phase: Literal["starting", "training", "evaluating"]
+    samples: int
+    samples_start: int
+    """Samples of the checkpoint from which this attempt went on."""
+    loss: float | None
+    samples_per_second: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GangReady:
+    """A gang has joined its process group and waits for work."""
+
+    gang: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptEnded:
+    """An attempt returned; its measurements, if any, are in the store."""
+
+    gang: str
+    trial_id: str
+    attempt: int
+    outcome: AttemptOutcome
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GangLost:
+    """A gang's process died or could not start."""
+
+    gang: str
+    reason: str
+
+
+Event = GangReady | AttemptEnded | GangLost
+
+
+@dataclass(frozen=True, kw_only=True)
+class GangShape:
+    """The workers of a gang and what each of them needs."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+
+
+class Backend(Protocol):
+    """Runs gangs somewhere. Calls return at once; what happened comes from `events`."""
+
+    def start_gang(self, gang: str, shape: GangShape) -> None:
+        """Begin to start a gang; GangReady or GangLost follows."""
+
+    def run(self, assignment: Assignment) -> None:
+        """Begin an attempt on a ready gang; AttemptEnded or GangLost follows."""
+
+    def request_stop(self, gang: str) -> None:
+        """Ask the gang's attempt to write a checkpoint and end; AttemptEnded follows."""
+
+    def events(self, timeout: float) -> Sequence[Event]:
+        """What happened since the last call; waits at most `timeout` seconds for a first event."""
+
+    def progress(self) -> dict[str, Progress]:
+        """The last known progress of each busy gang, by gang."""
+
+    def stop_gang(self, gang: str) -> None:
+        """End a gang's processes."""
+
+    def close(self) -> None:
+        """End every gang and leave."""

@@ -1,0 +1,217 @@
+"""The optimizer step through DeepSpeed, and its state as plain tensors. The only file that imports deepspeed.
+
+State goes in and out as full fp32 tensors by parameter name, whatever the ZeRO stage or the number of workers, so a
+trial may stop on one gang and go on with another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.spec.trial import Optimizer, Precision
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def join(rank: int, world_size: int, address: str, port: int, use_gpu: bool) -> None:
+    """Join the process group of a gang: NCCL with GPUs, gloo without."""
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        # Ray shows a worker only its own devices, so its device is always the first.
+        LOCAL_RANK="0",
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+    )
+    if not use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    deepspeed = _deepspeed()
+    deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+
+
+def leave() -> None:
+    """Leave the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class Engine:
+    """A model under training: AdamW steps with DeepSpeed ZeRO 0 to 3, one learning rate a parameter group.
+
+    Args:
+        module: the model, on its device, in float32.
+        groups: parameter groups (`params`, `names`, `lr`, `weight_decay`, `name`).
+        optimizer: AdamW's settings.
+        micro_batch: samples a step on this worker.
+        precision: "fp32", or "bf16" arithmetic with fp32 master weights.
+        zero_stage: 0 to 3; 0 only with fp32, as DeepSpeed takes a spurious Adam step with bf16 there.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: list[dict[str, Any]],
+        optimizer: Optimizer,
+        *,
+        micro_batch: int,
+        precision: Precision,
+        zero_stage: int,
+    ) -> None:
+        assert not (precision == "bf16" and zero_stage == 0), "refused by the sweep's validation"
+        self.zero_stage, self.precision = zero_stage, precision
+        self._named = dict(module.named_parameters())
+        self._rates = [float(group["lr"]) for group in groups]
+        self._weight_decays = [float(group["weight_decay"]) for group in groups]
+        adamw = torch.optim.AdamW(
+            [
+                {"params": g["params"], "lr": g["lr"], "weight_decay": g["weight_decay"], "name": g["name"]}
+                for g in groups
+            ],
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            fused=True,
+        )
+        config = {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": optimizer.gradient_clip or 0.0,
+            "zero_optimization": {"stage": zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": precision == "bf16"},
+            "steps_per_print": 2**62,
+        }
+        self._engine, self._optimizer, _, _ = _deepspeed().initialize(model=module, optimizer=adamw, config=config)
+        self._check_groups()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The model's forward pass, through the hooks of ZeRO and in the engine's precision."""
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            prediction: Tensor = self._engine(*inputs)
+        return prediction
+
+    def set_rate(self, scale: float) -> None:
+        """Set every group's learning rate to `scale` times its base."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * scale
+
+    def step(self, loss: Tensor) -> None:
+        """One optimizer step on the mean over workers of `loss`."""
+        self._engine.backward(loss)
+        self._engine.step()
+
+    def parameters(self) -> list[Tensor]:
+        """The full fp32 parameters in the model's order. Collective; not copies where the stage holds them whole."""
+        if self.precision == "fp32" and self.zero_stage < 3:
+            return [parameter.detach() for parameter in self._named.values()]
+        get = _deepspeed().utils.safe_get_full_fp32_param
+        return [get(parameter).detach() for parameter in self._named.values()]
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, Adam moments and step count as full fp32 tensors on the CPU. Collective."""
+        self._link_moments()
+        state = {f"param/{n}": p.cpu() for n, p in zip(self._named, self.parameters(), strict=True)}
+        for name, parameter in self._named.items():
+            for moment in MOMENTS:
+                state[f"{moment}/{name}"] = self._moment(parameter, moment).cpu()
+        state["step"] = torch.tensor(self._step_count(), dtype=torch.int64)
+        return state
+
+    def load_state(self, state: dict[str, Tensor], loss: Callable[[], Tensor]) -> None:
+        """Take over what `state()` gave, on any number of workers. Collective.
+
+        `loss` computes any loss of the model: ZeRO makes its optimizer state in a first step, which is taken at
+        learning rate zero and then overwritten.
+        """
+        if self.zero_stage > 0:
+            self.set_rate(0.0)
+            self.step(loss() * 0.0)
+            self._link_moments()
+        for name, parameter in self._named.items():
+            self._load_parameter(parameter, state[f"param/{name}"], {m: state[f"{m}/{name}"] for m in MOMENTS})
+        self._set_step_count(int(state["step"]))
+        self.set_rate(1.0)
+        self._check_groups()
+
+    def close(self) -> None:
+        """Release DeepSpeed's buffers and hooks."""
+        self._engine.destroy()
+
+    def _load_parameter(self, parameter: nn.Parameter, value: Tensor, moments: dict[str, Tensor]) -> None:
+        value = value.to(self._engine.device)
+        moments = {name: moment.to(self._engine.device) for name, moment in moments.items()}
+        with torch.no_grad():
+            if self.zero_stage == 0:
+                parameter.copy_(value)
+                step = torch.zeros((), dtype=torch.float32, device=value.device)
+                self._optimizer.state[parameter] = {"step": step, **{n: m.clone() for n, m in moments.items()}}
+                return
+            utils = _deepspeed().utils
+            utils.safe_set_full_fp32_param(parameter, value)
+            for name, moment in moments.items():
+                utils.safe_set_full_optimizer_state(parameter, moment, name)
+            with self._whole(parameter):
+                parameter.copy_(value)
+
+    def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        """A context in which a parameter that ZeRO-3 has partitioned can be written whole."""
+        if self.zero_stage < 3:
+            return nullcontext()
+        context: AbstractContextManager[Any] = _deepspeed().zero.GatheredParameters([parameter], modifier_rank=0)
+        return context
+
+    def _moment(self, parameter: nn.Parameter, name: str) -> Tensor:
+        if self.zero_stage > 0:
+            moment: Tensor = _deepspeed().utils.safe_get_full_optimizer_state(parameter, name)
+            return moment
+        held: Tensor = self._optimizer.state[parameter][name]
+        return held
+
+    def _link_moments(self) -> None:
+        """Let every parameter find its Adam moments.
+
+        DeepSpeed's ZeRO 1 and 2 do that after the first step of the first group only, when the other groups have no
+        moments yet, so theirs could be neither read nor written.
+        """
+        if self.zero_stage in (1, 2):
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _steps(self) -> list[Tensor]:
+        """The step tensors of the wrapped AdamW."""
+        adamw = self._optimizer if self.zero_stage == 0 else self._optimizer.optimizer
+        return [held["step"] for held in adamw.state.values() if "step" in held]
+
+    def _step_count(self) -> int:
+        counts = {int(step) for step in self._steps()}
+        assert len(counts) == 1, f"AdamW's parameters are at different steps: {sorted(counts)}"
+        return counts.pop()
+
+    def _set_step_count(self, count: int) -> None:
+        for step in self._steps():
+            step.fill_(count)
+
+    def _check_groups(self) -> None:
+        """DeepSpeed has been seen to give every group the settings of the first; that would void µP silently."""
+        groups = self._optimizer.param_groups
+        rates = [float(group["lr"]) for group in groups]
+        decays = [float(group["weight_decay"]) for group in groups]
+        assert rates == self._rates, f"learning rates per group are {rates}; wanted {self._rates}"
+        assert decays == self._weight_decays, f"weight decays per group are {decays}; wanted {self._weight_decays}"
+
+
+def _deepspeed() -> Any:
+    """DeepSpeed, quiet, and without the shared-memory op that would want a C++ compiler at start."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

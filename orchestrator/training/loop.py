@@ -1,0 +1,342 @@
+"""One attempt of a trial, from its newest checkpoint to its last milestone.
+
+Everything random is a function of (seed, stream, samples seen), so an attempt that goes on from a checkpoint does
+exactly what an undisturbed one would have done. At a milestone the checkpoint comes before the measurement: whatever
+dies in between, the next attempt resumes at the milestone and measures the same weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.cost import FLOPS_DEFINITION
+from models.ema import Ema
+from models.families import build
+from models.objectives import build_objective
+from models.parameterization import parameter_groups
+from orchestrator.results.schema import SCHEMA_VERSION
+from orchestrator.results.store import Store
+from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
+from orchestrator.training.checkpoint import Checkpoint, Checkpoints
+from orchestrator.training.data.images import to_float
+from orchestrator.training.data.order import batch_indices, torch_generator
+from orchestrator.training.engine import Engine
+from orchestrator.training.evaluation import sample_grid, save_grid, validation_loss
+from orchestrator.training.gang import GangMember
+from orchestrator.training.progress import Counters, is_curve_step
+
+log = logging.getLogger(__name__)
+
+CONTROL_STEPS = 16
+"""Steps between the points at which the workers of a larger gang agree on stopping or saving."""
+CURVE_SECONDS = 5.0
+"""Shortest time between two parts of a training curve."""
+REPORT_SECONDS = 0.2
+"""Shortest time between two reports of progress."""
+
+
+class Attempt:
+    """The state of one attempt on one worker; `run` tells the story."""
+
+    def __init__(self, assignment: Assignment, member: GangMember) -> None:
+        self.started, self.started_at = time.perf_counter(), datetime.now(UTC)
+        self.assignment, self.member = assignment, member
+        self.trial = trial = assignment.trial
+        self.store = Store(member.results)
+        self.checkpoints = Checkpoints(member.results, trial.trial_id)
+        self.images, self.labels = member.dataset(trial.dataset, "train")
+        self.objective = build_objective(trial.objective)
+        model = build(trial.model, trial.parameterization, trial.seed).to(member.device)
+        self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
+        optimizer = trial.optimizer
+        self.engine = Engine(
+            model,
+            parameter_groups(model, trial.parameterization, optimizer.learning_rate, optimizer.weight_decay),
+            optimizer,
+            micro_batch=trial.batch_size // member.world_size,
+            precision=trial.precision,
+            zero_stage=trial.zero_stage,
+        )
+        self.names = [name for name, _ in model.named_parameters()]
+        self.ema = Ema(self.engine.parameters(), trial.ema.relative_std)
+        self.samples, self.counters = 0, Counters()
+        self._restore()
+        self.samples_start, self.wall_before = self.samples, self.counters.wall_seconds
+        self.pending: list[Tensor] = []
+        self.curve: list[dict[str, Any]] = []
+        self.last_save = self.last_curve = self.last_report = time.perf_counter()
+        self.train_seconds = self.evaluation_seconds = 0.0
+        self.startup_seconds = time.perf_counter() - self.started
+        self._report("starting")
+
+    def run(self) -> tuple[AttemptOutcome, str | None]:
+        """Train to each milestone, save, measure. Returns the outcome and its reason."""
+        milestones = self.assignment.milestones
+        for index, milestone in enumerate(milestones):
+            assert self.samples <= milestone, f"at {self.samples} samples, past the unmeasured milestone {milestone}"
+            stopped = self._train_until(milestone)
+            if self.counters.diverged is not None:
+                self._write_diverged(milestones[index:])
+                return "diverged", self.counters.diverged
+            self._save()
+            if stopped:
+                return "stopped", "asked to stop"
+            self._measure(milestone)
+        return "completed", None
+
+    def close(self, outcome: AttemptOutcome, reason: str | None) -> None:
+        """Write what is left of the curve and the attempt's row, and release the engine."""
+        self._write_curve()
+        if self.member.rank == 0:
+            self.store.append_attempts([self._attempt_row(outcome, reason)])
+        self.engine.close()
+
+    # The step.
+
+    def _train_until(self, milestone: int) -> bool:
+        """Train to `milestone`, or until divergence or a request to stop; True if asked to stop."""
+        began = time.perf_counter()
+        batch, steps = self.trial.batch_size, self.samples // self.trial.batch_size
+        stop = False
+        while self.samples < milestone and self.counters.diverged is None and not stop:
+            self.pending.append(self._step())
+            self.samples += batch
+            steps += 1
+            if is_curve_step(steps):
+                self._add_curve_point()
+            if self.member.world_size == 1 or steps % CONTROL_STEPS == 0:
+                stop = self._control()
+        self._settle()
+        self.train_seconds += time.perf_counter() - began
+        return stop and self.samples < milestone
+
+    def _step(self) -> Tensor:
+        """One optimizer step; returns this worker's mean loss, not waited for."""
+        x, y, t, noise = self._batch(self.samples)
+        loss: Tensor = self.objective.loss(self.engine.forward, x, y, t, noise).mean()
+        self.engine.set_rate(self._rate_scale())
+        self.engine.step(loss)
+        self.ema.update(self.engine.parameters(), self.samples, self.samples + self.trial.batch_size)
+        return loss.detach()
+
+    def _batch(self, samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """This worker's share of the batch at `samples`; draws are made for the whole batch and then divided."""
+        trial, member = self.trial, self.member
+        indices = torch.from_numpy(batch_indices(trial.seed, samples, trial.batch_size, len(self.images)))
+        generator = torch_generator(trial.seed, "step", samples)
+        draws = torch.rand(2, trial.batch_size, generator=generator)
+        noise = torch.randn((trial.batch_size, *self.images.shape[1:]), generator=generator)
+        y = torch.where(draws[1] < trial.model.class_dropout, trial.model.num_classes, self.labels[indices])
+        share = trial.batch_size // member.world_size
+        mine = slice(member.rank * share, (member.rank + 1) * share)
+        x = to_float(self.images[indices[mine]])
+        t = self.objective.draw_t(draws[0, mine])
+        device = member.device
+        return x.to(device), y[mine].to(device), t.to(device), noise[mine].to(device)
+
+    def _rate_scale(self) -> float:
+        """Linear warmup in samples, then 1."""
+        warmup = self.trial.schedule.warmup_samples
+        after = self.samples + self.trial.batch_size
+        return min(1.0, after / warmup) if warmup else 1.0
+
+    # Looking at losses, which makes the host wait for the device.
+
+    def _settle(self) -> None:
+        """Count the losses of the steps since the last look."""
+        if not self.pending:
+            return
+        losses = self.member.mean(torch.stack(self.pending)).tolist()
+        self.pending.clear()
+        for loss in losses:
+            self.counters.add(loss, self.trial.batch_size, self.trial.divergence.factor)
+
+    def _add_curve_point(self) -> None:
+        self._settle()
+        loss = self.counters.close_window()
+        self.curve.append(
+            {
+                "trial_id": self.trial.trial_id,
+                "attempt": self.assignment.attempt,
+                "samples": self.samples,
+                "flops": self.samples * self.trial.flops_per_sample,
+                "loss": loss,
+                "learning_rate": self.trial.optimizer.learning_rate * self._rate_scale(),
+                "samples_per_second": self._samples_per_second(),
+                "wall_seconds": self._wall_seconds(),
+            }
+        )
+        now = time.perf_counter()
+        if now - self.last_curve > max(CURVE_SECONDS, 0.02 * (now - self.started)):
+            self._write_curve()
+        if now - self.last_report > REPORT_SECONDS:
+            self._report("training")
+
+    def _control(self) -> bool:
+        """Save if it is time to; True if asked to stop."""
+        due = time.perf_counter() - self.last_save > self.assignment.checkpoint_seconds
+        stop, due = self.member.agree(self.member.stop.is_set(), due)
+        if due and not stop:
+            self._settle()
+            self._save()
+        return stop
+
+    # Milestones and checkpoints.
+
+    def _measure(self, milestone: int) -> None:
+        began = time.perf_counter()
+        self._report("evaluating")
+        trial, member = self.trial, self.member
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.measured_model.parameters()), self.ema.tensors)
+        draws = member.draws(trial.dataset, trial.evaluation)
+        loss = validation_loss(self.measured_model, self.objective, draws, member.rank, member.world_size)
+        if member.rank == 0:
+            if milestone == trial.milestones[-1] and trial.evaluation.sample_images:
+                png = sample_grid(self.measured_model, self.objective, trial.model, trial.evaluation)
+                save_grid(member.results, trial.trial_id, milestone, png)
+            self._write_curve()
+            self.store.append_measurements([self._measurement_row(milestone, "ok", None, loss)])
+        self.evaluation_seconds += time.perf_counter() - began
+
+    def _write_diverged(self, milestones: tuple[int, ...]) -> None:
+        """A row for every milestone that the trial will not reach: divergence is a result."""
+        if self.member.rank == 0:
+            reason = self.counters.diverged
+            self.store.append_measurements([self._measurement_row(m, "diverged", reason, None) for m in milestones])
+
+    def _save(self) -> None:
+        self.counters.wall_seconds = self._wall_seconds()
+        state = self.engine.state() if self.counters.steps else {}
+        if self.member.rank == 0 and state:
+            state |= {f"ema/{name}": tensor.cpu() for name, tensor in zip(self.names, self.ema.tensors, strict=True)}
+            self.checkpoints.save(Checkpoint(samples=self.samples, tensors=state, counters=self.counters.as_json()))
+        self.last_save = time.perf_counter()
+
+    def _restore(self) -> None:
+        checkpoint = self.checkpoints.newest(at_most=self.assignment.milestones[0])
+        if checkpoint is None:
+            return
+        self.samples, self.counters = checkpoint.samples, Counters.from_json(checkpoint.counters)
+        x, y, t, noise = self._batch(self.samples)
+        self.engine.load_state(
+            checkpoint.tensors, lambda: self.objective.loss(self.engine.forward, x, y, t, noise).mean()
+        )
+        torch._foreach_copy_(
+            self.ema.tensors, [checkpoint.tensors[f"ema/{n}"].to(self.member.device) for n in self.names]
+        )
+        log.info("trial %s goes on at %d samples", self.trial.trial_id, self.samples)
+
+    # Rows and reports.
+
+    def _wall_seconds(self) -> float:
+        return self.wall_before + time.perf_counter() - self.started
+
+    def _samples_per_second(self) -> float | None:
+        seconds = time.perf_counter() - self.started - self.startup_seconds - self.evaluation_seconds
+        return (self.samples - self.samples_start) / seconds if seconds > 0 else None
+
+    def _write_curve(self) -> None:
+        if self.member.rank == 0:
+            self.store.append_curves(self.curve)
+        self.curve = []
+        self.last_curve = time.perf_counter()
+
+    def _report(self, phase: Any) -> None:
+        self.last_report = time.perf_counter()
+        self.member.report(
+            Progress(
+                trial_id=self.trial.trial_id,
+                attempt=self.assignment.attempt,
+                phase=phase,
+                samples=self.samples,
+                samples_start=self.samples_start,
+                loss=self.counters.running_loss,
+                samples_per_second=self._samples_per_second() if phase != "starting" else None,
+            )
+        )
+
+    def _measurement_row(self, milestone: int, outcome: str, reason: str | None, loss: float | None) -> dict[str, Any]:
+        trial, evaluation = self.trial, self.trial.evaluation
+        flops = milestone * trial.flops_per_sample
+        grid = milestone == trial.milestones[-1] and outcome == "ok" and evaluation.sample_images > 0
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "sweep": trial.sweep,
+            "trial_id": trial.trial_id,
+            "cell_id": trial.cell_id(milestone),
+            "arm": trial.arm,
+            "family": trial.model.family,
+            "size": trial.size,
+            "parameterization": trial.parameterization.name,
+            "objective": trial.objective.name,
+            "learning_rate": trial.optimizer.learning_rate,
+            "batch_size": trial.batch_size,
+            "seed": trial.seed,
+            "params_total": trial.params_total,
+            "params_backbone": trial.params_backbone,
+            "params_matmul": trial.params_matmul,
+            "samples": milestone,
+            "tokens": milestone * trial.model.tokens,
+            "flops": flops,
+            "budget_flops": trial.budgets[trial.milestones.index(milestone)],
+            "flops_definition": FLOPS_DEFINITION,
+            "loss": loss,
+            "loss_train": self.counters.running_loss,
+            "fid": None,
+            "fd": None,
+            "fd_encoder": None,
+            "eval_samples": evaluation.loss_images * evaluation.loss_draws,
+            "sampler": evaluation.sampler if grid else None,
+            "sampler_steps": evaluation.sampler_steps if grid else None,
+            "guidance": evaluation.guidance if grid else None,
+            "outcome": outcome,
+            "reason": reason,
+            "zero_stage": trial.zero_stage,
+            "precision": trial.precision,
+            "num_workers": self.member.world_size,
+            "attempt": self.assignment.attempt,
+            "mlflow_run_id": self.assignment.mlflow_run_id,
+            "wall_seconds": self._wall_seconds(),
+            "gpu_hours": self._wall_seconds() * self.member.world_size / 3600,
+            "flops_useful": flops,
+            "flops_wasted": max(0, self.assignment.samples_spent - self.samples_start) * trial.flops_per_sample,
+            "created_at": datetime.now(UTC),
+        }
+
+    def _attempt_row(self, outcome: AttemptOutcome, reason: str | None) -> dict[str, Any]:
+        return {
+            "trial_id": self.trial.trial_id,
+            "attempt": self.assignment.attempt,
+            "gang": self.assignment.gang,
+            "host": socket.gethostname(),
+            "started_at": self.started_at,
+            "ended_at": datetime.now(UTC),
+            "outcome": outcome,
+            "reason": reason,
+            "samples_start": self.samples_start,
+            "samples_end": self.samples,
+            "flops": (self.samples - self.samples_start) * self.trial.flops_per_sample,
+            "wall_seconds": time.perf_counter() - self.started,
+            "train_seconds": self.train_seconds,
+            "evaluation_seconds": self.evaluation_seconds,
+            "startup_seconds": self.startup_seconds,
+        }
+
+
+def run_attempt(assignment: Assignment, member: GangMember) -> tuple[AttemptOutcome, str | None]:
+    """Run one attempt; its measurements, curve and attempt row are in the store when this returns.
+
+    Raises whatever went wrong: the caller ends the gang, as its process group can be in any state.
+    """
+    attempt = Attempt(assignment, member)
+    outcome, reason = attempt.run()
+    attempt.close(outcome, reason)
+    return outcome, reason

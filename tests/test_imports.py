@@ -1,0 +1,73 @@
+"""The rooms and the doors between them: imports point one way, and heavy libraries stay in their files."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+FILES = [path for room in ("orchestrator", "models", "analysis") for path in Path(room).rglob("*.py")]
+
+ALLOWED = {
+    "models": set(),
+    "analysis": {"orchestrator.results"},
+    "orchestrator.spec": {"models.config"},
+    "orchestrator.results": set(),
+    "orchestrator.planning": {"orchestrator.spec", "models.config", "models.cost"},
+    "orchestrator.tracking": {"orchestrator.results"},
+    "orchestrator.training": {"models", "orchestrator.tracking", "orchestrator.results", "orchestrator.spec"},
+    "orchestrator.scheduling": {"orchestrator.planning", "orchestrator.spec", "orchestrator.results"},
+}
+# The messages between driver and worker are declared where the driver is.
+MESSAGES = "orchestrator.scheduling.backend"
+ONLY_IN = {
+    "deepspeed": {"orchestrator/training/engine.py"},
+    "mlflow": {"orchestrator/tracking/mlflow_tracker.py"},
+    "ray": {"orchestrator/scheduling/ray_backend.py"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(module: str, rooms: set[str]) -> bool:
+    return any(module == room or module.startswith(room + ".") for room in rooms)
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for path in FILES:
+        own = ".".join(path.with_suffix("").parts)
+        room = next((room for room in ALLOWED if within(own, {room})), None)
+        if room is None:
+            continue  # the composition root: cli.py and what it shows
+        for module in imports(path):
+            if module.split(".")[0] not in ("orchestrator", "models", "analysis") or within(module, {room, MESSAGES}):
+                continue
+            if module in ("models", "orchestrator"):
+                continue  # "from models import config" also yields models.config
+            if not within(module, ALLOWED[room]):
+                wrong.append(f"{path} imports {module}")
+    assert not wrong
+
+
+def test_heavy_libraries_stay_in_their_files():
+    for library, files in ONLY_IN.items():
+        found = {path.as_posix() for path in FILES if any(within(module, {library}) for module in imports(path))}
+        assert found == files, library
+
+
+def test_only_the_command_line_prints():
+    for path in FILES:
+        calls = [
+            node.lineno
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        ]
+        assert not calls, path

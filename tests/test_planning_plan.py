@@ -1,0 +1,71 @@
+"""Planning: budgets shared, order, totals, and no heavy import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.planning.budget import steps_of_flops
+from orchestrator.planning.plan import make
+
+SPEC = """\
+name: shared
+models: {{patch: 7, head_dim: 8, sizes: [{{name: a, width: 16, depth: 1}}]}}
+arms: {{sp: {{parameterization: sp}}}}
+training: {{batch_size: 32}}
+budgets: {{flops: {budgets}}}
+"""
+
+
+@pytest.mark.parametrize(("ratio", "count", "least"), [(2.0, 6, 1.96), (2**0.5, 10, 3.2)])
+def test_budgets_of_one_configuration_share_one_trajectory(tmp_path, ratio, count, least):
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC.format(budgets=[1e10 * ratio**i for i in range(count)]))
+    plan = make(path)
+    assert (len(plan.trials), plan.num_cells) == (1, count)
+    assert plan.flops_separate / plan.flops_planned > least
+
+
+@given(st.floats(1e5, 1e15), st.floats(1e3, 1e9), st.integers(1, 4096))
+@settings(max_examples=200)
+def test_steps_are_the_nearest_to_the_budget(budget, per_sample, batch):
+    steps, step = steps_of_flops(budget, per_sample, batch), per_sample * batch
+    assert (steps == 0) == (budget < step)
+    if steps:
+        assert abs(steps * step - budget) <= step / 2 * (1 + 1e-9)
+
+
+def test_quickstart_asks_for_what_the_readme_says():
+    plan = make(Path("sweeps/quickstart.yaml"))
+    params = sorted({trial.params_total for trial in plan.trials})
+    assert len(params) >= 5
+    assert 8_000 < params[0] < 20_000
+    assert 300_000 < params[-1] < 600_000
+    assert {trial.arm for trial in plan.trials} == {"mup", "sp"}
+    assert min(len(trial.milestones) for trial in plan.trials) >= 4
+    seconds = [plan.seconds(trial) for trial in plan.trials]
+    assert seconds == sorted(seconds, reverse=True)
+
+
+def test_plan_imports_nothing_heavy_and_prints_the_promised_keys():
+    code = (
+        "import sys, json; from orchestrator.cli import main\n"
+        "try: main(['plan', 'sweeps/quickstart.yaml', '--json'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'deepspeed', 'mlflow', 'pandas', 'pyarrow', 'matplotlib'} & set(sys.modules)\n"
+        "print(json.dumps(sorted(heavy)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stderr.splitlines()[-1]) == []
+    plan = json.loads(done.stdout)
+    assert {
+        "num_cells", "num_trials", "flops_separate", "flops_planned", "flops_evaluation", "gpu_hours",
+        "makespan_hours", "checkpoint_bytes", "results_bytes", "trials",
+    } <= set(plan)  # fmt: skip
+    assert {"trial_id", "size", "parameterization", "milestones", "flops", "gang"} <= set(plan["trials"][0])

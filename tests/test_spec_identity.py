@@ -1,0 +1,64 @@
+"""Identity: equal for what gives the same result, different for what does not, refused for what is unstable."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.config import SP, MuP
+from orchestrator.planning.plan import make
+from orchestrator.spec.identity import canonical_json, digest
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=5))
+def test_key_order_does_not_matter(value):
+    assert digest(value) == digest(dict(reversed(list(value.items()))))
+
+
+def test_alternatives_with_the_same_fields_differ():
+    @dataclasses.dataclass
+    class Other:
+        name: str = "sp"
+
+    assert digest(SP()) != digest(Other())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {1: 2}, {1, 2}, b"x", object()])
+def test_what_has_no_stable_text_is_refused(value):
+    with pytest.raises((TypeError, ValueError), match="an identity cannot hold"):
+        canonical_json({"x": value})
+
+
+def test_trial_id_is_pinned():
+    """The stored results of every sweep depend on this: if it changes, all of them are trained again."""
+    ids = {trial.name: trial.trial_id for trial in make(Path("sweeps/smoke.yaml")).trials}
+    assert ids["sp w8 lr 0.008"] == "15d30de6f8e1fbef"
+
+
+def test_only_what_determines_the_result_is_in_it():
+    trial = make(Path("sweeps/smoke.yaml")).trials[0]
+    same = dataclasses.replace(
+        trial, sweep="x", arm="y", size="z", milestones=(320,), budgets=(None,), num_workers=2, params_total=1
+    )
+    assert same.trial_id == trial.trial_id
+    for change in (
+        {"seed": 1},
+        {"parameterization": MuP(base_width=99)},
+        {"batch_size": 16},
+        {"zero_stage": 1},
+        {"optimizer": dataclasses.replace(trial.optimizer, learning_rate=0.5)},
+        {"evaluation": dataclasses.replace(trial.evaluation, loss_images=1)},
+        {"model": dataclasses.replace(trial.model, depth=9)},
+    ):
+        assert dataclasses.replace(trial, **change).trial_id != trial.trial_id, change

@@ -1,0 +1,80 @@
+"""A checkpoint is there whole or not at all, and a damaged one never becomes a silent start from zero."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+
+from orchestrator.training.checkpoint import MANIFEST, STATE, Checkpoint, Checkpoints
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path, "abc")
+
+
+def checkpoint(samples: int) -> Checkpoint:
+    return Checkpoint(samples=samples, tensors={"w": torch.full((3,), float(samples))}, counters={"steps": samples})
+
+
+def test_the_newest_comes_back_whole(checkpoints):
+    for samples in (8, 16, 24):
+        checkpoints.save(checkpoint(samples))
+    found = checkpoints.newest(at_most=100)
+    assert (found.samples, found.counters) == (24, {"steps": 24})
+    assert torch.equal(found.tensors["w"], torch.full((3,), 24.0))
+    assert sorted(folder.name for folder in checkpoints.folder.iterdir()) == ["000000000000016", "000000000000024"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "manifest missing", "manifest broken", "another trial", "bit flip"])
+def test_a_damaged_one_is_reported_and_the_one_before_it_used(checkpoints, caplog, damage):
+    checkpoints.save(checkpoint(8))
+    checkpoints.save(checkpoint(16))
+    folder = checkpoints.folder / "000000000000016"
+    state, manifest = folder / STATE, folder / MANIFEST
+    if damage == "truncated":
+        state.write_bytes(state.read_bytes()[:-5])
+    elif damage == "bit flip":
+        data = bytearray(state.read_bytes())
+        data[-1] ^= 1
+        state.write_bytes(bytes(data))
+    elif damage == "manifest missing":
+        manifest.unlink()
+    elif damage == "manifest broken":
+        manifest.write_text("{")
+    else:
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "trial_id": "other"}))
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest(at_most=100).samples == 8
+    assert str(folder) in caplog.text
+
+
+def test_when_all_are_damaged_a_person_decides(checkpoints):
+    checkpoints.save(checkpoint(8))
+    (checkpoints.folder / "000000000000008" / STATE).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the 1 checkpoints in .* is whole; wanted at least one"):
+        checkpoints.newest(at_most=100)
+
+
+def test_none_at_all_is_a_start_from_zero(checkpoints):
+    assert checkpoints.newest(at_most=100) is None
+
+
+def test_an_unfinished_write_does_not_count(checkpoints):
+    checkpoints.save(checkpoint(8))
+    (checkpoints.folder / ".000000000000016.123").mkdir()
+    assert checkpoints.newest(at_most=100).samples == 8
+
+
+def test_a_budget_below_what_is_kept_starts_again_and_says_so(checkpoints, caplog):
+    for samples in (16, 24):
+        checkpoints.save(checkpoint(samples))
+    assert checkpoints.newest(at_most=20).samples == 16
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest(at_most=8) is None
+    assert "it starts again" in caplog.text
+    checkpoints.save(checkpoint(8))
+    assert checkpoints.newest(at_most=8).samples == 8
