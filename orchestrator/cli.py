@@ -125,7 +125,7 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
     shape = GangShape(
         workers=compute.workers, cpus_per_worker=compute.cpus_per_worker, gpus_per_worker=compute.gpus_per_worker
     )
-    backend = RayBackend(address, folder, data, cpus=compute.gangs * compute.workers * compute.cpus_per_worker)
+    backend = RayBackend(address, folder, data)
     try:
         backend.check(shape)
         with store.lock():

@@ -76,18 +76,17 @@ class RayBackend:
         address: of a running cluster ("host:port", "ray://..." or "auto"), or None for one of its own on this machine.
         results: the sweep's results folder, on a file system that every node shares.
         data: the dataset's folder on every node.
-        cpus: CPUs that a cluster of its own offers.
 
     Raises:
         ValueError: no Ray answers at `address`.
     """
 
-    def __init__(self, address: str | None, results: Path, data: Path, cpus: float) -> None:
+    def __init__(self, address: str | None, results: Path, data: Path) -> None:
         self._arguments = {"results": str(results.absolute()), "data": str(data.absolute())}
         self._gangs: dict[str, _Gang] = {}
         self._events: list[Event] = []
         self._last_poll = 0.0
-        _connect(address, cpus)
+        _connect(address)
 
     def check(self, shape: GangShape) -> None:
         """Raise ValueError if the cluster as it is now could never hold one such gang."""
@@ -234,21 +233,29 @@ def _environment(threads: int, use_gpu: bool) -> dict[str, str]:
     return environment
 
 
-def _connect(address: str | None, cpus: float) -> None:
+def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray starts its clusters with token authentication on, and says so at length.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address is None:
-        ray.init(num_cpus=max(1, int(cpus)), include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
         return
     try:
+        _knock(address)
         ray.init(address=address, runtime_env={"py_modules": _packages()}, **quiet)
     except Exception as error:  # noqa: BLE001 - Ray raises many kinds, down to bare RuntimeError
         raise ValueError(
             f"no Ray cluster answers at {address!r}: {_reason(error)}. Give the address of a running head node "
             "(ray start --head prints it), or leave --address out to run on this machine."
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once if nothing listens at host:port; Ray itself would try for two minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _packages() -> list[str]:

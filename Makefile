@@ -1,0 +1,38 @@
+# `make demo` and `make test` work from nothing on a machine with Python 3.11 or newer and make.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DATA := data/fashion-mnist/.fetched
+
+.PHONY: demo test lint format clean
+
+demo: $(INSTALLED) $(DATA)  ## Run the quickstart sweep: a scaling law in a few minutes on two cores.
+	$(BIN)/ditlaw run sweeps/quickstart.yaml
+
+test: $(INSTALLED) $(DATA)  ## Run every test that this machine can run.
+	$(BIN)/pytest
+
+lint: $(INSTALLED)  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## Put the code into shape.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove what was installed and built; results and data are kept.
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(DATA): | $(INSTALLED)
+	$(BIN)/ditlaw data fetch fashion-mnist
+	@touch $@
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer with venv is needed; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "Installing from requirements.lock; about three minutes."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,237 @@
+"""The whole house on two cores: a spec through real Ray, DeepSpeed, MLflow and Parquet to a fit and a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.planning.plan import make
+from orchestrator.results.schema import MEASUREMENT
+from orchestrator.results.store import read_attempts, read_curves, read_measurements
+
+pytestmark = pytest.mark.slow
+
+SMOKE = Path("sweeps/smoke.yaml")
+DATA = ["trial_id", "cell_id", "arm", "size", "samples", "flops", "loss", "loss_train", "outcome", "reason"]
+"""Columns of a measurement that must not depend on how the sweep was run."""
+
+
+def ditlaw(*arguments: object, timeout: float = 150, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, check=False
+    )
+
+
+def table(results: Path) -> pd.DataFrame:
+    return read_measurements(results).sort_values(["trial_id", "samples"]).reset_index(drop=True)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, fashion_mnist):
+    """The results folder of one undisturbed run, and what it printed."""
+    results = tmp_path_factory.mktemp("undisturbed") / "smoke"
+    done = ditlaw("run", SMOKE, "--results", results)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return results, done
+
+
+def test_every_cell_is_measured_once(smoke):
+    results, _ = smoke
+    plan = make(SMOKE)
+    raw = pd.read_parquet(results / "measurements")
+    assert list(raw.columns) == MEASUREMENT.names
+    cells = {(trial.trial_id, samples) for trial in plan.trials for samples in trial.milestones}
+    assert len(raw) == len(cells) == plan.num_cells
+    assert set(zip(raw["trial_id"], raw["samples"], strict=True)) == cells
+    assert set(raw["outcome"]) == {"ok"}
+    assert raw["loss"].between(0.3, 2.5).all()
+    assert (raw["flops_wasted"] == 0).all()
+    for _, one in raw.sort_values("samples").groupby("trial_id"):
+        assert one["loss"].is_monotonic_decreasing, "more training, lower loss"
+
+
+def test_flops_and_tokens_are_those_of_the_model(smoke):
+    results, _ = smoke
+    trials = {trial.trial_id: trial for trial in make(SMOKE).trials}
+    for row in table(results).itertuples():
+        trial = trials[row.trial_id]
+        assert row.flops == row.samples * trial.flops_per_sample
+        assert abs(row.flops - row.budget_flops) <= trial.flops_per_sample * trial.batch_size / 2
+        assert row.tokens == row.samples * 16
+        assert row.params_total == trial.params_total
+
+
+def test_a_further_trial_costs_under_a_second(smoke):
+    attempts = read_attempts(smoke[0]).sort_values("started_at")
+    busy = attempts["train_seconds"] + attempts["evaluation_seconds"]
+    overhead = (attempts["wall_seconds"] - busy).groupby(attempts["gang"]).apply(lambda seconds: seconds.iloc[1:])
+    assert len(overhead) == 4
+    assert overhead.max() < 1.0
+    for _, gang in attempts.groupby("gang"):
+        waits = (gang["started_at"].shift(-1) - gang["ended_at"]).dropna().dt.total_seconds()
+        assert waits.max() < 1.0
+
+
+def test_both_gangs_worked_side_by_side(smoke):
+    attempts = read_attempts(smoke[0])
+    assert set(attempts["gang"]) == {"gang-0", "gang-1"}
+    spans = attempts.groupby("gang").agg(begin=("started_at", "min"), end=("ended_at", "max"))
+    assert spans["begin"].max() < spans["end"].min()
+
+
+def test_curves_cover_every_trial(smoke):
+    curves = read_curves(smoke[0])
+    assert curves["trial_id"].nunique() == 6
+    assert curves["loss"].notna().all()
+    assert curves.groupby("trial_id")["loss"].agg(lambda loss: loss.iloc[-1] < loss.iloc[0]).all()
+
+
+def test_mlflow_has_one_parent_and_a_child_a_trial_with_curves(smoke):
+    import mlflow
+
+    results, _ = smoke
+    client = mlflow.MlflowClient(f"sqlite:///{results / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("smoke")
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert (len(parents), len(children)) == (1, 6)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    run_ids = set(table(results)["mlflow_run_id"].dropna())
+    assert run_ids <= {run.info.run_id for run in children}
+    for run in children:
+        curve = client.get_metric_history(run.info.run_id, "train/loss")
+        final = client.get_metric_history(run.info.run_id, "eval/loss")
+        assert len(curve) >= 5
+        assert len(final) == 3
+        measured = table(results).query("trial_id == @run.data.tags['ditlaw.trial_id']")
+        assert [metric.value for metric in final] == pytest.approx(list(measured["loss"]))
+        assert [metric.step for metric in final] == list(measured["samples"])
+    assert any("report.html" in item.path for item in client.list_artifacts(parents[0].info.run_id))
+
+
+def test_the_report_is_one_file_with_links_and_samples(smoke):
+    results, done = smoke
+    page = (results / "report.html").read_text()
+    assert "<svg" in page
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//(?!127\.0\.0\.1)[^"]*\.(?:js|css|png)"', page)
+    assert page.count("/runs/") >= 18
+    assert "µP" in page or "mup" in page
+    pictures = list((results / "samples").glob("*.png"))
+    assert len(pictures) == 6
+    assert f"Report:  {results / 'report.html'}" in done.stdout
+    assert "mlflow ui --backend-store-uri sqlite:///" in done.stdout
+
+
+def test_plan_json_is_kept(smoke):
+    kept = json.loads((smoke[0] / "plan.json").read_text())
+    assert kept["num_cells"] == 18
+    assert kept["spec"] == SMOKE.read_text()
+
+
+def test_the_same_command_again_does_nothing_and_says_so(smoke):
+    results, _ = smoke
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("*.parquet")}
+    began = time.monotonic()
+    again = ditlaw("run", SMOKE, "--results", results)
+    assert time.monotonic() - began < 15
+    assert again.returncode == 0
+    assert "Nothing to do: all 18 measurements of smoke are in" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*.parquet")} == before
+
+
+def test_fit_answers_from_the_results_folder(smoke):
+    done = ditlaw("fit", smoke[0], "--law", "isoflop", "--arm", "mup", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["law"] == "isoflop"
+    assert len(answer["minima"]) == 3
+
+
+def test_interrupted_and_run_again_gives_the_same_measurements(smoke, tmp_path):
+    results = tmp_path / "smoke"
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(SMOKE), "--results", str(results)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 100
+            while not list((results / "measurements").glob("[!.]*.parquet")):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline, "no measurement in 100 s"
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, out + err
+    assert "The same command goes on from here." in out
+    assert "Traceback" not in err
+    assert 0 < len(table(results)) < 18
+    again = ditlaw("run", SMOKE, "--results", results)
+    assert again.returncode == 0, again.stdout + again.stderr
+    whole = table(smoke[0])
+    pd.testing.assert_frame_equal(table(results)[DATA], whole[DATA], check_exact=True)
+    assert len(pd.read_parquet(results / "measurements")) == 18, "nothing was measured twice"
+    assert (table(results)["flops_wasted"] == 0).all()
+
+
+def test_two_workers_with_zero_2_give_the_same_losses(smoke, tmp_path):
+    spec = tmp_path / "pair.yaml"
+    text = SMOKE.read_text().replace("name: smoke", "name: pair").replace("{gangs: 2}", "{workers: 2, zero_stage: 2}")
+    text = text.replace("flops: [2e8, 4e8, 8e8]", "flops: [2e8, 4e8]")
+    spec.write_text(text)
+    done = ditlaw("run", spec, "--results", tmp_path / "pair")
+    assert done.returncode == 0, done.stdout + done.stderr
+    pair, one = table(tmp_path / "pair"), table(smoke[0])
+    assert set(pair["num_workers"]) == {2}
+    both = pair.merge(one, on=["arm", "size", "samples"], suffixes=("", "_one"))
+    assert len(both) == len(pair) == 12
+    assert both["loss"].to_numpy() == pytest.approx(both["loss_one"].to_numpy(), rel=2e-4)
+
+
+def test_parquet_carries_its_schema_version(smoke):
+    part = next((smoke[0] / "measurements").glob("*.parquet"))
+    assert pq.read_schema(part).metadata[b"ditlaw.schema_version"] == b"1"
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (("batch_size: 32", "batchsize: 32"), [], "training.batchsize: is not a key here"),
+        (None, ["--data", "absent"], "dataset fashion-mnist is not in absent"),
+        (None, ["--address", "127.0.0.1:9"], "no Ray cluster answers at '127.0.0.1:9'"),
+        (("{gangs: 2}", "{workers: 2, cpus_per_worker: 512}"), [], "a gang needs 1024 CPUs (2 workers of 512)"),
+    ],
+    ids=["unknown key", "no data", "no Ray", "too large a gang"],
+)
+def test_bad_input_is_refused_with_exit_2_and_nothing_written(tmp_path, fashion_mnist, change, arguments, message):
+    spec = tmp_path / "spec.yaml"
+    text = SMOKE.read_text()
+    assert change is None or change[0] in text
+    spec.write_text(text.replace(*change) if change else text)
+    done = ditlaw("run", spec, "--results", tmp_path / "results", *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [spec]
+
+
+def test_a_results_folder_of_another_sweep_is_refused(smoke, tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SMOKE.read_text().replace("name: smoke", "name: other"))
+    before = sorted(smoke[0].rglob("*"))
+    done = ditlaw("run", spec, "--results", smoke[0])
+    assert done.returncode == 2
+    assert "holds sweep 'smoke'; got 'other'" in done.stderr
+    assert sorted(smoke[0].rglob("*")) == before
