@@ -1,0 +1,209 @@
+"""From a sweep to its trials: every default resolved, every impossibility found, budgets shared.
+
+A cell is (arm, size, learning rate, seed, budget). Under a constant learning rate the cells that differ only in budget
+are prefixes of one trajectory, so they become the milestones of one trial.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from models.config import FAMILIES, ModelConfig
+from models.cost import Cost, cost
+from orchestrator.planning.budget import steps_of_flops, steps_of_samples
+from orchestrator.spec.datasets import DATASETS
+from orchestrator.spec.source import Location, Problem, Source, SpecError, nearest
+from orchestrator.spec.sweep import Models, Size, Sweep
+from orchestrator.spec.trial import ConstantSchedule, Evaluation, Optimizer, PowerEma, Trial
+
+MAX_CELLS = 1_000_000
+
+
+@dataclass(frozen=True)
+class SizedModel:
+    """A size of the spec as an architecture, with its cost."""
+
+    name: str
+    config: ModelConfig
+    cost: Cost
+
+
+def expand(sweep: Sweep, source: Source) -> list[Trial]:
+    """The trials of `sweep` in the order of the spec; raise SpecError with everything that cannot be."""
+    problems: list[Problem] = []
+    models = [model for index, size in enumerate(sweep.models.sizes) if (model := _model(sweep, index, size, problems))]
+    problems += _twice("size", [size.name for size in sweep.models.sizes], ("models", "sizes"))
+    problems += _twice("seed", list(sweep.seeds), ("seeds",))
+    problems += _workers(sweep)
+    milestones = {model.name: _milestones(sweep, model, problems) for model in models}
+    if not problems:
+        cells = _num_cells(sweep)
+        if cells > MAX_CELLS:
+            problems.append(Problem((), f"asks for {cells:,} cells; wanted at most {MAX_CELLS:,}. Shorten an axis."))
+    if problems:
+        raise SpecError(source, problems)
+    trials = [
+        _trial(sweep, arm, model, rate, seed, milestones[model.name]) for arm, model, rate, seed in _axes(sweep, models)
+    ]
+    if repeated := _repeated(trials):
+        raise SpecError(source, repeated)
+    return trials
+
+
+def _num_cells(sweep: Sweep) -> int:
+    budgets = sweep.budgets.flops or sweep.budgets.samples or []
+    rates = sum(len(arm.learning_rate or sweep.training.learning_rate) for arm in sweep.arms.values())
+    return rates * len(sweep.models.sizes) * len(sweep.seeds) * len(budgets)
+
+
+def _axes(sweep: Sweep, models: list[SizedModel]) -> Iterator[tuple[str, SizedModel, float, int]]:
+    for name, arm in sweep.arms.items():
+        rates = arm.learning_rate or sweep.training.learning_rate
+        for model, rate, seed in itertools.product(models, rates, sweep.seeds):
+            yield name, model, rate, seed
+
+
+def _model(sweep: Sweep, index: int, size: Size, problems: list[Problem]) -> SizedModel | None:
+    """The architecture of one size, or None with what is wrong with it among `problems`."""
+    at: Location = ("models", "sizes", index)
+    if sweep.models.family not in FAMILIES:
+        if index == 0:
+            known = nearest(sweep.models.family, FAMILIES)
+            message = f"got {sweep.models.family!r}; wanted one of {', '.join(sorted(FAMILIES))}{known}"
+            problems.append(Problem(("models", "family"), message))
+        return None
+    found = len(problems)
+    heads = _heads(sweep.models, size, at, problems)
+    patch = size.patch or sweep.models.patch
+    if patch is None:
+        problems.append(Problem(at, f"size {size.name} has no patch; give `patch` here or beside `sizes`"))
+    if len(problems) > found or heads is None or patch is None:
+        return None
+    data, models = DATASETS[sweep.dataset], sweep.models
+    try:
+        config = FAMILIES[models.family](
+            image_size=data.image_size,
+            channels=data.channels,
+            num_classes=data.num_classes,
+            patch=patch,
+            width=size.width,
+            depth=size.depth,
+            heads=heads,
+            mlp_ratio=models.mlp_ratio,
+            class_dropout=models.class_dropout,
+            zero_init=models.zero_init,
+        )
+    except ValueError as error:
+        problems.append(Problem(at, f"size {size.name}: {error}"))
+        return None
+    return SizedModel(size.name, config, cost(config))
+
+
+def _heads(models: Models, size: Size, at: Location, problems: list[Problem]) -> int | None:
+    if size.heads is not None:
+        return size.heads
+    if models.head_dim is None:
+        problems.append(Problem(at, f"size {size.name} has no heads; give `heads` here or `head_dim` beside `sizes`"))
+        return None
+    if size.width % models.head_dim:
+        below = max(models.head_dim, size.width // models.head_dim * models.head_dim)
+        message = (
+            f"got width {size.width}, which heads of size {models.head_dim} do not divide; wanted a multiple of "
+            f"head_dim, such as {below} or {below + models.head_dim}, or another models.head_dim"
+        )
+        problems.append(Problem((*at, "width"), message))
+        return None
+    return size.width // models.head_dim
+
+
+def _workers(sweep: Sweep) -> list[Problem]:
+    batch, workers = sweep.training.batch_size, sweep.compute.workers
+    if batch % workers == 0:
+        return []
+    message = f"got {workers} workers, which do not divide training.batch_size {batch}; wanted a divisor of it"
+    return [Problem(("compute", "workers"), message)]
+
+
+def _milestones(sweep: Sweep, model: SizedModel, problems: list[Problem]) -> dict[int, float | None]:
+    """`samples_seen` -> the budget in FLOPs that it stands for (None where samples were asked for)."""
+    batch, per_sample = sweep.training.batch_size, model.cost.training_flops
+    kind: Literal["flops", "samples"] = "flops" if sweep.budgets.flops is not None else "samples"
+    found: dict[int, float | None] = {}
+    for index, budget in enumerate(sweep.budgets.flops or sweep.budgets.samples or []):
+        at: Location = ("budgets", kind, index)
+        steps = steps_of_flops(budget, per_sample, batch) if kind == "flops" else steps_of_samples(int(budget), batch)
+        if steps == 0:
+            need = f"{per_sample * batch:.3g} FLOPs" if kind == "flops" else f"{batch} samples"
+            message = (
+                f"got {budget:g} {kind}, less than one step of size {model.name} at batch size {batch}; wanted at "
+                f"least {need}. Raise the budget, lower training.batch_size or drop the size."
+            )
+            problems.append(Problem(at, message))
+        elif steps * batch in found:
+            message = f"got {budget:g} {kind}, the same {steps} steps of size {model.name} as another budget; drop one"
+            problems.append(Problem(at, message))
+        else:
+            found[steps * batch] = budget if kind == "flops" else None
+    return dict(sorted(found.items()))
+
+
+def _trial(
+    sweep: Sweep, arm: str, model: SizedModel, learning_rate: float, seed: int, milestones: dict[int, float | None]
+) -> Trial:
+    training, evaluation, compute = sweep.training, sweep.evaluation, sweep.compute
+    return Trial(
+        dataset=sweep.dataset,
+        model=model.config,
+        parameterization=sweep.arms[arm].parameterization,
+        objective=sweep.objective,
+        optimizer=Optimizer(
+            learning_rate=learning_rate,
+            betas=training.betas,
+            eps=training.eps,
+            weight_decay=training.weight_decay,
+            gradient_clip=training.gradient_clip,
+        ),
+        schedule=ConstantSchedule(warmup_samples=training.warmup_samples),
+        ema=PowerEma(relative_std=training.ema.relative_std),
+        batch_size=training.batch_size,
+        seed=seed,
+        precision=compute.precision,
+        zero_stage=compute.zero_stage if compute.zero_stage is not None else (0 if compute.precision == "fp32" else 1),
+        evaluation=Evaluation(**evaluation.model_dump()),
+        sweep=sweep.name,
+        arm=arm,
+        size=model.name,
+        milestones=tuple(milestones),
+        budgets=tuple(milestones.values()),
+        num_workers=compute.workers,
+        flops_per_sample=model.cost.training_flops,
+        params_total=model.cost.params_total,
+        params_backbone=model.cost.params_backbone,
+        params_matmul=model.cost.params_matmul,
+    )
+
+
+def _twice(what: str, values: Sequence[str | int], at: Location) -> list[Problem]:
+    seen: set[str | int] = set()
+    problems = []
+    for index, value in enumerate(values):
+        if value in seen:
+            problems.append(Problem((*at, index), f"got {what} {value} a second time; wanted each once"))
+        seen.add(value)
+    return problems
+
+
+def _repeated(trials: list[Trial]) -> list[Problem]:
+    """Two arms (or sizes) that are the same trial under two names: the comparison would compare it with itself."""
+    first: dict[str, Trial] = {}
+    problems = []
+    for trial in trials:
+        twin = first.setdefault(trial.trial_id, trial)
+        if twin is not trial:
+            names = f"{twin.arm} {twin.size} and {trial.arm} {trial.size}"
+            message = f"{names} at learning rate {trial.optimizer.learning_rate:g} are the same training; drop one"
+            problems.append(Problem(("arms", trial.arm), message))
+    return problems

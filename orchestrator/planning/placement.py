@@ -1,0 +1,56 @@
+"""What a trial needs of the machines, and how long it takes there."""
+
+from __future__ import annotations
+
+import itertools
+
+from orchestrator.spec.trial import Trial
+
+STATE_BYTES_PER_PARAM = 20
+"""fp32 weights, gradients, two Adam moments and the EMA."""
+CHECKPOINT_BYTES_PER_PARAM = 16
+"""fp32 weights, two Adam moments and the EMA."""
+
+CPU_FLOPS_PER_SECOND = ((16, 6e9), (32, 12e9), (64, 19e9), (128, 26e9), (256, 32e9))
+"""Training FLOP/s of one CPU core by width (DiT, patch 4, 28 x 28, batch 64, fp32): see docs of `ditlaw plan`."""
+GPU_FLOPS_PER_SECOND = 200e12
+"""An assumption until a device's own table is measured: about 20% of an H100's dense bf16 peak."""
+
+
+def training_seconds(trial: Trial, cpus_per_worker: float, gpus_per_worker: float) -> float:
+    """Estimated seconds of training of `trial` on its workers, without evaluation."""
+    if gpus_per_worker > 0:
+        rate = GPU_FLOPS_PER_SECOND * min(1.0, gpus_per_worker)
+    else:
+        rate = cpu_flops_per_second(trial.model.width) * cpus_per_worker
+    return trial.flops / (rate * trial.num_workers)
+
+
+def cpu_flops_per_second(width: int) -> float:
+    """Training FLOP/s of one core at `width`, by log-linear interpolation of the measured table."""
+    widths = [w for w, _ in CPU_FLOPS_PER_SECOND]
+    rates = [r for _, r in CPU_FLOPS_PER_SECOND]
+    for (w0, r0), (w1, r1) in itertools.pairwise(CPU_FLOPS_PER_SECOND):
+        if w0 <= width <= w1:
+            return r0 + (r1 - r0) * (width - w0) / (w1 - w0)
+    return rates[0] if width < widths[0] else rates[-1]
+
+
+def evaluation_flops(trial: Trial) -> float:
+    """FLOPs of the losses at every milestone and the images at the last (forward passes only)."""
+    evaluation = trial.evaluation
+    forward = trial.flops_per_sample / 3
+    losses = evaluation.loss_images * evaluation.loss_draws * len(trial.milestones)
+    passes = evaluation.sampler_steps * (2 if evaluation.sampler == "heun" else 1)
+    passes *= 2 if evaluation.guidance != 1 else 1
+    return forward * (losses + evaluation.sample_images * passes)
+
+
+def state_bytes(trial: Trial) -> int:
+    """Bytes of weights, gradients, optimizer and EMA on one worker, without activations."""
+    return STATE_BYTES_PER_PARAM * trial.params_total
+
+
+def checkpoint_bytes(trial: Trial) -> int:
+    """Bytes of the trial's checkpoint; one is kept."""
+    return CHECKPOINT_BYTES_PER_PARAM * trial.params_total

@@ -1,0 +1,61 @@
+"""A worker's standing in its gang: what it keeps from one trial to the next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.spec.trial import Evaluation
+from orchestrator.training.data.images import Split, load
+from orchestrator.training.evaluation import Draws, fixed_draws
+
+
+@dataclass(kw_only=True)
+class GangMember:
+    """One worker of a gang: its rank, device and folders, the datasets it holds, and its line to the driver."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    results: Path
+    data: Path
+    stop: threading.Event = field(default_factory=threading.Event)
+    report: Callable[[Any], None] = lambda progress: None
+    _datasets: dict[tuple[str, Split], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _draws: dict[tuple[str, Evaluation], Draws] = field(default_factory=dict)
+
+    def dataset(self, name: str, split: Split) -> tuple[Tensor, Tensor]:
+        """Images (bytes) and labels of a split, read once."""
+        key = (name, split)
+        if key not in self._datasets:
+            self._datasets[key] = load(name, split, self.data)
+        return self._datasets[key]
+
+    def draws(self, name: str, evaluation: Evaluation) -> Draws:
+        """The fixed draws of the validation loss, made once."""
+        key = (name, evaluation)
+        if key not in self._draws:
+            self._draws[key] = fixed_draws(*self.dataset(name, "validation"), evaluation)
+        return self._draws[key]
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Rank 0's flags, on every rank. Collective."""
+        if self.world_size == 1:
+            return flags
+        tensor = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        torch.distributed.broadcast(tensor, src=0)
+        return tuple(bool(flag) for flag in tensor.tolist())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the gang. Collective."""
+        if self.world_size == 1:
+            return values
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total / self.world_size
