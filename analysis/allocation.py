@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import special
 
 from analysis.bootstrap import Interval, interval
-from analysis.fitting import Fit
+from analysis.fitting import NUM_RESAMPLES, Fit, fit_power
 from analysis.frontier import frontier, is_isoflop
 from analysis.isoflop import IsoflopFit
 from analysis.laws import Array
@@ -95,9 +95,11 @@ def allocate_isoflop(fit: IsoflopFit, target_flops: float | None) -> Allocation:
         for name, letter in (("params", "N"), ("samples", "D")):
             values[name] = float(fit.optimum(letter, target_flops))
             ci95[name] = _pair(fit.optimum_interval(letter, target_flops))
-        if fit.loss_law is not None and fit.loss_law.succeeded:
-            values["loss"] = float(fit.loss_law.predict(target_flops))
-            ci95["loss"] = _pair(fit.loss_law.predict_interval(target_flops))
+        flops, losses = np.array([[m.flops, m.loss] for m in fit.bracketed], dtype=float).T
+        law = fit_power(flops, losses, num_resamples=NUM_RESAMPLES if fit.draws else 0)
+        if law.succeeded:
+            values["loss"] = float(law.predict(target_flops))
+            ci95["loss"] = _pair(law.predict_interval(target_flops))
     return Allocation(approach="isoflop", flops=target_flops, ci95=ci95, **values)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.bootstrap import Interval
+from analysis.bootstrap import Interval, interval
 from analysis.findings import ArmFindings, Findings
 from analysis.magnitudes import scientific, with_unit
 from analysis.report_page import escape
@@ -24,11 +24,14 @@ def answer(findings: Findings) -> list[str]:
 def _size(arm: ArmFindings) -> list[str]:
     fit = arm.isoflop
     if fit is None or not fit.params:
+        single = [m for m in fit.bracketed if m.params and m.loss] if fit is not None else []
+        if single:
+            return [_single_budget(arm, single[0].flops, float(single[0].params or 0), single[0].params_ci95)]
         row = arm.trained.sort_values("loss").iloc[0]
         return [
             f"<strong>Best run: {escape(row['arm'])} {escape(row['size'])}</strong> ({with_unit(row['params'])} "
-            f"parameters, {with_unit(row['samples'])} samples, {scientific(row['flops'])} FLOPs), loss {row['loss']:.4g}."
-            f" No N*(C) is fitted: {escape(arm.isoflop_reason)}."
+            f"parameters, {with_unit(row['samples'])} samples, {scientific(row['flops'])} FLOPs), "
+            f"loss {row['loss']:.4g}. No N*(C) is fitted: {escape(arm.isoflop_reason)}."
         ]
     n, d = fit.params["N_exponent"], fit.params["D_exponent"]
     top = max(m.flops for m in fit.bracketed)
@@ -44,18 +47,25 @@ def _size(arm: ArmFindings) -> list[str]:
     ]
 
 
+def _single_budget(arm: ArmFindings, flops: float, params: float, band: Interval | None) -> str:
+    return (
+        f"<strong>Best size at {scientific(flops)} FLOPs: {with_unit(params)} parameters</strong>{_range(band)} "
+        f"({escape(arm.arm)}). One budget with a bracketed minimum gives no N*(C): run more budgets."
+    )
+
+
 def _loss(arm: ArmFindings) -> str:
     fit = arm.law
     if not fit.succeeded:
         return f"<strong>No loss law</strong>: {escape(fit.reason)}."
     law = f"{fit.params['A']:.3g} · C<sup>−{fit.params['beta']:.3g}</sup>"
-    band = _band(fit.ci95.get("beta"), "exponent 95% ")
+    band = _band(interval(fit.draws["beta"]) if fit.draws else None, "exponent 95% ")
     if fit.floor_identified:
         floor = f"{fit.params['floor']:.3g}"
         return f"<strong>Loss = {floor} + {law}</strong>{band}: a floor is identified{_band(fit.ci95.get('floor'))}."
     low, high = fit.ci95.get("floor") or (0.0, 0.0)
     open_floors = f": anything from {low:.2g} to {high:.2g} is compatible with the data" if high > 0 else ""
-    return f"<strong>Loss = {law}</strong>{band}. No floor is identified{open_floors}."
+    return f"<strong>Loss = {law}</strong>{band} if there is no floor. None is identified{open_floors}."
 
 
 def _arm(comparison: Comparison) -> str:
@@ -65,12 +75,12 @@ def _arm(comparison: Comparison) -> str:
     clear = band is not None and band[0] * band[1] > 0
     verb = ("beats" if gap < 0 else "loses to") if clear else ("is ahead of" if gap < 0 else "is behind")
     size = f"{abs(gap):.1%} {'lower' if gap < 0 else 'higher'} loss on average"
-    interval = ""
+    spread = ""
     if band is not None:
-        interval = f" (95% {100 * band[0]:+.1f}% to {100 * band[1]:+.1f}%{'' if clear else ', so not clearly'})"
+        spread = f" (95% {100 * band[0]:+.1f}% to {100 * band[1]:+.1f}%{'' if clear else ', so not clearly'})"
     text = (
         f"<strong>{escape(comparison.first)} {verb} {escape(comparison.second)}</strong> at {comparison.wins} of "
-        f"{len(comparison.pairs)} sizes and budgets: {size}{interval}."
+        f"{len(comparison.pairs)} sizes and budgets: {size}{spread}."
     )
     if comparison.multiplier is not None:
         text += (

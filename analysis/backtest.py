@@ -67,7 +67,7 @@ def backtest_power(flops: Array, y: Array, trials: object = None, num_resamples:
 def backtest_isoflop(frame: pd.DataFrame, num_resamples: int = 400) -> Backtest | None:
     """Of N*(C): the largest bracketed budget from the smaller ones; None where fewer than 2 of those remain."""
     keyed = frame.assign(budget=budget_of(frame))
-    whole = fit_isoflop(keyed, num_resamples=0)
+    whole = fit_isoflop(keyed, num_resamples=0, min_budgets=1)
     if len(whole.bracketed) < 3:
         return None
     last = whole.bracketed[-1]

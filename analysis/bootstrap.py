@@ -26,7 +26,7 @@ def choose_rule(trials: NDArray[np.int64], num_params: int) -> str:
 
 def describe_rule(rule: str, num_trials: int, num_resamples: int) -> str:
     """The rule in words, for people."""
-    what = "trials drawn with replacement" if rule == "pairs" else "few trials, so residuals drawn, not trials"
+    what = "trials drawn with replacement" if rule == "pairs" else "few trials, so residuals of trials exchanged"
     return f"95% percentile bootstrap, {num_resamples} resamples of {num_trials} trials ({what})"
 
 
@@ -42,18 +42,23 @@ def residual_draws(
 ) -> Array:
     """Residuals to add to fitted values, shape (resamples, n).
 
-    One row a trial: drawn from the pool of centred residuals. Several rows a trial: each trial's residuals are kept
-    together and multiplied by one random sign (wild cluster bootstrap; Cameron, Gelbach and Miller 2008). Both are
-    widened for the degrees of freedom that the fit used, by sqrt(n / dof) and by Student's t against the normal.
+    Each trial is given the residuals of a trial drawn at random, milestone by milestone, all with one random sign: what
+    is common to a trial stays common, and no trial keeps its own misfit. Residuals are widened for the degrees of
+    freedom that the fit used, by sqrt(n / dof), and for the few trials their scale is known from, by Student's t.
     """
     n, num_trials = len(residuals), int(trials.max()) + 1
     dof = max(1, n - num_params)
-    if num_trials == n:
-        noise = rng.choice(residuals - residuals.mean(), size=(num_resamples, n))
-    else:
-        noise = residuals * rng.choice([-1.0, 1.0], size=(num_resamples, num_trials))[:, trials]
-    tail = special.stdtrit(max(1, min(dof, num_trials - 1)), 0.975) / special.ndtri(0.975)
-    return noise * np.sqrt(n / dof) * tail
+    rows = [np.flatnonzero(trials == trial) for trial in range(num_trials)]
+    order = np.empty(n, dtype=np.int64)
+    for index in rows:
+        order[index] = np.arange(len(index))
+    longest = max(len(index) for index in rows)
+    by_trial = np.stack([residuals[np.resize(index, longest)] for index in rows])
+    drawn = rng.integers(num_trials, size=(num_resamples, num_trials))
+    sign = rng.choice([-1.0, 1.0], size=(num_resamples, num_trials))
+    noise = by_trial[drawn[:, trials], order] * sign[:, trials]
+    tail = special.stdtrit(max(2, min(dof, num_trials - 2)), 0.975) / special.ndtri(0.975)
+    return np.asarray(noise * np.sqrt(n / dof) * tail)
 
 
 def interval(draws: Array) -> Interval | None:

@@ -115,18 +115,18 @@ def _arm(arm: str, rows: pd.DataFrame) -> ArmFindings:
     reason: str | None = "no trial of this arm has a loss"
     if len(fitted):
         try:
-            isoflop, reason = fit_isoflop(fitted), None
+            isoflop, reason = fit_isoflop(fitted, min_budgets=1), None
         except ValueError as error:
-            reason = str(error)
+            reason = str(error).rstrip(".")
     flops, loss = best["flops"].to_numpy(dtype=float), best["loss"].to_numpy(dtype=float)
-    law = fit_power(flops, loss, trials=best["trial_id"])
+    law = fit_power(flops, loss)  # one run a budget: the budgets are the units
     surface = fit_law(
         SurfaceLaw(),
         fitted[["params", "samples"]].to_numpy(dtype=float),
         fitted["loss"].to_numpy(dtype=float),
         trials=fitted["trial_id"],
     )
-    tests = [backtest_power(flops, loss, best["trial_id"]) if len(best) else None]
+    tests = [backtest_power(flops, loss) if len(best) else None]
     tests.append(backtest_isoflop(fitted) if isoflop is not None else None)
     return ArmFindings(
         arm=arm,

@@ -62,7 +62,7 @@ def _power(table: Table, target: float | None, num_resamples: int) -> dict[str, 
             f"a power law needs at least 3 different budgets; got {len(np.unique(flops))} "
             f"({', '.join(f'{c:.3g}' for c in np.unique(flops))} FLOPs). Run more budgets."
         )
-    trials = rows.get("trial_id")
+    trials = None if len(rows) < len(frame) else rows.get("trial_id")
     fit = fit_power(flops, loss, trials=trials, num_resamples=num_resamples)
     if not fit.floor_identified:
         warnings.append(f"no floor is reported: {fit.floor_reason}")

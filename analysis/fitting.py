@@ -53,8 +53,14 @@ class Fit:
 
     @property
     def ci95(self) -> dict[str, Interval | None]:
-        """Percentile 95% interval of each parameter; of a refused floor, what its profile leaves open."""
+        """Percentile 95% interval of each parameter.
+
+        Where a floor was refused, the others' intervals cover the law with and without one, and the floor's is what its
+        profile leaves open: the exponent is only as well known as the floor is.
+        """
         values = intervals(self.draws) if self.draws else dict.fromkeys(self.params)
+        if self.free is not None and self.free.draws:
+            values = {name: _hull(band, interval(self.free.draws[name])) for name, band in values.items()}
         if self.floor_identified is False and self.profile is not None:
             values["floor"] = self.profile.interval
         return values
@@ -70,6 +76,10 @@ class Fit:
         fits = [self] if self.free is None or not self.free.draws else [self, self.free]
         bands = [np.nanpercentile(_evaluate(f.law, f.draws, x), [2.5, 97.5], axis=-1) for f in fits]
         return np.min([b[0] for b in bands], axis=0), np.max([b[1] for b in bands], axis=0)
+
+
+def _hull(one: Interval | None, two: Interval | None) -> Interval | None:
+    return (min(one[0], two[0]), max(one[1], two[1])) if one and two else one
 
 
 def _evaluate(law: Law, params: dict[str, float] | dict[str, Array], x: tuple[float | Array, ...]) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.bootstrap import Interval, choose_rule, describe_rule, interval, intervals, pair_weights, residual_draws
-from analysis.fitting import NUM_RESAMPLES, Fit, fit_power, trial_index
+from analysis.fitting import NUM_RESAMPLES, trial_index
 from analysis.frontier import budget_of
 from analysis.laws import Array
 
@@ -60,7 +60,6 @@ class IsoflopFit:
     starts_agree: float | None = None
     """None: a parabola has one optimum."""
     cubic_exponent: float | None = None
-    loss_law: Fit | None = None
 
     @property
     def bracketed(self) -> list[Minimum]:
@@ -84,41 +83,49 @@ class IsoflopFit:
         return low, high
 
 
-def fit_isoflop(frame: pd.DataFrame, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> IsoflopFit:
+def fit_isoflop(
+    frame: pd.DataFrame, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0, min_budgets: int = MIN_BUDGETS
+) -> IsoflopFit:
     """Fit a table with params, samples, flops and loss (and budget_flops, trial_id where there are any).
 
-    Budgets with fewer than 3 sizes are left out. ValueError when fewer than 2 budgets remain: see `check_design`.
+    Budgets with fewer than 3 sizes are left out. ValueError when fewer than `min_budgets` remain: see `check_design`.
     """
-    frame = check_design(frame)
+    frame = check_design(frame, min_budgets)
     groups = [group for _, group in frame.groupby("budget", sort=True)]
     cost = _CostPerSample.of(frame)
     profiles = [_Profile.of(group) for group in groups]
     minima = [_minimum(profile, group, cost) for profile, group in zip(profiles, groups, strict=True)]
     used = [i for i, m in enumerate(minima) if m.bracketed]
+    log_n, rule = np.full((num_resamples, len(minima)), np.nan), ""
+    if num_resamples:
+        log_n, rule = _resampled_minima(frame, profiles, num_resamples, seed)
+        minima = [
+            replace(m, params_ci95=interval(np.exp(log_n[:, i]))) if m.bracketed else m for i, m in enumerate(minima)
+        ]
+    outcome, reason = _outcome(len(used), len(minima))
+    fit = IsoflopFit(minima=minima, params={}, outcome=outcome, reason=reason, num_points=len(frame), rule=rule)
     if len(used) < 2:
-        reason = f"{len(used)} of {len(minima)} budgets have a bracketed minimum; a law needs 2"
-        return IsoflopFit(minima=minima, params={}, outcome="too_few_points", reason=reason, num_points=len(frame))
+        return fit
     flops = np.array([minima[i].flops for i in used])
-    best_params = np.array([[float(minima[i].params or np.nan) for i in used]])
-    params = {name: float(values[0]) for name, values in _lines(flops, best_params, cost).items()}
-    fit = IsoflopFit(
-        minima=minima,
-        params=params,
-        outcome="converged" if len(used) > 2 else "too_few_points",
-        reason=None
-        if len(used) > 2
-        else "2 bracketed minima: a line through two points, with nothing left to check it",
-        num_points=len(frame),
+    best = np.array([minima[i].params for i in used], dtype=float)
+    return replace(
+        fit,
+        params={name: float(values[0]) for name, values in _lines(flops, best[None], cost).items()},
+        draws=_lines(flops, np.exp(log_n[:, used]), cost) if num_resamples else {},
         cubic_exponent=_cubic_exponent(minima),
     )
-    losses = np.array([float(minima[i].loss or np.nan) for i in used])
-    if not num_resamples:
-        return replace(fit, loss_law=fit_power(flops, losses, num_resamples=0))
-    return _resampled(fit, frame, profiles, used, cost, num_resamples, seed)
 
 
-def check_design(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows in budgets of at least 3 sizes, with their `budget`. ValueError below 2 budgets."""
+def _outcome(bracketed: int, budgets: int) -> tuple[str, str | None]:
+    if bracketed < 2:
+        return "too_few_points", f"{bracketed} of {budgets} budgets have a bracketed minimum; a law needs 2"
+    if bracketed == 2:
+        return "too_few_points", "2 bracketed minima: a line through two points, with nothing left to check it"
+    return "converged", None
+
+
+def check_design(frame: pd.DataFrame, min_budgets: int = MIN_BUDGETS) -> pd.DataFrame:
+    """The rows in budgets of at least 3 sizes, with their `budget`. ValueError with too few."""
     budgets = budget_of(frame)
     if budgets.isna().mean() > 0.5:
         raise ValueError(
@@ -128,11 +135,12 @@ def check_design(frame: pd.DataFrame) -> pd.DataFrame:
     keyed = frame.assign(budget=budgets).dropna(subset="budget")
     sizes = keyed.groupby("budget")["params"].nunique()
     usable = sizes[sizes >= MIN_SIZES].index
-    if len(usable) < MIN_BUDGETS:
+    if len(usable) < min_budgets:
         got = ", ".join(f"{budget:.3g} FLOPs: {count}" for budget, count in sizes.head(8).items())
         raise ValueError(
-            f"isoflop needs at least {MIN_BUDGETS} budgets with at least {MIN_SIZES} sizes each; got {len(usable)} "
-            f"of {len(sizes)} (sizes at {got or 'no budget'}). Run more sizes at each budget, or fit --law power."
+            f"isoflop needs at least {min_budgets} budget{'s' if min_budgets > 1 else ''} with at least {MIN_SIZES} "
+            f"sizes each; got {len(usable)} of {len(sizes)} (sizes at {got or 'no budget'}). "
+            "Run more sizes at each budget, or fit --law power."
         )
     return keyed[keyed["budget"].isin(usable)]
 
@@ -162,13 +170,13 @@ class _Profile:
         solved = np.linalg.solve(gram, moment[..., None])[..., 0]
         return np.where(present[:, None] >= MIN_SIZES, solved, np.nan)
 
-    def vertices(self, coefficients: Array) -> tuple[Array, Array]:
-        """(log N*, loss*) of parabolas (batch, 3); NaN where there is no minimum within the sizes run."""
-        c0, c1, c2 = np.moveaxis(coefficients, -1, 0)
+    def vertices(self, coefficients: Array) -> Array:
+        """log N* of parabolas (batch, 3); NaN where there is no minimum within the sizes run."""
+        _, c1, c2 = np.moveaxis(coefficients, -1, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
             u = -c1 / (2 * c2)
             inside = (c2 > 0) & (u > self.u.min()) & (u < self.u.max())
-        return np.where(inside, u + self.centre, np.nan), np.where(inside, c0 + u * (c1 + u * c2), np.nan)
+        return np.where(inside, u + self.centre, np.nan)
 
 
 def _minimum(profile: _Profile, group: pd.DataFrame, cost: _CostPerSample) -> Minimum:
@@ -257,16 +265,10 @@ def _lines(flops: Array, params: Array, cost: _CostPerSample) -> dict[str, Array
     return result
 
 
-def _resampled(
-    fit: IsoflopFit,
-    frame: pd.DataFrame,
-    profiles: list[_Profile],
-    used: list[int],
-    cost: _CostPerSample,
-    num_resamples: int,
-    seed: int,
-) -> IsoflopFit:
-    """The fit with resampled minima, lines and loss law."""
+def _resampled_minima(
+    frame: pd.DataFrame, profiles: list[_Profile], num_resamples: int, seed: int
+) -> tuple[Array, str]:
+    """Resampled log N* of each budget, shape (resamples, budgets), NaN where not bracketed; and the rule in words."""
     rng = np.random.default_rng(seed)
     ordered = pd.concat([group for _, group in frame.groupby("budget", sort=True)])
     trials = trial_index(ordered.get("trial_id"), len(ordered))
@@ -280,18 +282,11 @@ def _resampled(
         noise = residual_draws((loss - fitted) / fitted, trials, 3 * len(profiles), num_resamples, rng)
         weights, losses = np.ones((num_resamples, len(loss))), fitted * (1 + noise)
     ends = np.cumsum([len(p.u) for p in profiles])
-    log_n, best = np.full((2, num_resamples, len(profiles)), np.nan)
+    log_n = np.full((num_resamples, len(profiles)), np.nan)
     for i, (profile, end) in enumerate(zip(profiles, ends, strict=True)):
         part = slice(int(end) - len(profile.u), int(end))
-        log_n[:, i], best[:, i] = profile.vertices(profile.parabolas(losses[:, part], weights[:, part]))
-    minima = [
-        replace(m, params_ci95=interval(np.exp(log_n[:, i]))) if m.bracketed else m for i, m in enumerate(fit.minima)
-    ]
-    flops = np.array([fit.minima[i].flops for i in used])
-    draws = _lines(flops, np.exp(log_n[:, used]), cost)
-    law = fit_power(flops, np.array([float(fit.minima[i].loss or np.nan) for i in used]), num_resamples=num_resamples)
-    words = describe_rule(rule, int(trials.max()) + 1, num_resamples)
-    return replace(fit, minima=minima, draws=draws, rule=words, loss_law=law)
+        log_n[:, i] = profile.vertices(profile.parabolas(losses[:, part], weights[:, part]))
+    return log_n, describe_rule(rule, int(trials.max()) + 1, num_resamples)
 
 
 def _powers(profile: _Profile) -> Array:

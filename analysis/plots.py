@@ -26,7 +26,7 @@ from analysis.transfer import Comparison
 
 ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 INK, FAINT, DIVERGED = "#1f2430", "#d9dce3", "#B00020"
-WIDTH, HEIGHT = 5.6, 4.0
+WIDTH, HEIGHT = 5.1, 3.8
 """Inches of a one-panel figure."""
 
 Links = Callable[[pd.Series], str | None]
@@ -356,7 +356,7 @@ def training_curves(curves: pd.DataFrame, sizes: dict[str, float], *, title: str
 @styled
 def floor_profile(fits: dict[str, Fit], *, title: str = "", order: Sequence[str] = ()) -> Figure:
     """How much worse the law fits with its floor held at a value; floors under the dashed line are not refused."""
-    figure, axes = _figure(title, "floor held at (loss)", "F ratio against the best floor", height=3.2)
+    figure, axes = _figure(title, "floor held at (loss)", "F ratio against the best floor", height=3.8)
     for arm, fit in fits.items():
         if fit.profile is not None:
             kept = fit.profile.statistic < 4 * fit.profile.threshold

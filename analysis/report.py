@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -145,10 +146,12 @@ class _Report:
             for m in (arm.isoflop.bracketed if arm.isoflop else [])
             if m.params
         )
-        caption = (
-            "Each point is a trial at a budget (hover for its settings, click for its run). Curves are parabolas in "
-            "log N, stars their minima; a hollow star is not bracketed by the sizes run."
-        )
+        caption = ""
+        if name in ("hero", "iso0"):
+            caption = (
+                "Each point is a trial at a budget (hover for its settings, click for its run). Curves are parabolas "
+                "in log N, stars their minima; a hollow star is not bracketed by the sizes run."
+            )
         return self.plot(figure, name, f"Loss against parameters in arm {arm.arm}, one curve a budget. {text}", caption)
 
     def isoflop(self) -> str:
@@ -186,7 +189,7 @@ class _Report:
             drawn = floor_profile(profiles, title="Is there a floor?", order=self.order)
             figure = self.plot(drawn, "floor", alt, caption)
         laws = [
-            f"<b>{page.escape(a.arm)}</b>: {_law_words(a) or page.escape(f'no loss law: {a.law.reason}')}"
+            f"<b>{page.escape(a.arm)}</b>: {_with_powers(_law_words(a) or f'no loss law: {a.law.reason}')}"
             for a in self.shown
         ]
         fid = self.findings.measurements[["fid", "fd"]].notna().any().any()
@@ -266,7 +269,7 @@ class _Report:
     def curves(self) -> str:
         curves, plots = self.findings.curves, []
         for k, arm in enumerate(self.findings.arms):
-            sizes = {str(row.trial_id): float(row.params) for row in arm.measured[["trial_id", "params"]].itertuples()}
+            sizes = dict(zip(arm.measured["trial_id"].astype(str), arm.measured["params"].astype(float), strict=True))
             part = curves[curves["trial_id"].isin(list(sizes)) & (curves["loss"] > 0)]
             if len(part):
                 figure = training_curves(part, sizes, title=f"{arm.arm}: training")
@@ -299,10 +302,15 @@ def _law_words(arm: ArmFindings) -> str:
     if not fit.succeeded:
         return ""
     band = fit.ci95.get("beta")
-    interval = f" (β 95% {band[0]:.4g} to {band[1]:.4g})" if band else ""
+    either = "" if fit.floor_identified else ", with or without a floor"
+    spread = f" (β 95% {band[0]:.3g} to {band[1]:.3g}{either})" if band else ""
     floor = f" + {fit.params['floor']:.4g}" if fit.floor_identified else ", no floor identified"
     law = f"loss = {fit.params['A']:.4g} · C^−{fit.params['beta']:.4g}{floor}"
-    return f"{law}{interval}; {fit.num_points} budgets; {fit.rule}"
+    return f"{law}{spread}; best run of each of {fit.num_points} budgets; {fit.rule}"
+
+
+def _with_powers(words: str) -> str:
+    return re.sub(r"\^(−?[\d.]+\d)", r"<sup>\1</sup>", page.escape(words))
 
 
 METHOD = """
@@ -316,8 +324,8 @@ projection over the exponents, with analytic derivatives (Hoffmann et al. 2022, 
 arXiv 2404.10102). A floor is reported only if a law without one fits worse at the 5% level and its interval stays
 above 0.</p>
 <p><b>Intervals</b> are 95% percentiles of a bootstrap over trials, since milestones of one trial are not independent;
-where trials are few, of a bootstrap of residuals with one sign a trial (Cameron, Gelbach and Miller 2008), widened for
-the degrees of freedom used. They hold what the noise of the runs does to a fit, not what a wrong functional form does far outside
+where trials are few, of a bootstrap that exchanges the residuals of whole trials, widened for the degrees of freedom
+used. They hold what the noise of the runs does to a fit, not what a wrong functional form does far outside
 the budgets run.</p>
 <p><b>Divergence.</b> Diverged trials stay in every table and are marked in the figures; laws are fitted to the
 others.</p>

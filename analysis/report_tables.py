@@ -98,7 +98,8 @@ def _totals(findings: Findings) -> list[str]:
     if isinstance(planned, int | float) and isinstance(separate, int | float) and planned > 0:
         texts.append(
             f"Planned: {plan.get('num_cells')} measurements from {plan.get('num_trials')} trials, "
-            f"{scientific(planned)} training FLOPs; one run per measurement would have cost {separate / planned:.2f} times as much."
+            f"{scientific(planned)} training FLOPs; one run per measurement would have cost "
+            f"{separate / planned:.2f} times as much."
         )
     if len(rows):
         wasted = _per_trial(rows, "flops_wasted")

@@ -1,0 +1,93 @@
+"""IsoFLOP minima and N*(C): planted parabolas, a published study, and coverage of the intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_analysis_planted import BUDGETS, SIZES, flops_per_sample, planted_loss
+
+from analysis.isoflop import fit_isoflop
+from analysis.transfer import compare_arms
+
+
+def parabolas(exponent: float = 0.5, sizes: int = 7) -> pd.DataFrame:
+    """Loss exactly a parabola in log N, with N* = 2 C^exponent and N between N*/8 and 8 N*."""
+    rows = []
+    for flops in np.geomspace(1e16, 1e19, 6):
+        best = 2 * flops**exponent
+        for params in best * np.geomspace(1 / 8, 8, sizes):
+            loss = 3 * flops**-0.02 + 0.01 * np.log(params / best) ** 2
+            rows.append({"params": params, "samples": flops / (6 * params), "flops": flops, "loss": loss})
+    return pd.DataFrame(rows)
+
+
+def test_planted_parabolas_are_recovered() -> None:
+    fit = fit_isoflop(parabolas(0.47), num_resamples=0)
+    assert fit.params["N_exponent"] == pytest.approx(0.47, rel=1e-6)
+    assert fit.params["N_coefficient"] == pytest.approx(2, rel=1e-6)
+    assert fit.params["D_exponent"] == pytest.approx(0.53, rel=1e-6)
+    assert fit.params["D_coefficient"] == pytest.approx(1 / 12, rel=1e-6)
+    assert fit.cubic_exponent == pytest.approx(0.47, rel=1e-5)
+    assert [m.loss for m in fit.minima] == pytest.approx([3 * m.flops**-0.02 for m in fit.minima], rel=1e-9)
+
+
+def test_an_unbracketed_minimum_is_listed_and_not_used() -> None:
+    frame = parabolas()
+    flops = frame["flops"].max()
+    cut = frame[(frame["flops"] < flops) | (frame["params"] > 2.5 * flops**0.5)]
+    shifted = cut.assign(loss=cut["loss"] + 0.1 * (cut["flops"] == flops))
+    fit = fit_isoflop(shifted, num_resamples=0)
+    assert [m.bracketed for m in fit.minima] == [True] * 5 + [False]
+    assert fit.minima[-1].reason == "the minimum lies below the smallest size run"
+    assert fit.params["N_exponent"] == pytest.approx(0.5, rel=1e-6)
+
+
+def planted_table(rng: np.random.Generator, noise: float, shared: float) -> pd.DataFrame:
+    """Five sizes at five budgets, one trial a size; a share of the noise variance is common to a trial."""
+    rows = []
+    for size, params in SIZES.items():
+        common = rng.standard_normal()
+        for flops in BUDGETS:
+            error = noise * (np.sqrt(shared) * common + np.sqrt(1 - shared) * rng.standard_normal())
+            samples = flops / flops_per_sample(params)
+            loss = planted_loss(params, samples) * np.exp(error)
+            rows.append({"params": params, "samples": samples, "flops": flops, "loss": loss, "trial_id": size})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.7])
+def test_intervals_cover_the_planted_exponent(shared: float) -> None:
+    rng = np.random.default_rng(1)
+    truth = fit_isoflop(planted_table(rng, 0.0, 0.0), num_resamples=0).params["N_exponent"]
+    bands = [fit_isoflop(planted_table(rng, 0.003, shared), num_resamples=200).ci95["N_exponent"] for _ in range(80)]
+    covered = np.mean([band is not None and band[0] <= truth <= band[1] for band in bands])
+    assert covered >= 0.90
+    assert np.median([band[1] - band[0] for band in bands if band]) < 0.16
+
+
+def test_compute_clusters_without_a_budget_column() -> None:
+    frame = parabolas()
+    jitter = np.exp(np.random.default_rng(0).uniform(-0.03, 0.03, len(frame)))
+    fit = fit_isoflop(frame.assign(flops=frame["flops"] * jitter), num_resamples=0)
+    assert len(fit.minima) == 6
+    continuum = frame.assign(flops=np.geomspace(1e16, 1e19, len(frame) * 4)[: len(frame)])
+    with pytest.raises(ValueError, match="form a continuum, not groups within 10%"):
+        fit_isoflop(continuum)
+
+
+def test_too_few_sizes_says_what_is_needed() -> None:
+    frame = parabolas(sizes=2)
+    with pytest.raises(ValueError, match=r"at least 2 budgets with at least 3 sizes each; got 0 of 6 .*Run more sizes"):
+        fit_isoflop(frame)
+
+
+def test_arms_are_compared_at_their_best_learning_rates() -> None:
+    base = planted_table(np.random.default_rng(0), 0.0, 0.0)
+    good = base.assign(arm="muP", learning_rate=1e-3)
+    poor = base.assign(arm="muP", learning_rate=4e-3, loss=base["loss"] * 1.05)
+    other = base.assign(arm="SP", learning_rate=2e-3, loss=base["loss"] * 1.02)
+    comparison = compare_arms(pd.concat([poor, good, other]), "muP", "SP")
+    assert (comparison.wins, len(comparison.pairs)) == (25, 25)
+    assert comparison.mean_difference == pytest.approx(1 / 1.02 - 1)
+    assert {(p.learning_rate, p.other_learning_rate) for p in comparison.pairs} == {(1e-3, 2e-3)}

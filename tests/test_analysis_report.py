@@ -1,0 +1,126 @@
+"""The report: whole in itself, honest when there is little to say, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_analysis_planted import write_results
+
+from analysis.report import write_report
+from orchestrator.results.store import read_measurements
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
+)
+
+
+class Links(HTMLParser):
+    """Addresses a page would load or open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.opened: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and value and not value.startswith("#"):
+                (self.opened if tag == "a" else self.loaded).append(value)
+        assert tag not in ("script", "link", "iframe")
+
+
+def words(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page.split("</head>")[1]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_results(tmp_path_factory.mktemp("sweep") / "results")
+    frame = read_measurements(folder)
+    (folder / "samples").mkdir()
+    for row in frame[frame["outcome"] == "ok"].itertuples():
+        (folder / "samples" / f"{row.trial_id}-{row.samples}.png").write_bytes(PNG)
+    runs = {trial: f"run-{trial}" for trial in frame["trial_id"].unique()}
+    (folder / "mlflow.json").write_text(json.dumps({"experiment_id": "7", "ui": "http://127.0.0.1:5000", "runs": runs}))
+    return folder
+
+
+def test_the_report_answers_first_and_loads_nothing(folder: Path) -> None:
+    path = write_report(folder)
+    page = path.read_text()
+    assert path == folder / "report.html"
+    text = words(page)
+    assert text.index("Best size: N* ∝ C0.5") < text.index("What was run")
+    assert "muP beats SP at 25 of 25 sizes and budgets" in text
+    assert "times the compute" in text
+    assert "Frechet distances: not measured in this sweep." in text
+    assert "3 measurements (1 trial) diverged" in text
+    links = Links()
+    links.feed(page)
+    assert all(address.startswith("data:image/png;base64,") for address in links.loaded)
+    assert any(links.loaded)
+    frame = read_measurements(folder)
+    for trial in frame["trial_id"].unique():
+        assert f"http://127.0.0.1:5000/#/experiments/7/runs/run-{trial}" in links.opened
+    assert len(re.findall(r"<title>muP 10K", page)) >= 10
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_report_goes_where_it_is_asked_and_links_where_it_is_told(folder: Path, tmp_path: Path) -> None:
+    path = write_report(folder, tmp_path / "deep" / "page.html", tracking_ui="http://tracker:1/")
+    assert path == tmp_path / "deep" / "page.html"
+    assert "http://tracker:1/#/experiments/7/runs/" in path.read_text()
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+def lose_everything(folder: Path) -> None:
+    for part in (folder / "measurements").iterdir():
+        pd.read_parquet(part).assign(loss=None, outcome="diverged", reason="<exploded>").to_parquet(part)
+
+
+def remove_measurements(folder: Path) -> None:
+    for name in ("measurements", "curves", "attempts"):
+        shutil.rmtree(folder / name)
+
+
+def test_no_measurements_says_so(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "results", sizes=("10K",))
+    remove_measurements(folder)
+    assert "No measurement is in yet. 4 trials are planned." in words(write_report(folder).read_text())
+
+
+def test_every_trial_diverged_says_so(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "results", sizes=("10K", "60K"), rates=(1e-3,), budgets=(1e11, 2e11))
+    lose_everything(folder)
+    page = write_report(folder).read_text()
+    assert "Every trial diverged" in words(page)
+    assert "&lt;exploded&gt;" in page
+
+
+def test_one_budget_gives_a_best_size_and_no_law(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "results", budgets=(1e11,), rates=(1e-3,), arms=("muP",), noise=0.0)
+    (folder / "plan.json").write_text("{broken")
+    text = words(write_report(folder).read_text())
+    assert re.search(r"Best size at 10¹¹ FLOPs: (5|6)[\d.]*K parameters", text)
+    assert "gives no N*(C): run more budgets" in text
+    assert "No loss law" in text
+
+
+def test_one_trial_is_shown(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "results", budgets=(1e11,), rates=(1e-3,), arms=("SP",), sizes=("60K",))
+    text = words(write_report(folder).read_text())
+    assert "Best run: SP 60K" in text
+    assert "got 0 of 1" in text
+
+
+def test_an_absent_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no results folder"):
+        write_report(tmp_path / "absent")

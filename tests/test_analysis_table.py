@@ -1,0 +1,129 @@
+"""`fit`: tables of other people and ours, what is said of them, and errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_analysis_planted import N_EXPONENT, write_results
+
+from analysis.fit_table import fit_table, format_fit
+
+DATA = Path(__file__).parent / "data"
+
+
+def surface_table(path: Path, **renamed: str) -> Path:
+    N, D = (g.ravel() for g in np.meshgrid(np.geomspace(1e6, 1e9, 5), np.geomspace(1e8, 1e11, 5)))
+    noise = np.exp(0.002 * np.random.default_rng(0).standard_normal(len(N)))
+    frame = pd.DataFrame({"params": N, "samples": D, "loss": (0.31 + 40 / N**0.29 + 300 / D**0.36) * noise})
+    frame.rename(columns=renamed).to_csv(path, index=False)
+    return path
+
+
+def warned(result: dict[str, Any], words: str) -> bool:
+    return any(words in warning for warning in result["warnings"])
+
+
+def test_a_surface_from_a_foreign_csv(tmp_path: Path) -> None:
+    path = surface_table(tmp_path / "runs.csv", params="N", samples="Tokens", loss="val_loss")
+    result = fit_table(path, "surface", target_flops=1e20)
+    keys = {"law", "params", "ci95", "outcome", "starts_agree", "num_points", "allocation", "warnings"}
+    assert set(result) == keys
+    assert json.loads(json.dumps(result, allow_nan=False)) == result | {
+        "ci95": {k: list(v) for k, v in result["ci95"].items()},
+        "allocation": json.loads(json.dumps(result["allocation"])),
+    }
+    assert list(result["params"]) == ["E", "A", "B", "alpha", "beta"]
+    assert result["ci95"]["alpha"][0] < 0.29 < result["ci95"]["alpha"][1]
+    allocation = result["allocation"]
+    assert allocation["N_exponent"] == pytest.approx(0.36 / 0.65, abs=0.03)
+    assert 6 * allocation["params"] * allocation["samples"] == pytest.approx(1e20, rel=1e-6)
+    assert allocation["ci95"]["params"][0] < allocation["params"] < allocation["ci95"]["params"][1]
+    assert warned(result, "no column of flops: derived from params and samples by flops = 6 params samples")
+
+
+def test_llama3_minima_reproduce_the_published_exponent() -> None:
+    result = fit_table(DATA / "llama3_points.csv", "isoflop", target_flops=3.8e25, num_resamples=200)
+    assert result["allocation"]["N_exponent"] == pytest.approx(0.463, abs=0.001)
+    assert len(result["minima"]) == 10
+    assert set(result["minima"][0]) == {"flops", "params", "loss", "bracketed"}
+    assert warned(result, "estimators disagree: N* exponent 0.4632 by parabola")
+    assert warned(result, "3.8e+03 times the largest budget")
+
+
+def test_all_rows_of_chinchilla_reproduce_the_published_control() -> None:
+    result = fit_table(DATA / "chinchilla_points.csv", "surface", num_resamples=0)
+    assert result["allocation"]["N_exponent"] == pytest.approx(0.565, abs=0.001)
+
+
+def test_power_with_a_named_column_and_a_floor(tmp_path: Path) -> None:
+    flops = np.geomspace(1e17, 1e20, 8)
+    pd.DataFrame({"C": flops, "fid": 2e6 * flops**-0.234 + 5, "loss": 1.0}).to_parquet(tmp_path / "runs.parquet")
+    result = fit_table(tmp_path / "runs.parquet", "power", {"loss": "fid"}, target_flops=1e20)
+    assert result["floor_identified"] is True
+    assert result["params"] == pytest.approx({"A": 2e6, "beta": 0.234, "floor": 5}, rel=1e-6)
+    assert result["allocation"]["loss"] == pytest.approx(2e6 * 1e20**-0.234 + 5, rel=1e-6)
+    pd.DataFrame({"C": flops, "fid": 2e6 * flops**-0.234}).to_csv(tmp_path / "plain.csv", index=False)
+    plain = fit_table(tmp_path / "plain.csv", "power")
+    assert plain["floor_identified"] is False
+    assert plain["params"]["floor"] is None
+    assert warned(plain, "no floor is reported: its profile is flat down to 0")
+
+
+def test_our_results_folder(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "results", noise=0.001)
+    both = fit_table(folder, "isoflop", num_resamples=100)
+    assert warned(both, "several arms fitted together (SP, muP)")
+    assert warned(both, "3 rows of diverged trials not fitted")
+    mup = fit_table(folder / "measurements", "isoflop", arm="muP", num_resamples=100)
+    assert mup["num_points"] == 25
+    assert mup["allocation"]["N_exponent"] == pytest.approx(N_EXPONENT, abs=0.03)
+    assert warned(mup, "25 rows at other than the best learning rate")
+    surface = fit_table(folder, "surface", arm="muP", num_resamples=100)
+    assert surface["allocation"]["N_exponent"] == pytest.approx(N_EXPONENT, abs=0.03)
+    power = fit_table(folder, "power", arm="SP", num_resamples=100)
+    assert warned(power, "fitted to the best run of each of 5 budgets")
+    with pytest.raises(ValueError, match=r"no arm 'mup'. Its arms: SP, muP"):
+        fit_table(folder, "power", arm="mup")
+
+
+def test_duplicates_are_dropped_and_said(tmp_path: Path) -> None:
+    frame = pd.read_csv(surface_table(tmp_path / "runs.csv"))
+    pd.concat([frame, frame.iloc[:3]]).to_csv(tmp_path / "twice.csv", index=False)
+    result = fit_table(tmp_path / "twice.csv", "surface", num_resamples=0)
+    assert result["num_points"] == len(frame)
+    assert warned(result, "3 duplicates dropped (identical rows)")
+
+
+def test_errors_say_what_is_there_and_what_to_do(tmp_path: Path) -> None:
+    path = surface_table(tmp_path / "runs.csv", loss="final_los")
+    with pytest.raises(ValueError, match=r"no column for loss .*It has: params, samples, final_los\."):
+        fit_table(path, "surface")
+    with pytest.raises(ValueError, match=r"no column 'final_loss' .*The nearest name is 'final_los'"):
+        fit_table(path, "surface", {"loss": "final_loss"})
+    with pytest.raises(ValueError, match="Did you mean params"):
+        fit_table(path, "surface", {"param": "params"})
+    with pytest.raises(ValueError, match="there is no law 'powr'"):
+        fit_table(path, "powr")
+    with pytest.raises(ValueError, match="there is no table at"):
+        fit_table(tmp_path / "absent.csv", "power")
+    frame = pd.read_csv(path)
+    frame.loc[[2, 6], "final_los"] = [np.nan, -1.0]
+    frame.to_csv(path, index=False)
+    with pytest.raises(ValueError, match=r"'final_los'.* row 3 .*, row 7 \(.*-1.0"):
+        fit_table(path, "surface", {"loss": "final_los"})
+    pd.DataFrame({"flops": [1e18, 1e19], "loss": [3.0, 2.5]}).to_csv(path, index=False)
+    with pytest.raises(ValueError, match="at least 3 different budgets; got 2"):
+        fit_table(path, "power")
+
+
+def test_the_page_for_people_names_every_parameter() -> None:
+    result = fit_table(DATA / "llama3_points.csv", "power", num_resamples=100)
+    text = format_fit(result)
+    assert "loss = A * C^-beta + floor" in text
+    assert f"{result['params']['beta']:.5g}" in text
+    assert all(f"! {warning}" in text for warning in result["warnings"])
