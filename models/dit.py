@@ -24,7 +24,7 @@ from models.blocks import (
     positions_2d,
 )
 from models.config import DiTConfig, Parameterization
-from models.parameterization import Role, Start, Tag, TagTable, readout_multiplier
+from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, readout_multiplier
 
 
 def _modulation(width: int, num_vectors: int) -> nn.Sequential:
@@ -68,7 +68,7 @@ class FinalLayer(nn.Module):
         return F.linear(modulated_norm(x, shift, scale), weight, self.linear.bias)
 
 
-class DiT(nn.Module):
+class DiT(TaggedModule):
     """A class-conditional diffusion transformer.
 
     Starts at zero; `models.families.build` gives an initialised one. Label dropout is the training loop's, which

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-from torch import nn
-
 from models.config import DiTConfig, ModelConfig, Parameterization
 from models.dit import DiT
-from models.parameterization import initialise
+from models.parameterization import TaggedModule, initialise
 
 
 @singledispatch
-def build(config: ModelConfig, parameterization: Parameterization, seed: int) -> nn.Module:
+def build(config: ModelConfig, parameterization: Parameterization, seed: int) -> TaggedModule:
     """The model that `config` describes, float32 on the CPU, its weights drawn from `seed` alone.
 
     Raises:
@@ -23,7 +21,7 @@ def build(config: ModelConfig, parameterization: Parameterization, seed: int) ->
 
 
 @build.register
-def _build_dit(config: DiTConfig, parameterization: Parameterization, seed: int) -> nn.Module:
+def _build_dit(config: DiTConfig, parameterization: Parameterization, seed: int) -> TaggedModule:
     model = DiT(config, parameterization)
     initialise(model, config, parameterization, seed)
     return model

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +58,8 @@ TagTable = tuple[tuple[str, Tag], ...]
 """Shell patterns over parameter names and their tags; the first match counts."""
 
 
-class Tagged(Protocol):
-    """A model that can be parameterized."""
+class TaggedModule(nn.Module):
+    """A model that can be parameterized: every family's base class."""
 
     config: ModelConfig
     tags: ClassVar[TagTable]
@@ -142,13 +142,12 @@ def readout_multiplier(parameterization: Parameterization, width: int) -> float:
     return width_ratio(parameterization, width) ** power
 
 
-def tagged_parameters(model: Tagged) -> Iterator[tuple[str, nn.Parameter, Tag]]:
+def tagged_parameters(model: TaggedModule) -> Iterator[tuple[str, nn.Parameter, Tag]]:
     """Name, parameter and tag of each parameter, in the model's order.
 
     Raises:
         ValueError: a parameter matches no pattern of the model's tags.
     """
-    assert isinstance(model, nn.Module)
     for name, parameter in model.named_parameters():
         tag = next((tag for pattern, tag in model.tags if fnmatchcase(name, pattern)), None)
         if tag is None:
@@ -158,7 +157,7 @@ def tagged_parameters(model: Tagged) -> Iterator[tuple[str, nn.Parameter, Tag]]:
         yield name, parameter, tag
 
 
-def initialise(model: Tagged, config: ModelConfig, parameterization: Parameterization, seed: int) -> None:
+def initialise(model: TaggedModule, config: ModelConfig, parameterization: Parameterization, seed: int) -> None:
     """Draw every parameter in place, from `seed` alone: the global generator is neither read nor moved.
 
     Drawn in float32 on the CPU and then cast, so that device and precision do not change the weights.
@@ -186,7 +185,7 @@ def _drawn(parameter: Tensor, start: Start, zero_init: bool, rules: Table, gener
 
 
 def parameter_groups(
-    model: Tagged, parameterization: Parameterization, learning_rate: float, weight_decay: float
+    model: TaggedModule, parameterization: Parameterization, learning_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """Optimizer groups of a model: one for each distinct scaling, however large m is.
 

@@ -230,6 +230,8 @@ def _environment(threads: int, use_gpu: bool) -> dict[str, str]:
     environment = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
     if not use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
+        # Keep freed memory: fresh pages cost a small model up to a tenth of its step.
+        environment |= {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
     return environment
 
 
