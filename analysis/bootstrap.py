@@ -26,8 +26,8 @@ def choose_rule(trials: NDArray[np.int64], num_params: int) -> str:
 
 def describe_rule(rule: str, num_trials: int, num_resamples: int) -> str:
     """The rule in words, for people."""
-    what = "trials drawn with replacement" if rule == "pairs" else "few trials, so residuals of trials exchanged"
-    return f"95% percentile bootstrap, {num_resamples} resamples of {num_trials} trials ({what})"
+    what = "drawn whole, with replacement" if rule == "pairs" else "few, so their residuals are exchanged"
+    return f"95% percentile bootstrap, {num_resamples} resamples of {num_trials} independent runs ({what})"
 
 
 def pair_weights(trials: NDArray[np.int64], num_resamples: int, rng: np.random.Generator) -> Array:

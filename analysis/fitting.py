@@ -211,18 +211,15 @@ def _with_draws(
 def profile_floor(law: Law, x: Array, y: Array, floor: float, num_floors: int = 25) -> FloorProfile:
     """Refit with the floor fixed at values from 0 to the smallest y, and compare by a robust F ratio.
 
-    Residuals count as Huber(1.345 s), with s their scale at the least-squares fit, so that outliers neither make nor
+    Residuals count as Huber(1.345 s), with s their scale at the fit, so that outliers neither make nor
     break a floor (the rho test: Hampel, Ronchetti, Rousseeuw and Stahel 1986, section 7.2). `floor` is the fitted one.
     """
     centred = _Centred.of(law, x, y)
     problem = centred.problem()
     dof = max(1, len(y) - law.num_params)
     starts = projected_starts(problem, 8)
-    squares, values = polish(problem, starts, delta=1.0)
-    residuals = centred.log_y - law.log_y(squares[[np.argmin(values)]], centred.log_x)[0]
-    spread = 1.4826 * np.median(np.abs(residuals)) * np.sqrt(len(y) / dof)
-    clipped = np.clip(residuals, -3 * spread, 3 * spread) if spread > 0 else residuals
-    s = max(float(np.sqrt(np.sum(clipped**2) / dof)), 1e-9)
+    fitted, values = polish(problem, starts)
+    s = _scale(centred.log_y - law.log_y(fitted[[np.argmin(values)]], centred.log_x)[0], law.num_params)
     smallest = float(y.min())
     steps = np.linspace(0.0, 1.0, num_floors)[:-1]
     floors = np.unique(np.append(smallest * (1 - (1 - steps) ** 2), min(max(floor, 0.0), smallest * 0.9999)))
@@ -240,6 +237,17 @@ def profile_floor(law: Law, x: Array, y: Array, floor: float, num_floors: int = 
     kept = floors[statistic <= threshold]
     bounds = (float(kept.min()), float(kept.max())) if len(kept) else (floor, floor)
     return FloorProfile(floors=floors, statistic=statistic, threshold=threshold, interval=bounds)
+
+
+def _scale(residuals: Array, num_params: int) -> float:
+    """Robust standard deviation of residuals, of which as many as there are parameters may be zero by construction.
+
+    Never below 1e-6, the share of y at which a term counts as absent.
+    """
+    size = np.sort(np.abs(residuals))[min(num_params, len(residuals) - 1) :]
+    spread = 1.4826 * float(np.median(size))
+    clipped = np.clip(residuals, -3 * spread, 3 * spread)
+    return max(float(np.sqrt(np.sum(clipped**2) / max(1, len(residuals) - num_params))), 1e-6)
 
 
 def fit_power(
@@ -280,7 +288,11 @@ def _why_refused(fit: Fit, profile: FloorProfile, smallest: float) -> str | None
 
 
 def _check_identification(fit: Fit, x: Array, y: Array) -> Fit:
-    """A surface whose floor may be 0, or whose resamples run to the bounds, is not identified."""
+    """A surface is not identified when N and D rise together, its floor may be 0, or resamples run to the bounds."""
+    spread = np.log(x) - np.log(x).mean(axis=0)
+    if np.linalg.svd(spread, compute_uv=False)[-1] < 0.02 * np.sqrt(len(y)):
+        reason = "params and samples rise together, so their terms cannot be told apart; vary one while the other stays"
+        return replace(fit, outcome="not_identified", reason=reason)
     if fit.outcome != "converged":
         return fit
     profile = profile_floor(fit.law, x, y, fit.params["E"])

@@ -40,6 +40,8 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
     "svg.fonttype": "none",
 }
 
@@ -152,7 +154,7 @@ def isoflop_curves(
     axes.set_ylim(low - 0.04 * (high - low or low), high + 0.12 * (high - low or low))
     _mark_diverged(axes, diverged, "params", links)
     if values:
-        axes.legend(frameon=False, ncols=1 if len(values) < 7 else 2, loc="best")
+        axes.legend(ncols=1 if len(values) < 7 else 2, loc="best")
     return figure
 
 
@@ -208,7 +210,7 @@ def loss_against_compute(
     _log_axis(axes, "x", low / 1.2, high * 1.8, scientific)
     _log_axis(axes, "y", bottom, top, "{:.3g}".format)
     _mark_diverged(axes, diverged, "flops", links)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(loc="upper right")
     return figure
 
 
@@ -251,7 +253,7 @@ def optimum_against_compute(
             seen += list(fit.optimum(letter, grid[[0, -1]]))
     _log_axis(axes, "x", low, high, scientific)
     _log_axis(axes, "y", min(seen), max(seen), with_unit)
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(loc="upper left")
     return figure
 
 
@@ -296,7 +298,7 @@ def arm_differences(comparison: Comparison, *, title: str = "") -> Figure:
     low = -reach if (pairs["gap"] < 0).any() else -0.2 * reach
     axes.set_ylim(low, reach if (pairs["gap"] > 0).any() else 0.2 * reach)
     _log_axis(axes, "x", float(pairs["params"].min()), float(pairs["params"].max()), with_unit)
-    axes.legend(frameon=False, ncols=2)
+    axes.legend(ncols=2)
     return figure
 
 
@@ -318,7 +320,7 @@ def learning_rate_curves(
     rates = sorted({*part["learning_rate"], *([] if lost is None else lost["learning_rate"])})
     _log_axis(axes, "x", rates[0], rates[-1], "{:.2g}".format, at=rates if len(rates) <= 6 else ())
     _mark_diverged(axes, lost, "learning_rate", links)
-    axes.legend(frameon=False, title="parameters", title_fontsize=8.5)
+    axes.legend(title="parameters", title_fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -349,7 +351,7 @@ def training_curves(curves: pd.DataFrame, sizes: dict[str, float], *, title: str
     rows = curves[curves["trial_id"].isin(chosen) & (curves["loss"] > 0)]
     _log_axis(axes, "x", float(rows["samples"].min()), float(rows["samples"].max()), with_unit)
     _log_axis(axes, "y", float(rows["loss"].min()), float(rows["loss"].quantile(0.995)), "{:.3g}".format)
-    axes.legend(frameon=False, title="parameters", title_fontsize=8.5)
+    axes.legend(title="parameters", title_fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -366,5 +368,5 @@ def floor_profile(fits: dict[str, Fit], *, title: str = "", order: Sequence[str]
             )
             axes.axhline(fit.profile.threshold, color=colour, linestyle="--", linewidth=0.9)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.legend()
     return figure

@@ -92,3 +92,24 @@ def test_too_few_points_is_a_value() -> None:
     assert fit.outcome == "too_few_points"
     assert fit.params == {}
     assert "needs 6 distinct points; there are 3" in str(fit.reason)
+
+
+def test_a_surface_along_one_line_is_not_identified() -> None:
+    N = np.geomspace(1e6, 1e9, 12)
+    fit = fit_law(SurfaceLaw(), np.stack([N, 20 * N], axis=-1), 0.3 + 40 / N**0.29 + 300 / (20 * N) ** 0.36)
+    assert fit.outcome == "not_identified"
+    assert "rise together" in str(fit.reason)
+
+
+def test_one_outlier_neither_moves_the_law_nor_hides_its_floor() -> None:
+    loss = 1e3 * BUDGETS**-0.15 + 1.5
+    loss[4] *= 1.3
+    fit = fit_power(BUDGETS, loss, num_resamples=0)
+    assert fit.floor_identified
+    assert fit.params == pytest.approx({"A": 1e3, "beta": 0.15, "floor": 1.5}, rel=0.03)
+
+
+def test_losses_that_rise_with_compute_end_at_a_bound() -> None:
+    fit = fit_power(BUDGETS, BUDGETS**0.1, num_resamples=0)
+    assert fit.outcome == "at_bound"
+    assert "beta ended at the edge" in str(fit.reason)
