@@ -38,10 +38,13 @@ def _size(arm: ArmFindings) -> list[str]:
     at = f"At {scientific(top)} FLOPs that is <strong>{with_unit(float(fit.optimum('N', top)))} parameters</strong>"
     at += _range(fit.optimum_interval("N", top)) + f" on {with_unit(float(fit.optimum('D', top)))} samples"
     at += _range(fit.optimum_interval("D", top)) + "."
+    others = {"cubics": fit.cubic_exponent, "the surface": arm.surface_exponent[0] if arm.surface_exponent else None}
+    told = " and ".join(f"{value:.3f} by {name}" for name, value in others.items() if value is not None)
+    aside = f" Other approaches give {told}." if told else ""
     return [
         f"<strong>Best size: N* ∝ C<sup>{n:.3f}</sup></strong>{_band(fit.ci95.get('N_exponent'))} ({escape(arm.arm)}, "
         f"{len(fit.bracketed)} of {len(fit.minima)} budgets bracketed): ten times the compute wants {10**n:.2g} times "
-        f"the parameters. {at}",
+        f"the parameters. {at}{aside}",
         f"<strong>Best data: D* ∝ C<sup>{d:.3f}</sup></strong>{_band(fit.ci95.get('D_exponent'))}: ten times the "
         f"compute wants {10**d:.2g} times the samples.",
     ]

@@ -26,6 +26,18 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distance:
+    """Frechet distance against compute in one arm: all rows, the best of each budget, and their law."""
+
+    name: str
+    """FID, or FD-<encoder>: the two are never compared."""
+    column: str
+    rows: pd.DataFrame
+    frontier: pd.DataFrame
+    law: Fit
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArmFindings:
     """One arm. `trained` are its measured rows, `fitted` those at the best learning rate."""
 
@@ -41,6 +53,8 @@ class ArmFindings:
     surface_exponent: tuple[float, Interval | None] | None
     """N* exponent of the surface, with its interval."""
     backtests: list[Backtest]
+    distance: Distance | None
+    """Its Frechet distance against compute; None where none was measured."""
 
     @property
     def num_diverged(self) -> int:
@@ -59,13 +73,13 @@ class Findings:
     tracking: dict[str, Any]
     arms: list[ArmFindings]
     comparisons: list[Comparison]
-    """The arm with the lowest loss against each other arm."""
+    """The first arm of the spec against each other arm."""
     warnings: list[str] = field(default_factory=list)
 
     @property
     def best(self) -> ArmFindings | None:
-        """The arm with the lowest loss law at its largest budget, or with the lowest loss."""
-        return self.arms[0] if self.arms and len(self.arms[0].trained) else None
+        """The first arm of the spec that has a loss: the one the answer is about."""
+        return next((arm for arm in self.arms if len(arm.trained)), None)
 
 
 def find(folder: Path) -> Findings:
@@ -73,15 +87,16 @@ def find(folder: Path) -> Findings:
     measurements = read_measurements(folder)
     frame = measurements.assign(params=measurements["params_backbone"].astype(float))
     frame["flops"] = frame["flops"].astype(float)
+    plan = _read_json(folder / "plan.json")
+    named = [str(arm) for arm in plan.get("arms") or []]
     arms = [_arm(str(arm), rows) for arm, rows in frame.groupby("arm", sort=True)]
-    arms.sort(key=lambda a: float(a.trained["loss"].min()) if len(a.trained) else np.inf)
+    arms.sort(key=lambda a: named.index(a.arm) if a.arm in named else len(named))
     comparisons = []
     trained = [a for a in arms if len(a.trained)]
     if len(trained) > 1:
         rows = pd.concat([a.trained for a in trained])
         laws = {a.arm: a.law for a in trained}
         comparisons = [compare_arms(rows, trained[0].arm, other.arm, laws) for other in trained[1:]]
-    plan = _read_json(folder / "plan.json")
     return Findings(
         folder=folder,
         measurements=frame,
@@ -140,7 +155,20 @@ def _arm(arm: str, rows: pd.DataFrame) -> ArmFindings:
         surface=surface,
         surface_exponent=_surface_exponent(surface, fitted),
         backtests=[test for test in tests if test is not None],
+        distance=_distance(trained),
     )
+
+
+def _distance(trained: pd.DataFrame) -> Distance | None:
+    """The arm's FID where it was measured, else its FD by another encoder."""
+    for column in ("fid", "fd"):
+        rows = trained[trained[column].notna() & (trained[column].astype(float) > 0)]
+        if len(rows):
+            name = "FID" if column == "fid" else f"FD-{'/'.join(sorted(rows['fd_encoder'].dropna().unique()))}"
+            best = frontier(rows.assign(loss=rows[column].astype(float)))
+            law = fit_power(best["flops"].to_numpy(dtype=float), best["loss"].to_numpy(dtype=float))
+            return Distance(name=name, column=column, rows=rows, frontier=best, law=law)
+    return None
 
 
 def _surface_exponent(fit: Fit, frame: pd.DataFrame) -> tuple[float, Interval | None] | None:

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis import report_page as page
 from analysis.answer import answer
 from analysis.findings import ArmFindings, Findings, find
+from analysis.fitting import Fit
 from analysis.magnitudes import scientific, with_unit
 from analysis.plots import (
     arm_differences,
@@ -172,7 +173,7 @@ class _Report:
             diverged=diverged,
             order=self.order,
         )
-        laws = "; ".join(f"{a.arm}: " + (_law_words(a) or str(a.law.reason)) for a in self.shown)
+        laws = "; ".join(f"{a.arm}: " + (law_words(a.law) or str(a.law.reason)) for a in self.shown)
         caption = (
             "Small points: every measurement. Rings: the best of each budget, which the law is fitted to. Band: 95%."
         )
@@ -189,18 +190,37 @@ class _Report:
             drawn = floor_profile(profiles, title="Is there a floor?", order=self.order)
             figure = self.plot(drawn, "floor", alt, caption)
         laws = [
-            f"<b>{page.escape(a.arm)}</b>: {_with_powers(_law_words(a) or f'no loss law: {a.law.reason}')}"
+            f"<b>{page.escape(a.arm)}</b>: {_with_powers(law_words(a.law) or f'no loss law: {a.law.reason}')}"
             for a in self.shown
         ]
-        fid = self.findings.measurements[["fid", "fd"]].notna().any().any()
-        place = "" if fid else page.paragraph("Frechet distances: not measured in this sweep.", "note")
         return page.section(
             "compute",
             "Loss against compute",
             page.grid(self.compute_plot("compute-plot"), figure),
             *(page.paragraph(law) for law in laws),
-            place,
+            self.distances(),
         )
+
+    def distances(self) -> str:
+        """Frechet distance against compute, or that none was measured."""
+        found = {arm.arm: arm.distance for arm in self.shown if arm.distance is not None}
+        if not found:
+            return page.paragraph("Frechet distances: not measured in this sweep.", "note")
+        names = sorted({distance.name for distance in found.values()})
+        plots = []
+        for k, name in enumerate(names):
+            part = {arm: d for arm, d in found.items() if d.name == name}
+            figure = loss_against_compute(
+                {arm: (d.rows, d.frontier, d.law) for arm, d in part.items()},
+                title=f"{name} against compute",
+                links=lambda row: page.point_link(row.name),
+                quantity=name,
+                column=next(iter(part.values())).column,
+                order=self.order,
+            )
+            laws = "; ".join(f"{arm}: {law_words(d.law, name) or d.law.reason}" for arm, d in part.items())
+            plots.append(self.plot(figure, f"distance{k}", f"{name} against training compute. {laws}", laws))
+        return page.grid(*plots)
 
     def optimum(self) -> str:
         fits = {a.arm: a.isoflop for a in self.shown if a.isoflop is not None and a.isoflop.bracketed}
@@ -283,7 +303,8 @@ class _Report:
 
     def reproduce(self, name: str) -> str:
         spec = str(self.findings.plan.get("spec") or "").rstrip()
-        commands = f"ditlaw run {name}.yaml --results {self.findings.folder}\nditlaw report {self.findings.folder}"
+        path = self.findings.plan.get("spec_path") or f"{name}.yaml"
+        commands = f"ditlaw run {path} --results {self.findings.folder}\nditlaw report {self.findings.folder}"
         commands += f"\nditlaw fit {self.findings.folder} --law isoflop"
         text = f"<p>The spec, as it was run:</p><pre><code>{page.escape(spec)}</code></pre>" if spec else ""
         words = "Running the same command again continues the sweep; nothing that was measured is lost or done twice."
@@ -296,16 +317,15 @@ class _Report:
         )
 
 
-def _law_words(arm: ArmFindings) -> str:
-    """The loss law of an arm with intervals; empty without one."""
-    fit = arm.law
+def law_words(fit: Fit, what: str = "loss") -> str:
+    """A law against compute with intervals; empty without one."""
     if not fit.succeeded:
         return ""
     band = fit.ci95.get("beta")
     either = "" if fit.floor_identified else ", with or without a floor"
     spread = f" (β 95% {band[0]:.3g} to {band[1]:.3g}{either})" if band else ""
     floor = f" + {fit.params['floor']:.4g}" if fit.floor_identified else ", no floor identified"
-    law = f"loss = {fit.params['A']:.4g} · C^−{fit.params['beta']:.4g}{floor}"
+    law = f"{what} = {fit.params['A']:.4g} · C^−{fit.params['beta']:.4g}{floor}"
     return f"{law}{spread}; best run of each of {fit.num_points} budgets; {fit.rule}"
 
 

@@ -56,8 +56,8 @@ tr:last-child td { border-bottom: 0; }
 .warnings li { background: var(--warn); border-left: 3px solid var(--warn-line); padding: 8px 12px; margin: 6px 0;
   border-radius: 0 6px 6px 0; font-size: .93rem; max-width: 92ch; overflow-wrap: anywhere; }
 .strip { display: flex; gap: 14px; overflow-x: auto; padding: 4px 0 10px; }
-.strip figure { flex: 0 0 auto; width: 230px; }
-.strip img { width: 230px; height: auto; display: block; border-radius: 6px; border: 1px solid var(--line);
+.strip figure { flex: 0 0 auto; width: min(480px, 86vw); }
+.strip img { width: 100%; height: auto; display: block; border-radius: 6px; border: 1px solid var(--line);
   background: #fff; image-rendering: pixelated; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px;
   font-size: .82rem; line-height: 1.45; }

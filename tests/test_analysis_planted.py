@@ -65,6 +65,7 @@ def write_results(
         "sweep": "planted",
         "question": "Which size is best at each budget, and does muP beat SP?",
         "spec": "name: planted\nbudgets: {flops: [2.5e10, 4e11]}\n",
+        "arms": list(arms),
         "num_cells": len(trials) * len(budgets),
         "num_trials": len(trials),
         "flops_separate": float(len(trials) * sum(budgets)),

@@ -8,10 +8,12 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_analysis_planted import write_results
 
+from analysis.findings import find
 from analysis.report import write_report
 from orchestrator.results.store import read_measurements
 
@@ -124,3 +126,30 @@ def test_one_trial_is_shown(tmp_path: Path) -> None:
 def test_an_absent_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no results folder"):
         write_report(tmp_path / "absent")
+
+
+def test_frechet_distances_have_their_figure_and_law_where_they_were_measured(tmp_path: Path) -> None:
+    def measure(folder: Path) -> None:
+        for part in (folder / "measurements").glob("*.parquet"):
+            table = pd.read_parquet(part)
+            table["fd"] = 3e6 * table["flops"] ** -0.25 * (1 + 0.1 * np.abs(np.log(table["params_backbone"] / 6e4)))
+            table["fd_encoder"] = "fmnist-cnn"
+            table.to_parquet(part)
+
+    folder = write_results(tmp_path / "planted", diverge=False, rates=(1e-3,))
+    assert "Frechet distances: not measured" in write_report(folder).read_text()
+    measure(folder)
+    page = words(write_report(folder).read_text())
+    assert "not measured" not in page
+    assert "FD-fmnist-cnn against compute" in page
+    assert "FD-fmnist-cnn = " in page
+    distance = find(folder).arms[0].distance
+    assert distance is not None
+    assert distance.law.params["beta"] == pytest.approx(0.25, abs=0.05)
+
+
+def test_the_answer_is_about_the_first_arm_of_the_spec(folder: Path) -> None:
+    found = find(folder)
+    named = found.plan["arms"]
+    assert [arm.arm for arm in found.arms] == named
+    assert (found.comparisons[0].first, found.comparisons[0].second) == tuple(named)

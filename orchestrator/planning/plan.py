@@ -86,6 +86,7 @@ class Plan:
             "makespan_hours": self.makespan_hours,
             "checkpoint_bytes": sum(checkpoint_bytes(trial) for trial in self.trials),
             "results_bytes": self.num_cells * MEASUREMENT_BYTES,
+            "arms": list(self.sweep.arms),
             "gangs": compute.gangs,
             "trials": [self._trial_json(trial) for trial in self.trials],
             "spec_path": str(self.source.path),
