@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -194,7 +195,16 @@ def _where(folder: Path, tracking_uri: str) -> None:
     from orchestrator.tracking.address import ui_command
 
     click.echo(f"Report:  {folder / 'report.html'}")
-    click.echo(f"MLflow:  {ui_command(tracking_uri)}")
+    click.echo(f"MLflow:  {ui_command(tracking_uri, _mlflow())}")
+
+
+def _mlflow() -> str:
+    """How to call this environment's mlflow from the current folder, whatever is on the PATH."""
+    program = Path(sys.executable).with_name("mlflow")
+    found = shutil.which("mlflow")
+    if found and Path(found).samefile(program):
+        return "mlflow"
+    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
 
 
 def _report(folder: Path, out: Path | None = None) -> Path:

@@ -11,8 +11,9 @@ STATE_BYTES_PER_PARAM = 20
 CHECKPOINT_BYTES_PER_PARAM = 16
 """fp32 weights, two Adam moments and the EMA."""
 
-CPU_FLOPS_PER_SECOND = ((16, 6e9), (32, 12e9), (64, 19e9), (128, 26e9), (256, 32e9))
-"""Training FLOP/s of one CPU core by width (DiT, patch 4, 28 x 28, batch 64, fp32): see docs of `ditlaw plan`."""
+CPU_FLOPS_PER_SECOND = ((16, 8e9), (24, 12e9), (32, 16e9), (48, 22e9), (64, 27e9), (96, 34e9))
+"""Training FLOP/s of one CPU core by width: medians over the quickstart's trials (DiT, patch 4, 28 x 28, heads of 8,
+batch 64, fp32, torch 2.13.0) with both cores of a 2-core AMD EPYC busy."""
 GPU_FLOPS_PER_SECOND = 200e12
 """An assumption until a device's own table is measured: about 20% of an H100's dense bf16 peak."""
 

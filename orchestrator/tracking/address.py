@@ -17,11 +17,14 @@ def ui_url(tracking_uri: str) -> str:
     return without_password(tracking_uri) if tracking_uri.startswith("http") else "http://127.0.0.1:5000"
 
 
-def ui_command(tracking_uri: str) -> str:
-    """The shell command that opens the user interface of a database; for a server, its address."""
+def ui_command(tracking_uri: str, mlflow: str = "mlflow") -> str:
+    """The shell command that opens the user interface of a database; for a server, its address.
+
+    `mlflow` is the program, with its path where the shell would not find it.
+    """
     if tracking_uri.startswith("http"):
         return ui_url(tracking_uri)
-    return f"mlflow ui --backend-store-uri {shlex.quote(without_password(tracking_uri))} --host 127.0.0.1 --port 5000"
+    return f"{shlex.quote(mlflow)} ui --backend-store-uri {shlex.quote(without_password(tracking_uri))} --host 127.0.0.1 --port 5000"
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:
