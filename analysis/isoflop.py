@@ -17,6 +17,10 @@ from analysis.laws import Array
 
 MIN_SIZES = 3
 MIN_BUDGETS = 2
+NEAR = 1.35
+"""A parabola is the profile's shape near its minimum: sizes whose loss is beyond this multiple of the lowest are not in
+it, but for the 4 nearest."""
+MIN_NEAR = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Minimum:
     num_points: int
     num_sizes: int
     sizes: tuple[float, float]
-    """Smallest and largest N run, in parameters."""
+    """Smallest and largest N in the parabola, in parameters."""
     coefficients: tuple[float, float, float]
     """Loss = c0 + c1 u + c2 u^2 with u = log N - `centre`."""
     centre: float
@@ -90,11 +94,13 @@ def fit_isoflop(
 
     Budgets with fewer than 3 sizes are left out. ValueError when fewer than `min_budgets` remain: see `check_design`.
     """
-    frame = check_design(frame, min_budgets)
+    whole = check_design(frame, min_budgets)
+    cost = _CostPerSample.of(whole)
+    cubics = [_cubic_minimum(_Profile.of(group)) for _, group in whole.groupby("budget", sort=True)]
+    frame = pd.concat([_near_minimum(group) for _, group in whole.groupby("budget", sort=True)])
     groups = [group for _, group in frame.groupby("budget", sort=True)]
-    cost = _CostPerSample.of(frame)
     profiles = [_Profile.of(group) for group in groups]
-    minima = [_minimum(profile, group, cost) for profile, group in zip(profiles, groups, strict=True)]
+    minima = [_minimum(p, group, cost, cubic) for p, group, cubic in zip(profiles, groups, cubics, strict=True)]
     used = [i for i, m in enumerate(minima) if m.bracketed]
     log_n, rule = np.full((num_resamples, len(minima)), np.nan), ""
     if num_resamples:
@@ -103,7 +109,7 @@ def fit_isoflop(
             replace(m, params_ci95=interval(np.exp(log_n[:, i]))) if m.bracketed else m for i, m in enumerate(minima)
         ]
     outcome, reason = _outcome(len(used), len(minima))
-    fit = IsoflopFit(minima=minima, params={}, outcome=outcome, reason=reason, num_points=len(frame), rule=rule)
+    fit = IsoflopFit(minima=minima, params={}, outcome=outcome, reason=reason, num_points=len(whole), rule=rule)
     if len(used) < 2:
         return fit
     flops = np.array([minima[i].flops for i in used])
@@ -179,7 +185,21 @@ class _Profile:
         return np.where(inside, u + self.centre, np.nan)
 
 
-def _minimum(profile: _Profile, group: pd.DataFrame, cost: _CostPerSample) -> Minimum:
+def _near_minimum(group: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one budget around its lowest loss: adjoining sizes within NEAR of it, MIN_NEAR of them at least."""
+    mean = group.groupby("params")["loss"].mean()
+    sizes, loss = mean.index.to_numpy(), mean.to_numpy()
+    low = high = int(loss.argmin())
+    while low > 0 or high < len(sizes) - 1:
+        below = loss[low - 1] if low > 0 else np.inf
+        above = loss[high + 1] if high < len(sizes) - 1 else np.inf
+        if min(below, above) > NEAR * loss.min() and high - low + 1 >= MIN_NEAR:
+            break
+        low, high = (low - 1, high) if below <= above else (low, high + 1)
+    return group[group["params"].between(sizes[low], sizes[high])]
+
+
+def _minimum(profile: _Profile, group: pd.DataFrame, cost: _CostPerSample, cubic: float | None) -> Minimum:
     ones = np.ones((1, len(profile.u)))
     c = profile.parabolas(profile.loss[None], ones)[0]
     convex = c[2] > 0
@@ -188,9 +208,9 @@ def _minimum(profile: _Profile, group: pd.DataFrame, cost: _CostPerSample) -> Mi
     if not convex:
         reason = "the profile does not curve upwards"
     elif u <= profile.u.min():
-        reason = "the minimum lies below the smallest size run"
+        reason = "the minimum lies below the smallest size near it"
     elif u >= profile.u.max():
-        reason = "the minimum lies above the largest size run"
+        reason = "the minimum lies above the largest size near it"
     budget = float(group["budget"].iloc[0])
     params = float(np.exp(u + profile.centre)) if convex and abs(u) < 50 else None
     sizes = np.exp(profile.u + profile.centre)
@@ -206,7 +226,7 @@ def _minimum(profile: _Profile, group: pd.DataFrame, cost: _CostPerSample) -> Mi
         sizes=(float(sizes.min()), float(sizes.max())),
         coefficients=(float(c[0]), float(c[1]), float(c[2])),
         centre=profile.centre,
-        cubic_params=_cubic_minimum(profile),
+        cubic_params=cubic,
     )
 
 

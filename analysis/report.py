@@ -151,7 +151,7 @@ class _Report:
         if name in ("hero", "iso0"):
             caption = (
                 "Each point is a trial at a budget (hover for its settings, click for its run). Curves are parabolas "
-                "in log N, stars their minima; a hollow star is not bracketed by the sizes run."
+                "in log N through the sizes near the minimum, stars their minima; a hollow star is not bracketed."
             )
         return self.plot(figure, name, f"Loss against parameters in arm {arm.arm}, one curve a budget. {text}", caption)
 
@@ -336,9 +336,10 @@ def _with_powers(words: str) -> str:
 METHOD = """
 <p><b>Compute.</b> Training FLOPs are 3 × forward FLOPs × samples, with a multiply-add counted as 2. N is the backbone's
 parameters, D the samples seen.</p>
-<p><b>IsoFLOP minima.</b> At each budget a parabola in log N through the losses; minima outside the sizes run are shown
-but not used. N* and D* are power laws through the minima (Hoffmann et al. 2022, arXiv 2203.15556, section 3.2); cubics
-and the surface L = E + A/N<sup>α</sup> + B/D<sup>β</sup> stand beside them.</p>
+<p><b>IsoFLOP minima.</b> At each budget a parabola in log N through the losses within 35% of the lowest (of four sizes
+at least); minima outside these sizes are shown but not used. N* and D* are power laws through the minima (Hoffmann et
+al. 2022, arXiv 2203.15556, section 3.2); cubics through all sizes and the surface
+L = E + A/N<sup>α</sup> + B/D<sup>β</sup> stand beside them.</p>
 <p><b>Estimation.</b> Laws minimise the summed Huber loss (δ = 10<sup>−3</sup>) of log residuals, started from variable
 projection over the exponents, with analytic derivatives (Hoffmann et al. 2022, appendix D.3; Besiroglu et al. 2024,
 arXiv 2404.10102). A floor is reported only if a law without one fits worse at the 5% level and its interval stays

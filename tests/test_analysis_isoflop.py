@@ -39,7 +39,7 @@ def test_an_unbracketed_minimum_is_listed_and_not_used() -> None:
     shifted = cut.assign(loss=cut["loss"] + 0.1 * (cut["flops"] == flops))
     fit = fit_isoflop(shifted, num_resamples=0)
     assert [m.bracketed for m in fit.minima] == [True] * 5 + [False]
-    assert fit.minima[-1].reason == "the minimum lies below the smallest size run"
+    assert fit.minima[-1].reason == "the minimum lies below the smallest size near it"
     assert fit.params["N_exponent"] == pytest.approx(0.5, rel=1e-6)
 
 
@@ -91,3 +91,17 @@ def test_arms_are_compared_at_their_best_learning_rates() -> None:
     assert (comparison.wins, len(comparison.pairs)) == (25, 25)
     assert comparison.mean_difference == pytest.approx(1 / 1.02 - 1)
     assert {(p.learning_rate, p.other_learning_rate) for p in comparison.pairs} == {(1e-3, 2e-3)}
+
+
+def test_sizes_far_above_the_minimum_do_not_pull_it() -> None:
+    """A profile that is steep on one side, as when the smallest size has saturated: the minimum stays where it is."""
+    rows = []
+    for flops, best in ((1e10, 3e4), (4e10, 6e4), (1.6e11, 1.2e5)):
+        for params in best * np.array([0.12, 0.5, 0.8, 1.25, 2.0, 8.0]):
+            u = np.log(params / best)
+            rows.append({"params": params, "flops": flops, "samples": flops / params, "loss": 0.4 + 0.1 * u**2})
+            rows[-1]["loss"] += 0.4 if u < -2 else 0.0
+    fit = fit_isoflop(pd.DataFrame(rows), num_resamples=0)
+    assert [m.params for m in fit.minima] == pytest.approx([3e4, 6e4, 1.2e5], rel=1e-6)
+    assert fit.params["N_exponent"] == pytest.approx(0.5, abs=1e-6)
+    assert fit.num_points == 18

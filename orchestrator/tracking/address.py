@@ -24,7 +24,8 @@ def ui_command(tracking_uri: str, mlflow: str = "mlflow") -> str:
     """
     if tracking_uri.startswith("http"):
         return ui_url(tracking_uri)
-    return f"{shlex.quote(mlflow)} ui --backend-store-uri {shlex.quote(without_password(tracking_uri))} --host 127.0.0.1 --port 5000"
+    store = shlex.quote(without_password(tracking_uri))
+    return f"{shlex.quote(mlflow)} ui --backend-store-uri {store} --host 127.0.0.1 --port 5000"
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:
