@@ -125,9 +125,8 @@ def _isoflop(table: Table, target: float | None, num_resamples: int) -> dict[str
     frame = _at_best_rates(table.frame, warnings)
     fit = fit_isoflop(frame, num_resamples=num_resamples)
     _warn_fit(fit.outcome, fit.reason, warnings)
-    used = sum(m.num_points for m in fit.minima)
-    if used < len(frame):
-        warnings.append(f"{len(frame) - used} rows at budgets with fewer than 3 sizes not used")
+    if fit.num_points < len(frame):
+        warnings.append(f"{len(frame) - fit.num_points} rows at budgets with fewer than 3 sizes not used")
     for m in fit.minima:
         if not m.bracketed:
             warnings.append(

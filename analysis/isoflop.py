@@ -186,10 +186,14 @@ class _Profile:
 
 
 def _near_minimum(group: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one budget around its lowest loss: adjoining sizes within NEAR of it, MIN_NEAR of them at least."""
+    """The rows of one budget around its lowest loss: the sizes beside the best, and further ones within NEAR of it.
+
+    At least MIN_NEAR sizes are kept, the lowest first.
+    """
     mean = group.groupby("params")["loss"].mean()
     sizes, loss = mean.index.to_numpy(), mean.to_numpy()
-    low = high = int(loss.argmin())
+    best = int(loss.argmin())
+    low, high = max(0, best - 1), min(len(sizes) - 1, best + 1)
     while low > 0 or high < len(sizes) - 1:
         below = loss[low - 1] if low > 0 else np.inf
         above = loss[high + 1] if high < len(sizes) - 1 else np.inf

@@ -105,3 +105,13 @@ def test_sizes_far_above_the_minimum_do_not_pull_it() -> None:
     assert [m.params for m in fit.minima] == pytest.approx([3e4, 6e4, 1.2e5], rel=1e-6)
     assert fit.params["N_exponent"] == pytest.approx(0.5, abs=1e-6)
     assert fit.num_points == 18
+
+
+def test_the_sizes_beside_the_best_count_however_high_their_loss() -> None:
+    rows = [
+        {"params": params, "flops": flops, "samples": flops / params, "loss": loss}
+        for flops in (1e10, 4e10, 1.6e11)
+        for params, loss in ((1e4, 0.9), (3e4, 0.40), (5e4, 0.41), (7e4, 0.43), (1e5, 0.46), (2e5, 0.52))
+    ]
+    fit = fit_isoflop(pd.DataFrame(rows), num_resamples=0)
+    assert [(m.bracketed, m.sizes[0]) for m in fit.minima] == [(True, pytest.approx(1e4))] * 3
