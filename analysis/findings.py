@@ -15,12 +15,12 @@ from analysis.allocation import CostRelation, allocate_surface
 from analysis.backtest import Backtest, backtest_isoflop, backtest_power
 from analysis.bootstrap import Interval
 from analysis.fitting import Fit, fit_law, fit_power
-from analysis.frontier import best_learning_rates, frontier
+from analysis.frontier import best_learning_rates, frontier, sound_rates
 from analysis.isoflop import IsoflopFit, fit_isoflop
 from analysis.laws import SurfaceLaw
 from analysis.magnitudes import scientific
 from analysis.transfer import Comparison, compare_arms
-from orchestrator.results.store import read_attempts, read_curves, read_measurements
+from orchestrator.results.store import read_attempts, read_curves, read_planned
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Findings:
 
 def find(folder: Path) -> Findings:
     """Read and fit a results folder. Missing files and failed fits are values, never errors."""
-    measurements = read_measurements(folder)
+    measurements, num_other = read_planned(folder)
     frame = measurements.assign(params=measurements["params_backbone"].astype(float))
     frame["flops"] = frame["flops"].astype(float)
     plan = _read_json(folder / "plan.json")
@@ -106,7 +106,7 @@ def find(folder: Path) -> Findings:
         tracking=_read_json(folder / "mlflow.json"),
         arms=arms,
         comparisons=comparisons,
-        warnings=_warnings(frame, arms, plan),
+        warnings=_others(num_other) + _warnings(frame, arms, plan),
     )
 
 
@@ -124,7 +124,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _arm(arm: str, rows: pd.DataFrame) -> ArmFindings:
     usable = (rows["outcome"] != "diverged") & np.isfinite(rows["loss"].astype(float)) & (rows["loss"] > 0)
     trained = rows[usable]
-    fitted = best_learning_rates(trained)
+    fitted = best_learning_rates(rows[sound_rates(rows, ~usable)])
     best = frontier(fitted) if len(fitted) else fitted
     isoflop: IsoflopFit | None = None
     reason: str | None = "no trial of this arm has a loss"
@@ -177,6 +177,12 @@ def _surface_exponent(fit: Fit, frame: pd.DataFrame) -> tuple[float, Interval | 
     allocation = allocate_surface(fit, CostRelation.of(frame), None)
     assert allocation.N_exponent is not None
     return allocation.N_exponent, allocation.ci95.get("N_exponent")
+
+
+def _others(number: int) -> list[str]:
+    if not number:
+        return []
+    return [f"{number} measurements in the folder are not of the spec as it stands, and are set aside."]
 
 
 def _warnings(frame: pd.DataFrame, arms: list[ArmFindings], plan: dict[str, Any]) -> list[str]:

@@ -46,8 +46,33 @@ def best_learning_rates(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[mean <= best]
 
 
+def sound_rates(frame: pd.DataFrame, diverged: pd.Series, params: str = "params") -> pd.Series:
+    """Which rows a law may be fitted to: trained ones, at learning rates at which no seed diverged.
+
+    A learning rate at which one seed of three survives would otherwise be chosen for its survivor. Where every learning
+    rate of a size and budget has a diverged seed, the survivors count. `params` names the column of the sizes.
+    """
+    if "learning_rate" not in frame or params not in frame or not diverged.any():
+        return ~diverged
+    keys = [budget_of(frame).rename("budget"), frame[params]]
+    keys += [frame["arm"].astype(str)] if "arm" in frame else []
+    risky = diverged.groupby([*keys, frame["learning_rate"]], dropna=False).transform("any")
+    hopeless = risky.groupby(keys, dropna=False).transform("all")
+    return ~diverged & (~risky | hopeless)
+
+
+def average_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row for all seeds of a setting, with their mean loss: the best of several seeds is luck, not a model."""
+    keys = [name for name in ("arm", "params", "samples", "learning_rate") if name in frame]
+    if "seed" not in frame or frame["seed"].nunique() < 2:
+        return frame
+    mean = frame.groupby(keys, dropna=False)["loss"].transform("mean")
+    return frame.assign(loss=mean).drop_duplicates(keys)
+
+
 def frontier(frame: pd.DataFrame) -> pd.DataFrame:
-    """The best run of each budget; without budgets, the runs that no cheaper run beats. Sorted by FLOPs."""
+    """The best setting of each budget, seeds averaged; without budgets, those that no cheaper one beats; by FLOPs."""
+    frame = average_seeds(frame)
     if is_isoflop(frame):
         keyed = frame.assign(budget=budget_of(frame))
         rows = keyed.dropna(subset="budget").groupby("budget")["loss"].idxmin()

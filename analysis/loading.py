@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from orchestrator.results.store import read_measurements
+from analysis.frontier import sound_rates
+from orchestrator.results.store import read_planned
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ class Table:
         return all(name in self.frame for name in names)
 
 
-def read_rows(path: Path) -> tuple[pd.DataFrame, bool]:
-    """All rows of a results folder, a CSV or Parquet file, or a folder of them; and whether they are ours."""
+def read_rows(path: Path, warnings: list[str]) -> tuple[pd.DataFrame, bool]:
+    """The rows of a results folder, a CSV or Parquet file, or a folder of them; and whether they are ours."""
     if not path.exists():
         raise ValueError(
             f"there is no table at {path}. Give a CSV or Parquet file, a folder of them, or a results folder."
@@ -62,7 +63,10 @@ def read_rows(path: Path) -> tuple[pd.DataFrame, bool]:
     if path.is_dir():
         home = path.parent if path.name == "measurements" else path
         if (home / "measurements").is_dir():
-            return read_measurements(home), True
+            planned, others = read_planned(home)
+            if others:
+                warnings.append(f"{_count(others, 'row')} not of the spec as it stands, and not used")
+            return planned, True
         files = sorted(f for f in path.iterdir() if _kind(f))
         if not files:
             raise ValueError(f"{path} holds no CSV or Parquet file and no measurements/ folder.")
@@ -133,16 +137,16 @@ def load_table(
     Diverged and unmeasured rows and duplicates are counted in the warnings, not silently dropped. Raises ValueError
     for missing columns, for an unknown arm, and for values that are not positive numbers (with their rows).
     """
-    raw, ours = read_rows(path)
+    warnings: list[str] = []
+    raw, ours = read_rows(path, warnings)
     raw = raw.reset_index(drop=True)
     if arm is not None:
         raw = _select_arm(raw, arm)
-    warnings: list[str] = []
     num_read = len(raw)
     raw = _drop_duplicates(raw, warnings)
     found = find_columns(raw, columns)
     derived = _to_derive(found, wanted, list(map(str, raw.columns)))
-    raw, num_diverged = _set_aside(raw, found.get("loss"), ours, warnings)
+    raw, num_diverged = _set_aside(raw, found, ours, warnings)
     frame = pd.DataFrame(index=raw.index)
     for quantity, name in found.items():
         if quantity in wanted or quantity in SCALE:
@@ -180,8 +184,11 @@ def _drop_duplicates(raw: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     return kept
 
 
-def _set_aside(raw: pd.DataFrame, loss: str | None, ours: bool, warnings: list[str]) -> tuple[pd.DataFrame, int]:
-    """Without diverged rows and, in our tables, without rows that were not measured."""
+def _set_aside(
+    raw: pd.DataFrame, found: Mapping[str, str], ours: bool, warnings: list[str]
+) -> tuple[pd.DataFrame, int]:
+    """Without diverged rows and, in ours, learning rates that diverged for a seed and rows that were not measured."""
+    loss = found.get("loss")
     diverged = pd.Series(False, index=raw.index)
     if "outcome" in raw:
         diverged = raw["outcome"].astype(str).str.lower() == "diverged"
@@ -189,7 +196,11 @@ def _set_aside(raw: pd.DataFrame, loss: str | None, ours: bool, warnings: list[s
         warnings.append(
             f"{_count(int(diverged.sum()), 'row')} of diverged trials not fitted: a law describes the runs that trained"
         )
-    kept = raw[~diverged]
+    sound = sound_rates(raw, diverged, found.get("params", "params")) if ours else ~diverged
+    risky = int((~diverged & ~sound).sum())
+    if risky:
+        warnings.append(f"{_count(risky, 'row')} at learning rates that diverged for another seed not fitted")
+    kept = raw[sound]
     if ours and loss is not None:
         unmeasured = kept[loss].isna()
         if unmeasured.any():

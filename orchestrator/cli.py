@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
     from orchestrator.results.store import Store
     from orchestrator.scheduling.backend import Backend
+    from orchestrator.scheduling.books import Books
     from orchestrator.scheduling.driver import Driver
     from orchestrator.scheduling.scheduler import State
     from orchestrator.tracking.tracker import Tracker
@@ -43,10 +44,10 @@ class _Refused(click.ClickException):
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """ValueError is the user's: show it without a traceback."""
+    """ValueError and OSError (a folder, a disk) are the user's: show them without a traceback."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise _Refused(str(error)) from error
 
 
@@ -83,36 +84,73 @@ def plan(spec: Path, as_json: bool) -> None:
 @main.command()
 @SPEC
 @click.option("--address", help="Ray cluster to join (host:port, ray://... or auto); default: one on this machine.")
-@click.option("--results", type=click.Path(path_type=Path), help="Results folder; default: results/<sweep>.")
+@click.option("--results", help="Results folder; default: results/<sweep>.")
 @click.option("--tracking-uri", help="MLflow; default: a SQLite file in the results folder.")
 @click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")
-def run(spec: Path, address: str | None, results: Path | None, tracking_uri: str | None, data: Path | None) -> None:
+@click.option("--retrain", is_flag=True, help="Train again from the start what has lost its checkpoints.")
+def run(
+    spec: Path,
+    address: str | None,
+    results: str | None,
+    tracking_uri: str | None,
+    data: Path | None,
+    retrain: bool,
+) -> None:
     """Train and measure what SPEC asks for and is not measured yet, then fit and report.
 
     Run it again to go on after an interruption; with everything measured it does nothing.
     """
     from orchestrator.results.store import Store
-    from orchestrator.scheduling.driver import remaining
+    from orchestrator.scheduling.books import Books
     from orchestrator.tracking.address import default_tracking_uri
 
     planned = _plan(spec)
-    folder = results or Path("results") / planned.sweep.name
+    if results and "://" in results:
+        raise _Refused(f"--results got {results!r}; wanted a folder that the driver and every worker see.")
+    folder = Path(results) if results else Path("results") / planned.sweep.name
     tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(folder)
     store = Store(folder)
     with _refusing():
         data = _data_folder(planned, data)
         store.check(planned.sweep.name)
-        todo = remaining(planned, folder)
-    if not todo.milestones:
-        click.echo(f"Nothing to do: all {planned.num_cells} measurements of {planned.sweep.name} are in {folder}.")
-        if not (folder / "report.html").exists():
-            _report(folder)
-        _where(folder, tracking_uri)
-        return
-    with _refusing():
+        books = Books(planned, store)
+        if not books.waiting:
+            click.echo(f"Nothing to do: all {planned.num_cells} measurements of {planned.sweep.name} are in {folder}.")
+            _refresh(planned, store)
+            _where(folder, tracking_uri)
+            return
+        if not retrain:
+            _refuse_retraining(planned, folder, books)
         state = _execute(planned, store, address, data, tracking_uri)
     _where(folder, tracking_uri)
     _finish(folder, state)
+
+
+def _refuse_retraining(plan: Plan, folder: Path, books: Books) -> None:
+    """Never start at 0 unasked what has been trained before."""
+    lost = books.to_retrain()
+    if lost:
+        flops = sum(books.lacking(trial)[-1] * trial.flops_per_sample for trial in lost)
+        names = ", ".join(f"{trial.name} ({trial.trial_id})" for trial in lost[:5]) + (", ..." if len(lost) > 5 else "")
+        raise ValueError(
+            f"{len(lost)} trials of {plan.sweep.name} were trained before and have no checkpoint in "
+            f"{folder / 'checkpoints'} to go on from: {names}. Put the checkpoints back, or give --retrain to train "
+            f"them again from the start ({flops:.3g} FLOPs)."
+        )
+
+
+def _refresh(plan: Plan, store: Store) -> None:
+    """Bring plan.json and the report up to date where the spec's names, or measurements, are newer."""
+    from orchestrator.results.store import write_json
+
+    page, kept = store.folder / "report.html", store.folder / "plan.json"
+    current = json.loads(kept.read_text()) if kept.exists() else None
+    fresh = json.loads(json.dumps(plan.as_json()))
+    newest = max(part.stat().st_mtime for part in store.parts("measurements"))
+    if current != fresh or not page.exists() or page.stat().st_mtime < newest:
+        with store.lock():
+            write_json(kept, fresh)
+            _report(store.folder)
 
 
 def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str) -> State:
@@ -134,7 +172,10 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
             write_json(folder / "plan.json", plan.as_json())
             tracker = MlflowTracker(folder, tracking_uri, plan.sweep.name)
             tracker.start(plan.as_json(), files=[plan.source.path])
-            state = _drive(plan, store, backend, tracker)
+            try:
+                state = _drive(plan, store, backend, tracker)
+            except OSError as error:
+                _fail(f"{error}. Measurements so far are safe; mend it, and the same command goes on from here.")
             _report(folder)
             if not tracker.close(timeout=60, outcome="completed" if state.succeeded else "stopped"):
                 click.echo("MLflow has not taken everything; the results are complete without it.", err=True)
@@ -181,7 +222,7 @@ def _interruptible(driver: Driver, say: Callable[[str], None]) -> Iterator[None]
 def _finish(folder: Path, state: State) -> None:
     """Say what is missing, if anything, and leave with the right code."""
     if state.broken is not None:
-        _fail(f"No workers could be started: {state.broken}")
+        _fail(f"Given up: {state.broken}. See {folder / 'logs'}; the same command goes on from here.")
     for trial_id, reason in state.given_up.items():
         click.echo(f"Trial {trial_id} was given up: {reason}; see {folder / 'logs' / trial_id}", err=True)
     if state.waiting and state.stopping:

@@ -245,3 +245,25 @@ def test_json_is_whole_and_valid(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(tmp_path / "new" / "plan.json", {"loss": float("nan")})
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["plan.json"]
+
+
+def test_rows_that_the_plan_does_not_ask_for_are_set_aside_and_names_are_the_plans(tmp_path: Path) -> None:
+    from test_analysis_planted import write_results
+
+    from orchestrator.results.store import read_planned
+
+    folder = write_results(tmp_path / "results", diverge=False, rates=(1e-3,), sizes=("10K", "25K"))
+    whole = read_measurements(folder)
+    table, others = read_planned(folder)
+    assert (len(table), others) == (len(whole), 0)
+    plan = json.loads((folder / "plan.json").read_text())
+    dropped = plan["trials"].pop()
+    plan["trials"][0]["arm"] = "renamed"
+    plan["trials"][1]["milestones"].pop()
+    write_json(folder / "plan.json", plan)
+    table, others = read_planned(folder)
+    assert others == len(dropped["milestones"]) + 1
+    assert dropped["trial_id"] not in set(table["trial_id"])
+    assert set(table.loc[table["trial_id"] == plan["trials"][0]["trial_id"], "arm"]) == {"renamed"}
+    (folder / "plan.json").unlink()
+    assert len(read_planned(folder)[0]) == len(whole)

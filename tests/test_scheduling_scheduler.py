@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from orchestrator.scheduling.backend import AttemptEnded, GangLost, GangReady
 from orchestrator.scheduling.scheduler import (
+    MAX_FAILURES_IN_A_ROW,
     MAX_GANG_LOSSES,
     RunTrial,
     StartGang,
@@ -20,7 +21,7 @@ from orchestrator.scheduling.scheduler import (
 
 
 def state(*trials: str, gangs: int = 1, failures: int = 1) -> State:
-    return State(waiting=trials, max_gangs=gangs, max_failures=failures)
+    return State(order=trials, waiting=trials, max_gangs=gangs, max_failures=failures)
 
 
 def ended(gang: str, trial: str, outcome: str = "completed") -> AttemptEnded:
@@ -48,9 +49,9 @@ def test_a_lost_gang_is_replaced_and_its_trial_tried_again():
     now, _ = step(now, GangReady(gang="gang-0"))
     now, actions = step(now, GangLost(gang="gang-0", reason="killed"))
     assert actions == [StopGang("gang-0"), StartGang("gang-1")]
-    assert (now.waiting, now.failures) == (("b", "a"), {"a": 1})
+    assert (now.waiting, now.failures) == (("a", "b"), {"a": 1})
     now, _ = step(now, ended("gang-0", "a"))  # too late: from a gang that is gone
-    assert now.waiting == ("b", "a")
+    assert now.waiting == ("a", "b")
 
 
 def test_a_trial_that_keeps_failing_is_given_up_and_the_rest_goes_on():
@@ -58,9 +59,11 @@ def test_a_trial_that_keeps_failing_is_given_up_and_the_rest_goes_on():
     now, _ = step(now, GangReady(gang="gang-0"))
     now, actions = step(now, ended("gang-0", "a", "failed"))
     assert actions == [StopGang("gang-0"), StartGang("gang-1")]
-    now, _ = step(now, GangReady(gang="gang-1"))
-    now, _ = step(now, ended("gang-1", "b"))
+    now, actions = step(now, GangReady(gang="gang-1"))
+    assert actions == [RunTrial("gang-1", "a")]
     now, _ = step(now, ended("gang-1", "a", "failed"))
+    now, _ = step(now, GangReady(gang="gang-2"))
+    now, _ = step(now, ended("gang-2", "b"))
     assert (now.finished, now.succeeded, now.done) == (True, False, {"b"})
     assert now.given_up == {"a": "failed"}
 
@@ -92,7 +95,20 @@ def test_gangs_that_never_come_up_end_the_sweep_with_the_reason():
         assert not now.finished
         now, _ = step(now, GangLost(gang=f"gang-{index}", reason="no memory"))
     assert now.finished
-    assert now.broken == "no memory"
+    assert now.broken == "no workers could be started: no memory"
+
+
+def test_what_fails_everywhere_ends_the_sweep_instead_of_burning_it():
+    now, _ = begin(state(*(f"t{index}" for index in range(50)), failures=2))
+    failed = 0
+    while not now.finished:
+        gang = next(iter(now.gangs))
+        now, _ = step(now, GangReady(gang=gang))
+        now, _ = step(now, ended(gang, now.running[gang], "failed"))
+        failed += 1
+    assert failed == MAX_FAILURES_IN_A_ROW
+    assert "6 attempts failed in a row" in now.broken
+    assert not now.done
 
 
 @given(
@@ -120,6 +136,9 @@ def test_any_order_of_events_ends_with_every_trial_accounted_for(trials, gangs, 
             event = GangLost(gang=gang, reason="x") if kind == 0 else GangReady(gang=gang)
         else:
             outcome = {0: "failed", 1: "diverged"}.get(kind, "completed")
+            if kind == 3:  # too late: from a gang that is gone
+                late = ended("gang-99", now.running[gang])
+                assert step(now, late) == (now, [])
             event = GangLost(gang=gang, reason="x") if kind == 2 else ended(gang, now.running[gang], outcome)
         now, actions = step(now, event)
     assert now.finished

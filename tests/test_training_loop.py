@@ -165,9 +165,11 @@ def test_a_shorter_budget_is_a_prefix_and_a_longer_one_continues(undisturbed, me
     assert read_attempts(here.results)["samples_start"].iloc[1] == trial.milestones[0]
 
 
-def test_divergence_is_a_result_with_its_reason(member, trial):
+@pytest.mark.parametrize("rate", [1.0, 1e4, 1e12])
+def test_divergence_is_a_result_with_its_reason(member, trial, rate):
+    """Also where the loss stays finite and comes down again from 1e5: no law may be fitted to that."""
     here = member()
-    wild = dataclasses.replace(trial, optimizer=dataclasses.replace(trial.optimizer, learning_rate=1e4))
+    wild = dataclasses.replace(trial, optimizer=dataclasses.replace(trial.optimizer, learning_rate=rate))
     outcome, reason = run_attempt(assignment(wild, here), here)
     assert outcome == "diverged"
     assert "training loss" in reason
@@ -190,3 +192,14 @@ def test_bf16_through_zero_1_learns_as_fp32_does(undisturbed, member, trial):
     half = dataclasses.replace(trial, precision="bf16", zero_stage=1)
     run_attempt(assignment(half, here), here)
     assert measured(here)["loss"].to_numpy() == pytest.approx(measured(undisturbed)["loss"].to_numpy(), rel=0.03)
+
+
+def test_weights_that_one_step_ruins_are_not_a_measurement(member, trial):
+    """The last training loss is finite, and the update after it is not."""
+    here = member()
+    wild = dataclasses.replace(trial, optimizer=dataclasses.replace(trial.optimizer, learning_rate=1e25))
+    wild = dataclasses.replace(wild, milestones=(32, 64), budgets=(None, None))
+    assert run_attempt(assignment(wild, here), here)[0] == "diverged"
+    table = measured(here)
+    assert list(table["outcome"]) == ["diverged", "diverged"]
+    assert table["loss"].isna().all()

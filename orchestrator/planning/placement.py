@@ -6,8 +6,8 @@ import itertools
 
 from orchestrator.spec.trial import Trial
 
-STATE_BYTES_PER_PARAM = 20
-"""fp32 weights, gradients, two Adam moments and the EMA."""
+STATE_BYTES_PER_PARAM = 24
+"""fp32 weights, gradients, two Adam moments, the EMA and the model that is measured with it."""
 CHECKPOINT_BYTES_PER_PARAM = 16
 """fp32 weights, two Adam moments and the EMA."""
 
@@ -53,5 +53,5 @@ def state_bytes(trial: Trial) -> int:
 
 
 def checkpoint_bytes(trial: Trial) -> int:
-    """Bytes of the trial's checkpoint; one is kept."""
-    return CHECKPOINT_BYTES_PER_PARAM * trial.params_total
+    """Bytes of the trial's checkpoints: the newest two are kept."""
+    return 2 * CHECKPOINT_BYTES_PER_PARAM * trial.params_total

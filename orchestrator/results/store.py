@@ -39,7 +39,7 @@ class Store:
     """Writes to one results folder. Creating a Store touches nothing; folders appear with the first write."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
 
     def append_measurements(self, rows: Sequence[Mapping[str, Any]]) -> Path | None:
         """Adds one part of measurements, durably; returns its path, or None when there are no rows.
@@ -63,6 +63,7 @@ class Store:
     def check(self, sweep_name: str) -> None:
         """Raises ValueError when the folder belongs to another sweep, or holds something that is not results."""
         self._check_kind_of_folder()
+        self._check_writable()
         owner = self.owner()
         if owner is not None and owner != sweep_name:
             raise ValueError(
@@ -125,6 +126,11 @@ class Store:
         write_bytes(path, sink.getvalue().to_pybytes())
         return path
 
+    def _check_writable(self) -> None:
+        nearest = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ValueError(f"results folder {self.folder} cannot be written: {nearest} does not allow it.")
+
     def _check_kind_of_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--results {self.folder} is a file; wanted a folder. Choose another --results.")
@@ -143,6 +149,28 @@ def read_measurements(folder: Path) -> pd.DataFrame:
     """
     table = _read(Path(folder), "measurements").sort_values(["created_at", "attempt"], kind="stable")
     return table.drop_duplicates(["trial_id", "samples"], keep="first").reset_index(drop=True)
+
+
+def read_planned(folder: Path) -> tuple[pd.DataFrame, int]:
+    """The measurements that the folder's plan.json asks for, by the names it gives them; and how many others there are.
+
+    A spec may be edited between runs: arms and sizes renamed, recipes changed. Rows that it no longer asks for were
+    measured under other conditions, and are not for the same law. Without a plan all rows count.
+    """
+    table = read_measurements(folder)
+    try:
+        trials = json.loads((Path(folder) / "plan.json").read_text())["trials"]
+        wanted = {(t["trial_id"], samples): (t["arm"], t["size"]) for t in trials for samples in t["milestones"]}
+    except FileNotFoundError:
+        return table, 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _logger.warning("plan.json of %s cannot be read, so all rows count: %s", folder, error)
+        return table, 0
+    keys = list(zip(table["trial_id"], table["samples"], strict=True))
+    kept = table[pd.Series([key in wanted for key in keys], dtype=bool)].reset_index(drop=True)
+    names = [wanted[key] for key in keys if key in wanted]
+    kept["arm"], kept["size"] = [arm for arm, _ in names], [size for _, size in names]
+    return kept, len(table) - len(kept)
 
 
 def read_curves(folder: Path) -> pd.DataFrame:

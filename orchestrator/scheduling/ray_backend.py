@@ -89,14 +89,15 @@ class RayBackend:
         _connect(address)
 
     def check(self, shape: GangShape) -> None:
-        """Raise ValueError if the cluster as it is now could never hold one such gang."""
-        total = ray.cluster_resources()
+        """Raise ValueError if the nodes as they are now could never hold one such gang."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for resource, need in (("CPU", shape.cpus_per_worker), ("GPU", shape.gpus_per_worker)):
-            if need * shape.workers > total.get(resource, 0):
+            if need and sum(int(node.get(resource, 0) / need + 1e-9) for node in nodes) < shape.workers:
+                have = ", ".join(f"{node.get(resource, 0):g}" for node in nodes)
                 raise ValueError(
-                    f"a gang needs {need * shape.workers:g} {resource}s ({shape.workers} workers of {need:g}); the "
-                    f"cluster has {total.get(resource, 0):g}. Lower compute.workers or compute.{resource.lower()}s_"
-                    "per_worker in the spec, or join a larger cluster with --address."
+                    f"a gang needs {need * shape.workers:g} {resource}s ({shape.workers} workers of {need:g}, each on "
+                    f"one node); the cluster's nodes have {have}. Lower compute.workers or compute."
+                    f"{resource.lower()}s_per_worker in the spec, or join a larger cluster with --address."
                 )
 
     def start_gang(self, gang: str, shape: GangShape) -> None:
@@ -268,6 +269,8 @@ def _packages() -> list[str]:
 
 def _reason(error: Exception) -> str:
     """The cause in one line: of an exception in a worker, its own type and text."""
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its worker process died (killed, or out of memory?)"
     cause = getattr(error, "cause", None) or error
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"

@@ -16,6 +16,8 @@ from orchestrator.scheduling.backend import AttemptEnded, Event, GangLost, GangR
 GangState = Literal["starting", "idle", "busy"]
 MAX_GANG_LOSSES = 3
 """Gangs lost in a row, none of them having come up, before the sweep is given up."""
+MAX_FAILURES_IN_A_ROW = 6
+"""Failed attempts in a row, whatever the trials, before the sweep is given up: something is wrong with all of it."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class StopRequested:
 class State:
     """What the scheduler knows."""
 
+    order: tuple[str, ...]
+    """All trials to run, in the plan's order."""
     waiting: tuple[str, ...]
-    """Trials to run, the next one first."""
+    """Those that wait, in the same order."""
     max_gangs: int
     max_failures: int
     """Failed attempts of a trial before it is given up."""
@@ -76,8 +80,10 @@ class State:
     gangs_named: int = 0
     losses: int = 0
     """Gangs lost since the last one came up."""
+    failures_in_a_row: int = 0
+    """Failed attempts since the last one that did not fail."""
     broken: str | None = None
-    """Why no gang can be had, if so."""
+    """Why the sweep is given up, if so."""
 
     @property
     def finished(self) -> bool:
@@ -120,9 +126,9 @@ def _attempt_ended(state: State, event: AttemptEnded) -> tuple[State, list[Actio
         state = replace(state, running=running, gangs=_without(state.gangs, event.gang))
         state, actions = _fill(_failed(state, event.trial_id, event.reason or "failed"))
         return state, [StopGang(event.gang), *actions]
-    state = replace(state, running=running, gangs={**state.gangs, event.gang: "idle"})
+    state = replace(state, running=running, gangs={**state.gangs, event.gang: "idle"}, failures_in_a_row=0)
     if event.outcome == "stopped":
-        state = replace(state, waiting=(event.trial_id, *state.waiting))
+        state = _wait(state, event.trial_id)
     else:
         state = replace(state, done=state.done | {event.trial_id})
     return _fill(state)
@@ -136,18 +142,25 @@ def _gang_lost(state: State, event: GangLost) -> tuple[State, list[Action]]:
     if trial is not None:
         state = _failed(state, trial, event.reason)
     if losses >= MAX_GANG_LOSSES:
-        state = replace(state, broken=event.reason)
+        state = replace(state, broken=f"no workers could be started: {event.reason}")
     state, actions = _fill(state)
     return state, [StopGang(event.gang), *actions]
 
 
 def _failed(state: State, trial_id: str, reason: str) -> State:
-    """Count a failed attempt; the trial waits again, behind the others, or is given up."""
-    count = state.failures.get(trial_id, 0) + 1
-    state = replace(state, failures={**state.failures, trial_id: count})
+    """Count a failed attempt; the trial waits again, or is given up."""
+    count, in_a_row = state.failures.get(trial_id, 0) + 1, state.failures_in_a_row + 1
+    state = replace(state, failures={**state.failures, trial_id: count}, failures_in_a_row=in_a_row)
+    if in_a_row >= MAX_FAILURES_IN_A_ROW:
+        state = replace(state, broken=f"{in_a_row} attempts failed in a row, the last one: {reason}")
     if count > state.max_failures:
         return replace(state, given_up={**state.given_up, trial_id: reason})
-    return replace(state, waiting=(*state.waiting, trial_id))
+    return _wait(state, trial_id)
+
+
+def _wait(state: State, trial_id: str) -> State:
+    """Put a trial back among the waiting, at its place in the plan: longest first stays longest first."""
+    return replace(state, waiting=tuple(t for t in state.order if t == trial_id or t in state.waiting))
 
 
 def _fill(state: State) -> tuple[State, list[Action]]:

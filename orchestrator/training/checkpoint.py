@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from orchestrator.results.atomic import sync_folder, write_bytes
+from orchestrator.results.checkpoints import checkpoint_folders, checkpoint_name, checkpoints_folder
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +41,16 @@ class Checkpoints:
 
     def __init__(self, results: Path, trial_id: str) -> None:
         self.trial_id = trial_id
-        self.folder = results / "checkpoints" / trial_id
+        self.results, self.folder = results, checkpoints_folder(results, trial_id)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint so that it is there whole or not at all, then drop all but the newest KEEP."""
-        final = self.folder / f"{checkpoint.samples:015d}"
+        final = self.folder / checkpoint_name(checkpoint.samples)
         if final.exists() and self._read(final) is not None:
             return
-        temporary = self.folder / f".{final.name}.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        for abandoned in self.folder.glob(".*") if self.folder.is_dir() else ():
+            shutil.rmtree(abandoned, ignore_errors=True)
+        temporary = self.folder / f".{final.name}.{secrets.token_hex(4)}"
         temporary.mkdir(parents=True)
         state = save(checkpoint.tensors)
         manifest = {
@@ -94,15 +96,9 @@ class Checkpoints:
             )
         return None
 
-    def remove(self) -> None:
-        """Drop every checkpoint of the trial."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _folders(self) -> list[Path]:
         """Folders of finished checkpoints, newest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted((f for f in self.folder.iterdir() if not f.name.startswith(".")), reverse=True)
+        return checkpoint_folders(self.results, self.trial_id)
 
     def _read(self, folder: Path) -> Checkpoint | None:
         """The checkpoint in `folder`, or None (with a warning) if anything about it is wrong."""

@@ -8,6 +8,7 @@ dies in between, the next attempt resumes at the milestone and measures the same
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import time
 from datetime import UTC, datetime
@@ -88,7 +89,11 @@ class Attempt:
             self._save()
             if stopped:
                 return "stopped", "asked to stop"
-            self._measure(milestone)
+            loss = self._measure(milestone)
+            if not math.isfinite(loss):
+                self.counters.diverged = f"validation loss is {loss} at {milestone} samples"
+                self._write_diverged(milestones[index:])
+                return "diverged", self.counters.diverged
         return "completed", None
 
     def close(self, outcome: AttemptOutcome, reason: str | None) -> None:
@@ -185,12 +190,14 @@ class Attempt:
         stop, due = self.member.agree(self.member.stop.is_set(), due)
         if due and not stop:
             self._settle()
-            self._save()
+            if self.counters.diverged is None:
+                self._save()
         return stop
 
     # Milestones and checkpoints.
 
-    def _measure(self, milestone: int) -> None:
+    def _measure(self, milestone: int) -> float:
+        """The validation loss, in the store unless it is not finite."""
         began = time.perf_counter()
         self._report("evaluating")
         trial, member = self.trial, self.member
@@ -198,13 +205,14 @@ class Attempt:
             torch._foreach_copy_(list(self.measured_model.parameters()), self.ema.tensors)
         draws = member.draws(trial.dataset, trial.evaluation)
         loss = validation_loss(self.measured_model, self.objective, draws, member.rank, member.world_size)
-        if member.rank == 0:
+        if member.rank == 0 and math.isfinite(loss):
             if milestone == trial.milestones[-1] and trial.evaluation.sample_images:
                 png = sample_grid(self.measured_model, self.objective, trial.model, trial.evaluation)
                 save_grid(member.results, trial.trial_id, milestone, png)
             self._write_curve()
             self.store.append_measurements([self._measurement_row(milestone, "ok", None, loss)])
         self.evaluation_seconds += time.perf_counter() - began
+        return loss
 
     def _write_diverged(self, milestones: tuple[int, ...]) -> None:
         """A row for every milestone that the trial will not reach: divergence is a result."""
@@ -213,6 +221,7 @@ class Attempt:
             self.store.append_measurements([self._measurement_row(m, "diverged", reason, None) for m in milestones])
 
     def _save(self) -> None:
+        self._write_curve()  # first: what a checkpoint covers is not trained again
         self.counters.wall_seconds = self._wall_seconds()
         state = self.engine.state() if self.counters.steps else {}
         if self.member.rank == 0 and state:

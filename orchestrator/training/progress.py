@@ -38,10 +38,9 @@ class Counters:
         )
         self.window_sum += loss
         self.window_steps += 1
-        if self.steps <= GRACE_STEPS:
-            return
+        # From the first step on: a trial that explodes at once must not become its own yardstick.
         self.lowest_loss = min(self.lowest_loss, self.running_loss)
-        if self.running_loss > factor * self.lowest_loss:
+        if self.steps > GRACE_STEPS and self.running_loss > factor * self.lowest_loss:
             self.diverged = (
                 f"training loss rose to {self.running_loss:.4g} at {self.steps * batch_size} samples, "
                 f"more than {factor:g} x its lowest, {self.lowest_loss:.4g}"

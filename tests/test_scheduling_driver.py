@@ -1,0 +1,156 @@
+"""The driver: what it does when workers lie, die at the wrong moment or fail everywhere. The store decides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from test_analysis_planted import measurement
+
+from orchestrator.planning.plan import Plan, make
+from orchestrator.results.checkpoints import checkpoint_name, checkpoints_folder
+from orchestrator.results.store import Store, read_attempts, read_measurements
+from orchestrator.scheduling.backend import Assignment, Progress
+from orchestrator.scheduling.books import Books
+from orchestrator.scheduling.driver import Driver
+from orchestrator.scheduling.local_backend import LocalBackend
+from orchestrator.scheduling.scheduler import State
+from orchestrator.tracking.recording import RecordingTracker
+
+Driven = tuple[State, Store, list[str]]
+Act = Callable[[Assignment, int], None]
+
+
+class Worker:
+    """Writes the measurements that it is asked for, and does `before` or `after` each attempt what a test wants."""
+
+    def __init__(self, store: Store, before: Act, after: Act) -> None:
+        self.store, self.before, self.after, self.attempts = store, before, after, 0
+        self.seen: Progress | None = None
+
+    def join(self, *arguments: object) -> None: ...
+
+    def run(self, assignment: Assignment) -> tuple[str, None]:
+        self.attempts += 1
+        self.before(assignment, self.attempts)
+        trial = assignment.trial
+        for samples in assignment.milestones:
+            row = measurement(trial.trial_id, trial.arm, "10K", 1e-3, samples, 1e9, 1.0, datetime.now(UTC))
+            row |= {"sweep": trial.sweep, "size": trial.size, "attempt": assignment.attempt}
+            self.store.append_measurements([row])
+        self.after(assignment, self.attempts)
+        return "completed", None
+
+    def progress(self) -> Progress | None:
+        return self.seen
+
+    def request_stop(self) -> None: ...
+
+
+def nothing(assignment: Assignment, attempt: int) -> None: ...
+
+
+@pytest.fixture
+def plan() -> Plan:
+    plan = make(Path("sweeps/smoke.yaml"))
+    sweep = plan.sweep.model_copy(update={"compute": plan.sweep.compute.model_copy(update={"gangs": 1})})
+    return dataclasses.replace(plan, sweep=sweep)
+
+
+@pytest.fixture
+def drive(plan: Plan, tmp_path: Path):
+    def drive(before: Act = nothing, after: Act = nothing, store: Store | None = None) -> Driven:
+        read, notes = Store(tmp_path / "results"), []
+        worker = Worker(store or read, before, after)
+        backend = LocalBackend(lambda: worker)
+        tracker = RecordingTracker()
+        tracker.start(plan.as_json())
+        driver = Driver(plan, read, backend, tracker.run_id, lambda snapshot: notes.extend(snapshot.notes))
+        state = driver.run()
+        notes.extend(driver.snapshot().notes)
+        backend.close()
+        return state, read, notes
+
+    return drive
+
+
+def test_every_milestone_is_measured_once_and_a_second_run_finds_nothing_to_do(drive, plan):
+    state, store, _ = drive()
+    assert state.succeeded
+    assert len(read_measurements(store.folder)) == plan.num_cells == 18
+    books = Books(plan, store)
+    assert (books.waiting, books.num_measured) == ([], 18)
+    assert books.flops_done == plan.flops_planned
+
+
+def test_a_failed_attempt_is_tried_again_and_entered(drive):
+    def fail_once(assignment: Assignment, attempt: int) -> None:
+        if attempt == 2:
+            raise RuntimeError("out of luck")
+
+    state, store, notes = drive(before=fail_once)
+    assert state.succeeded
+    attempts = read_attempts(store.folder)
+    assert list(attempts["reason"]) == ["RuntimeError: out of luck"]
+    assert any("failed (logs/" in note and "out of luck" in note for note in notes)
+
+
+def test_what_dies_after_its_last_measurement_is_not_repeated(drive):
+    def die(assignment: Assignment, attempt: int) -> None:
+        raise RuntimeError("no space for the attempt's row")
+
+    state, store, _ = drive(after=die)
+    assert state.succeeded
+    assert len(list((store.folder / "measurements").glob("*.parquet"))) == 18
+
+
+def test_workers_that_write_elsewhere_are_found_out(drive, tmp_path):
+    state, store, notes = drive(store=Store(tmp_path / "elsewhere"))
+    assert not state.succeeded
+    assert "do not write to the folder that the driver reads" in str(state.broken)
+    assert read_measurements(store.folder).empty
+    assert notes
+
+
+def test_what_fails_everywhere_stops_the_sweep(drive):
+    def fail(assignment: Assignment, attempt: int) -> None:
+        raise RuntimeError("bad disk")
+
+    state, store, _ = drive(before=fail)
+    assert "6 attempts failed in a row, the last one: RuntimeError: bad disk" in str(state.broken)
+    assert len(read_attempts(store.folder)) == 6
+
+
+def test_attempts_that_died_with_their_driver_are_entered(drive, plan):
+    store = Store(drive()[1].folder)
+    trial = plan.trials[0]
+    log = store.folder / "logs" / trial.trial_id / "1.log"
+    log.touch()
+    point = {"trial_id": trial.trial_id, "attempt": 1, "loss": 1.0, "learning_rate": 1e-3}
+    point |= {"samples_per_second": None, "wall_seconds": 1.0}
+    store.append_curves([{**point, "samples": s, "flops": s * trial.flops_per_sample} for s in (64, 96, 640)])
+    before = Books(plan, store).spent(trial.trial_id)
+    books = Books(plan, store)
+    books.close_abandoned()
+    assert books.spent(trial.trial_id) - before == 640 - 64
+    row = read_attempts(store.folder).query("trial_id == @trial.trial_id and attempt == 1").iloc[0]
+    assert (row["outcome"], row["reason"], row["samples_end"]) == ("failed", "the driver died", 640)
+    again = Books(plan, store)
+    again.close_abandoned()
+    assert again.spent(trial.trial_id) == books.spent(trial.trial_id), "entered once"
+
+
+def test_a_trained_trial_without_checkpoints_is_named(drive, plan, tmp_path):
+    _, store, _ = drive()
+    trial = plan.trials[0]
+    longer = dataclasses.replace(trial, milestones=(*trial.milestones, 6400), budgets=(*trial.budgets, None))
+    extended = dataclasses.replace(plan, trials=(longer, *plan.trials[1:]))
+    assert Books(extended, store).to_retrain() == [longer]
+    (checkpoints_folder(store.folder, trial.trial_id) / checkpoint_name(trial.milestones[-1])).mkdir(parents=True)
+    assert Books(extended, store).to_retrain() == []
+    shorter = dataclasses.replace(trial, milestones=(32, *trial.milestones), budgets=(None, *trial.budgets))
+    below = dataclasses.replace(plan, trials=(shorter, *plan.trials[1:]))
+    assert Books(below, store).to_retrain() == [shorter], "its checkpoints are past what is lacking"
