@@ -156,9 +156,7 @@ def preset_fields(family: type[ModelConfig], name: str) -> Mapping[str, int]:
     return family.presets[short]
 
 
-def preset(
-    name: str, *, image_size: int = 32, channels: int = 4, num_classes: int = 1000, **options: Any
-) -> DiTConfig:
+def preset(name: str, *, image_size: int = 32, channels: int = 4, num_classes: int = 1000, **options: Any) -> DiTConfig:
     """A published DiT: "DiT-S/2" to "DiT-XL/8" (Peebles & Xie 2022, table 1), by default for ImageNet-256 latents.
 
     Args:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 
+from models import cost
 from orchestrator.spec.trial import Trial
 
-STATE_BYTES_PER_PARAM = 20
-"""fp32 weights, gradients, two Adam moments and the EMA."""
 CHECKPOINT_BYTES_PER_PARAM = 16
 """fp32 weights, two Adam moments and the EMA."""
 
@@ -48,7 +47,7 @@ def evaluation_flops(trial: Trial) -> float:
 
 def state_bytes(trial: Trial) -> int:
     """Bytes of weights, gradients, optimizer and EMA on one worker, without activations."""
-    return STATE_BYTES_PER_PARAM * trial.params_total
+    return cost.state_bytes(trial.model, trial.precision, trial.zero_stage, trial.num_workers)
 
 
 def checkpoint_bytes(trial: Trial) -> int:
