@@ -144,8 +144,9 @@ def activation_bytes(config: ModelConfig, precision: Precision, checkpointing: b
     """Bytes that one sample adds to a training step: every tensor that autograd saves for the backward pass, once.
 
     Eager, with an attention kernel that does not keep its logits (flash or memory-efficient), from the model's input to
-    the squared error. In bf16, as under CUDA's autocast: norms in fp32, and bf16 weights. Not counted: weights, and
-    what lives shorter than from the forward to the backward pass (gradients of activations, work space).
+    the squared error. fp32 is as on the CPU, where an RMS norm is not one kernel; bf16 as under CUDA's autocast: bf16
+    weights, adaLN in fp32, an RMS norm in one kernel. Not counted: weights, and what lives shorter than from the
+    forward to the backward pass (gradients of activations, work space).
 
     Args:
         config: the model.
@@ -181,13 +182,13 @@ def _norm_bytes(config: DiTConfig, size: int) -> int:
 def _dit_block_bytes(config: DiTConfig, size: int) -> int:
     width, hidden = config.width, config.mlp_hidden
     per_token = 3 * width + width  # q, k, v and the attended values
-    if config.qk_norm:
+    if config.qk_norm and size == 4:
         per_token += 4 * width + 2 * config.heads  # normed, times gain, and the norms themselves
-    elif config.positions == "rope":
-        per_token += 2 * width  # turned copies; v keeps the originals alive
+    elif config.qk_norm or config.positions == "rope":
+        per_token += 2 * width  # normed or turned copies; v keeps the originals alive
     per_token += 2 * hidden if config.mlp == "gelu" else 4 * hidden
     per_token += 2 * width if config.block == "serial" else width  # what the gates multiply
     norms = 2 if config.block == "serial" else 1
-    log_sum_exp = 4 * config.tokens * config.heads
+    log_sum_exp = 4 * config.tokens * config.heads * (3 if config.qk_norm and size == 2 else 1)  # and norms, fused
     vectors = size * config.modulation_vectors * width
     return size * config.tokens * per_token + log_sum_exp + vectors + norms * _norm_bytes(config, size)
