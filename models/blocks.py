@@ -51,6 +51,27 @@ def positions_2d(side: int, width: int) -> Float[Tensor, "n d"]:
     return torch.cat([column, row], dim=-1).reshape(side * side, width).float()
 
 
+def rotations_2d(side: int, head_dim: int) -> Float[Tensor, "2 n half"]:
+    """Cosines and sines that rotate the pairs of a head by the position in a `side` x `side` grid, row-major.
+
+    Axial rotary positions (Su et al. 2021, arXiv 2104.09864, equation 15, along each axis): of the `head_dim` / 2 pairs
+    the first half turns by the column, the second by the row, with frequencies 10000^(-i / (head_dim / 4)).
+    """
+    omega = 10000.0 ** (-torch.arange(head_dim // 4, dtype=torch.float64) / (head_dim // 4))
+    axis = torch.arange(side, dtype=torch.float64)[:, None] * omega
+    column = axis[None, :, :].expand(side, side, -1)
+    row = axis[:, None, :].expand(side, side, -1)
+    angle = torch.cat([column, row], dim=-1).reshape(side * side, head_dim // 2)
+    return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+def rotated(x: Float[Tensor, "b n heads d"], rotation: Float[Tensor, "2 n half"]) -> Float[Tensor, "b n heads d"]:
+    """Every pair (x_i, x_{i + d/2}) turned by its angle."""
+    cos, sin = rotation[:, :, None, :].unbind(0)  # [n, 1, half]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
 class PatchEmbed(nn.Module):
     """Non-overlapping patches through one linear map.
 
@@ -104,19 +125,41 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with logits scaled by 1 / sqrt(head_dim)."""
+class HeadNorm(nn.Module):
+    """RMS norm over one head with a learned gain, which the heads share (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
-    def __init__(self, *, width: int, heads: int) -> None:
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_dim))
+
+    def forward(self, x: Float[Tensor, "b n heads d"]) -> Float[Tensor, "b n heads d"]:
+        return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with logits scaled by 1 / sqrt(head_dim).
+
+    With `qk_norm` queries and keys are normalised by head; with `rotation` (see `rotations_2d`) they are then turned.
+    """
+
+    def __init__(self, *, width: int, heads: int, bias: bool = True, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.proj = Linear(width, width, bias=bias)
+        self.q_norm = HeadNorm(width // heads) if qk_norm else None
+        self.k_norm = HeadNorm(width // heads) if qk_norm else None
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], rotation: Float[Tensor, "2 n half"] | None = None
+    ) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
         # Split before transposing: the gradient of the split is then already laid out as the qkv map wants it.
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotated(q, rotation), rotated(k, rotation)
         attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.proj(attended.transpose(1, 2).reshape(b, n, d))
 
@@ -160,10 +203,23 @@ def gelu_tanh(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 class Mlp(nn.Module):
     """Two linear maps around a tanh-GELU."""
 
-    def __init__(self, *, width: int, hidden: int) -> None:
+    def __init__(self, *, width: int, hidden: int, bias: bool = True) -> None:
         super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
+        self.fc1 = Linear(width, hidden, bias=bias)
+        self.fc2 = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         return self.fc2(gelu_tanh(self.fc1(x)))
+
+
+class SwiGlu(nn.Module):
+    """fc2(silu(a) b) with a, b the halves of fc1 x (Shazeer 2020, arXiv 2002.05202, equation 6)."""
+
+    def __init__(self, *, width: int, hidden: int, bias: bool = True) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, 2 * hidden, bias=bias)
+        self.fc2 = Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(F.silu(gate) * value)

@@ -6,15 +6,32 @@ a trial's identity. Errors say what was got, what was wanted and the remedy.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
+
+Positions = Literal["sincos", "learned", "rope"]
+Block = Literal["serial", "parallel"]
+MlpKind = Literal["gelu", "swiglu"]
+
+_DIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """A class-conditional diffusion transformer (Peebles & Xie 2022, arXiv 2212.09748)."""
+    """A class-conditional diffusion transformer (Peebles & Xie 2022, arXiv 2212.09748).
+
+    The options `qk_norm`, `positions`, `block`, `mlp` and `bias` default to the published model.
+    """
 
     family: ClassVar[str] = "dit"
+    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        f"{size}/{patch}": {"patch": patch, "width": width, "depth": depth, "heads": heads}
+        for size, (width, depth, heads) in _DIT_SIZES.items()
+        for patch in (2, 4, 8)
+    }
+    """Published sizes (DiT, table 1 and section 4) by name, as fields of this class."""
 
     image_size: int
     """Height and width of the (latent) image in pixels."""
@@ -25,13 +42,13 @@ class DiTConfig:
     patch: int
     """Side of a square patch in pixels; divides `image_size`."""
     width: int
-    """Size of the residual stream; a multiple of `heads` and of 4 (the 2-D sin-cos positions)."""
+    """Size of the residual stream; a multiple of `heads`, and of 4 with sin-cos positions."""
     depth: int
     """Number of transformer blocks."""
     heads: int
     """Attention heads."""
     mlp_ratio: int = 4
-    """Hidden size of the MLP over `width`."""
+    """Hidden size of the MLP over `width`; a SwiGLU's is 2/3 of that, see `mlp_hidden`."""
     frequency_size: int = 256
     """Size of the sinusoidal timestep features; even."""
     class_dropout: float = 0.1
@@ -40,6 +57,22 @@ class DiTConfig:
     """Predict a second set of channels (the learned variance of DDPM)."""
     zero_init: bool = True
     """adaLN-Zero: modulation starts at zero, so every block starts as the identity."""
+    qk_norm: bool = False
+    """RMS norm of queries and keys over each head, each with one learned gain of `head_dim` numbers that the heads of a
+    block share (Dehghani et al. 2023, arXiv 2302.05442, section 2; Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    positions: Positions = "sincos"
+    """"sincos": fixed 2-D sines and cosines, added to the tokens (DiT). "learned": a table of `tokens` x `width`, added
+    to the tokens. "rope": queries and keys are rotated by their column and row (Su et al. 2021, arXiv 2104.09864, one
+    half of a head for each axis); `head_dim` must be a multiple of 4."""
+    block: Block = "serial"
+    """"serial": attention, then the MLP, each with its own norm, shift, scale and gate: 6 adaLN vectors. "parallel":
+    both read one modulated norm and one gate scales their sum, x + gate (attn(h) + mlp(h)): 3 adaLN vectors, so the
+    block's adaLN has half the parameters (Dehghani et al. 2023, arXiv 2302.05442, section 2)."""
+    mlp: MlpKind = "gelu"
+    """"gelu": fc2(gelu(fc1 x)), tanh-GELU. "swiglu": fc2(silu(a) b) with a, b = fc1 x (Shazeer 2020, arXiv
+    2002.05202)."""
+    bias: bool = True
+    """Biases of the attention's and the MLP's linear maps; embedders, adaLN and readout keep theirs either way."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "channels", "num_classes", "patch", "width", "depth", "heads", "mlp_ratio"):
@@ -49,8 +82,16 @@ class DiTConfig:
             raise ValueError(
                 f"width {self.width} is not divisible by heads {self.heads}; wanted a width that is a multiple of heads"
             )
-        if self.width % 4:
+        for name, kind in (("positions", Positions), ("block", Block), ("mlp", MlpKind)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; wanted one of {', '.join(get_args(kind))}")
+        if self.positions == "sincos" and self.width % 4:
             raise ValueError(f"width {self.width} is not divisible by 4, which 2-D sin-cos positions need")
+        if self.positions == "rope" and self.head_dim % 4:
+            raise ValueError(
+                f"heads of size {self.head_dim} cannot be rotated in 2-D: two axes of pairs need a multiple of 4; "
+                f"change heads or width, or take positions sincos or learned"
+            )
         if self.image_size % self.patch:
             raise ValueError(
                 f"patch {self.patch} does not divide image_size {self.image_size}; wanted one of "
@@ -67,6 +108,21 @@ class DiTConfig:
         return self.width // self.heads
 
     @property
+    def mlp_hidden(self) -> int:
+        """Hidden size of the MLP.
+
+        `mlp_ratio` x `width`; of a SwiGLU, which has three matrices for two, 2/3 of that to the nearest multiple of 8
+        (at least 8), so that both kinds have about the same number of parameters.
+        """
+        hidden = self.mlp_ratio * self.width
+        return hidden if self.mlp == "gelu" else max(8, 8 * ((hidden + 6) // 12))
+
+    @property
+    def modulation_vectors(self) -> int:
+        """adaLN vectors of one block."""
+        return 6 if self.block == "serial" else 3
+
+    @property
     def tokens(self) -> int:
         """Tokens of one image."""
         return (self.image_size // self.patch) ** 2
@@ -79,6 +135,40 @@ class DiTConfig:
 
 ModelConfig = DiTConfig
 FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in (DiTConfig,)}
+
+
+def preset_fields(family: type[ModelConfig], name: str) -> Mapping[str, int]:
+    """The fields that a published size fixes (patch, width, depth, heads).
+
+    Args:
+        family: the configuration's class.
+        name: such as "XL/2"; "DiT-XL/2" is the same.
+
+    Raises:
+        ValueError: the family has no such size; the nearest name is told.
+    """
+    short = name.split("-", 1)[1] if name.lower().startswith(f"{family.family}-") else name
+    if short not in family.presets:
+        nearest = difflib.get_close_matches(short, family.presets, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"preset {name!r} is not known; wanted one of {', '.join(family.presets)}; did you mean {nearest!r}?"
+        )
+    return family.presets[short]
+
+
+def preset(name: str, *, image_size: int = 32, channels: int = 4, num_classes: int = 1000, **options: Any) -> DiTConfig:
+    """A published DiT: "DiT-S/2" to "DiT-XL/8" (Peebles & Xie 2022, table 1), by default for ImageNet-256 latents.
+
+    Args:
+        name: size and patch, with or without "DiT-".
+        image_size, channels, num_classes: as in `DiTConfig`.
+        options: any other field of `DiTConfig`. The published checkpoints have `learn_sigma=True`.
+
+    Raises:
+        ValueError: the name is not known, or the configuration is impossible.
+    """
+    fields: dict[str, Any] = {**preset_fields(DiTConfig, name), **options}
+    return DiTConfig(image_size=image_size, channels=channels, num_classes=num_classes, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)

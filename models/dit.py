@@ -19,9 +19,11 @@ from models.blocks import (
     Linear,
     Mlp,
     PatchEmbed,
+    SwiGlu,
     TimestepEmbedder,
     modulated_norm,
     positions_2d,
+    rotations_2d,
 )
 from models.config import DiTConfig, Parameterization
 from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, readout_multiplier
@@ -33,21 +35,60 @@ def _modulation(width: int, num_vectors: int) -> nn.Sequential:
     return nn.Sequential(nn.Identity(), Linear(width, num_vectors * width))
 
 
+def _attention(config: DiTConfig) -> Attention:
+    return Attention(width=config.width, heads=config.heads, bias=config.bias, qk_norm=config.qk_norm)
+
+
+def _mlp(config: DiTConfig) -> nn.Module:
+    kind = SwiGlu if config.mlp == "swiglu" else Mlp
+    return kind(width=config.width, hidden=config.mlp_hidden, bias=config.bias)
+
+
 class DiTBlock(nn.Module):
     """A transformer block with adaLN-Zero conditioning (DiT, figure 3)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.attn = Attention(width=config.width, heads=config.heads)
-        self.mlp = Mlp(width=config.width, hidden=config.mlp_ratio * config.width)
-        self.adaLN_modulation = _modulation(config.width, 6)
+        self.attn = _attention(config)
+        self.mlp = _mlp(config)
+        self.adaLN_modulation = _modulation(config.width, config.modulation_vectors)
 
-    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        condition: Float[Tensor, "b d"],
+        rotation: Float[Tensor, "2 n half"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
         b, d = condition.shape
         vectors = self.adaLN_modulation(condition).view(b, 6, 1, d).unbind(1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = vectors
-        x = torch.addcmul(x, gate_attn, self.attn(modulated_norm(x, shift_attn, scale_attn)))
+        x = torch.addcmul(x, gate_attn, self.attn(modulated_norm(x, shift_attn, scale_attn), rotation))
         return torch.addcmul(x, gate_mlp, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)))
+
+
+class ParallelBlock(nn.Module):
+    """Attention and MLP side by side on one modulated norm, x + gate (attn(h) + mlp(h)), with adaLN-Zero conditioning.
+
+    Three modulation vectors for six: one norm needs one shift and one scale, and one sum one gate (Dehghani et al.
+    2023, arXiv 2302.05442, section 2, without its biasless norms).
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.attn = _attention(config)
+        self.mlp = _mlp(config)
+        self.adaLN_modulation = _modulation(config.width, config.modulation_vectors)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        condition: Float[Tensor, "b d"],
+        rotation: Float[Tensor, "2 n half"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        b, d = condition.shape
+        shift, scale, gate = self.adaLN_modulation(condition).view(b, 3, 1, d).unbind(1)
+        h = modulated_norm(x, shift, scale)
+        return torch.addcmul(x, gate, self.attn(h, rotation) + self.mlp(h))
 
 
 class FinalLayer(nn.Module):
@@ -77,17 +118,20 @@ class DiT(TaggedModule):
 
     tags: ClassVar[TagTable] = (
         ("*.bias", Tag(Role.BIAS, Start.ZERO)),
+        ("positions", Tag(Role.VECTOR, Start.EMBEDDING)),
         ("x_embedder.proj.weight", Tag(Role.INPUT, Start.LINEAR)),
         ("t_embedder.mlp.0.weight", Tag(Role.INPUT, Start.TIMESTEP)),
         ("t_embedder.mlp.2.weight", Tag(Role.HIDDEN, Start.TIMESTEP)),
         ("y_embedder.embedding_table.weight", Tag(Role.INPUT, Start.EMBEDDING)),
         ("*.adaLN_modulation.1.weight", Tag(Role.HIDDEN, Start.MODULATION)),
+        ("blocks.*.attn.[qk]_norm.weight", Tag(Role.VECTOR, Start.ONE)),
         ("blocks.*.attn.*.weight", Tag(Role.HIDDEN, Start.LINEAR)),
         ("blocks.*.mlp.*.weight", Tag(Role.HIDDEN, Start.LINEAR)),
         ("final_layer.linear.weight", Tag(Role.OUTPUT, Start.ZERO)),
     )
 
-    positions: Tensor
+    positions: Tensor | None
+    rotation: Tensor | None
 
     def __init__(self, config: DiTConfig, parameterization: Parameterization) -> None:
         super().__init__()
@@ -95,11 +139,15 @@ class DiT(TaggedModule):
         self.x_embedder = PatchEmbed(channels=config.channels, patch=config.patch, width=config.width)
         self.t_embedder = TimestepEmbedder(width=config.width, frequency_size=config.frequency_size)
         self.y_embedder = LabelEmbedder(num_classes=config.num_classes, width=config.width)
-        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
+        block = ParallelBlock if config.block == "parallel" else DiTBlock
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config, readout_multiplier(parameterization, config.width))
-        self.register_buffer(
-            "positions", positions_2d(config.image_size // config.patch, config.width), persistent=False
-        )
+        side, rope = config.image_size // config.patch, config.positions == "rope"
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.zeros(config.tokens, config.width))
+        else:
+            self.register_buffer("positions", None if rope else positions_2d(side, config.width), persistent=False)
+        self.register_buffer("rotation", rotations_2d(side, config.head_dim) if rope else None, persistent=False)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
@@ -111,10 +159,12 @@ class DiT(TaggedModule):
             t: times in [0, 1]; keep them in float32.
             y: labels in [0, num_classes]; `num_classes` is the null class.
         """
-        x = self.x_embedder(x.to(self.positions.dtype)) + self.positions  # [b, n, d]
+        x = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))  # [b, n, d]
+        if self.positions is not None:
+            x = x + self.positions
         condition = F.silu(self.t_embedder(t) + self.y_embedder(y))  # [b, d]
         for block in self.blocks:
-            x = block(x, condition)
+            x = block(x, condition, self.rotation)
         x = self.final_layer(x, condition)  # [b, n, patch * patch * c_out]
         config = self.config
         return rearrange(

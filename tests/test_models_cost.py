@@ -1,27 +1,25 @@
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.config import SP, DiTConfig, MuP
-from models.cost import cost
+from models.config import SP, DiTConfig, MuP, RectifiedFlow, preset
+from models.cost import Precision, activation_bytes, cost, preset_table, state_bytes
 from models.dit import DiT
-
-SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+from models.families import build
+from models.objectives import build_objective
 
 
 def paper_config(size: str, patch: int) -> DiTConfig:
-    width, depth, heads = SIZES[size]
-    return DiTConfig(
-        image_size=32,
-        channels=4,
-        num_classes=1000,
-        patch=patch,
-        width=width,
-        depth=depth,
-        heads=heads,
-        learn_sigma=True,
-    )
+    return preset(f"DiT-{size}/{patch}", image_size=32, channels=4, num_classes=1000, learn_sigma=True)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +42,28 @@ def test_forward_flops_are_twice_the_papers_multiply_adds(size: str, patch: int,
     assert cost(paper_config(size, patch)).forward_flops / 2e9 == pytest.approx(giga_multiply_adds, rel=0.01)
 
 
+def test_presets_are_the_published_sizes() -> None:
+    assert len(DiTConfig.presets) == 12
+    large = preset("DiT-L/4", image_size=28, channels=1, num_classes=10, qk_norm=True)
+    assert large == DiTConfig(
+        image_size=28, channels=1, num_classes=10, patch=4, width=1024, depth=24, heads=16, qk_norm=True
+    )
+    assert preset("XL/2") == preset("DiT-XL/2", image_size=32, channels=4, num_classes=1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("DiT-XXL/2", "XL/2"), ("DiT-B/3", "B/8"), ("L-2", "L/2"), ("dit-s/3", "S/8")]
+)
+def test_an_unknown_preset_is_refused_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"preset '{name}' is not known; wanted one of S/2, .* mean '{nearest}'"):
+        preset(name)
+
+
+def test_the_table_of_presets_in_the_docs_is_the_one_of_this_code() -> None:
+    """If this fails, put what `models.cost.preset_table()` gives into the file."""
+    assert preset_table() in Path("docs/models.md").read_text(encoding="utf-8")
+
+
 CONFIGS = [
     DiTConfig(image_size=28, channels=1, num_classes=10, patch=4, width=16, depth=2, heads=1),
     DiTConfig(image_size=16, channels=3, num_classes=5, patch=2, width=48, depth=3, heads=4, learn_sigma=True),
@@ -51,6 +71,166 @@ CONFIGS = [
         image_size=8, channels=4, num_classes=1, patch=8, width=32, depth=1, heads=2, mlp_ratio=3, frequency_size=64
     ),
 ]
+
+
+OPTIONS = {
+    "qk_norm": [False, True],
+    "positions": ["sincos", "learned", "rope"],
+    "block": ["serial", "parallel"],
+    "mlp": ["gelu", "swiglu"],
+    "bias": [True, False],
+    "learn_sigma": [False, True],
+}
+EVERY_OPTION = [
+    DiTConfig(
+        image_size=12, channels=3, num_classes=7, patch=2, width=40, depth=2, heads=2, mlp_ratio=3,
+        **dict(zip(OPTIONS, values, strict=True)),
+    )
+    for values in itertools.product(*OPTIONS.values())
+]  # fmt: skip
+
+
+def name_of(config: DiTConfig) -> str:
+    return " ".join(str(getattr(config, option)) for option in OPTIONS)
+
+
+@pytest.mark.parametrize("config", EVERY_OPTION, ids=name_of)
+def test_parameters_and_flops_are_those_counted_for_every_option(config: DiTConfig) -> None:
+    with torch.device("meta"):
+        model = DiT(config, SP())
+    params = {name: p.numel() for name, p in model.named_parameters()}
+    backbone = [n for name, n in params.items() if name not in ("positions", "y_embedder.embedding_table.weight")]
+    assert cost(config).params_total == sum(params.values())
+    assert cost(config).params_backbone == sum(backbone)
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 3, 12, 12), torch.zeros(2), torch.zeros(2, dtype=torch.long))
+    assert counter.get_total_flops() == 2 * cost(config).forward_flops
+
+
+def test_a_swiglu_costs_what_a_gelu_does() -> None:
+    gelu, swiglu = preset("DiT-B/2"), preset("DiT-B/2", mlp="swiglu")
+    assert swiglu.mlp_hidden == 2048
+    assert cost(swiglu).forward_flops == cost(gelu).forward_flops
+    assert cost(swiglu).params_total / cost(gelu).params_total == pytest.approx(1, abs=1e-3)
+    assert [preset("S/2", mlp="swiglu", mlp_ratio=r).mlp_hidden for r in (1, 3, 5)] == [256, 768, 1280]
+    assert dataclasses.replace(gelu, width=24, mlp="swiglu", mlp_ratio=1).mlp_hidden == 16
+    assert dataclasses.replace(gelu, width=12, mlp="swiglu", mlp_ratio=1).mlp_hidden == 8
+
+
+def saved_bytes(model: nn.Module, run: Callable[[], Tensor]) -> int:
+    """Bytes that autograd saves in `run`, a forward pass, each storage once, without the model's own tensors."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    storages = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def step_bytes(config: DiTConfig, batch: int, device: str, precision: str) -> float:
+    """Measured bytes a sample of one training step, with autocast as the engine has it."""
+    model = build(config, SP(), 0).to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(
+        2, batch, config.channels, config.image_size, config.image_size, generator=generator
+    ).to(device)  # fmt: skip
+    t, y = torch.rand(batch, generator=generator).to(device), torch.zeros(batch, dtype=torch.long, device=device)
+
+    def forward(*inputs: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            return model(*inputs)
+
+    objective = build_objective(RectifiedFlow())
+    return saved_bytes(model, lambda: objective.loss(forward, x, y, t, noise).mean()) / batch
+
+
+WIDER = DiTConfig(image_size=28, channels=1, num_classes=10, patch=4, width=96, depth=3, heads=6, learn_sigma=True)
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, WIDER, *EVERY_OPTION[::2]])
+def test_activation_bytes_are_those_that_autograd_saves(config: DiTConfig) -> None:
+    assert activation_bytes(config, "fp32", False) == pytest.approx(step_bytes(config, 4, "cpu", "fp32"), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [
+        ({}, 48.416748),
+        ({"qk_norm": True}, 52.542399),
+        ({"positions": "rope"}, 52.458415),
+        ({"qk_norm": True, "positions": "rope"}, 52.584066),
+    ],
+)
+def test_bf16_activation_bytes_of_a_block_are_those_measured_on_an_h100(
+    options: dict[str, object], measured: float
+) -> None:
+    """Bytes of a block over tokens x width, as autograd saved them with torch 2.11 under autocast."""
+    one, two = (preset("DiT-S/4", num_classes=9, **{"depth": depth, **options}) for depth in (1, 2))
+    block = activation_bytes(two, "bf16", False) - activation_bytes(one, "bf16", False)
+    assert block / (64 * 384) == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [preset("DiT-S/4"), EVERY_OPTION[0], EVERY_OPTION[-1]])
+def test_activation_bytes_in_bf16_are_those_that_autograd_saves(config: DiTConfig) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    assert activation_bytes(config, "bf16", False) == pytest.approx(step_bytes(config, 8, "cuda", "bf16"), rel=0.15)
+
+
+@pytest.mark.parametrize("config", [CONFIGS[1], WIDER, EVERY_OPTION[-1]])
+def test_checkpointing_keeps_the_inputs_of_blocks_and_one_block(config: DiTConfig) -> None:
+    model = build(config, SP(), 0)
+    assert isinstance(model, DiT)
+    x = torch.randn(4, config.channels, config.image_size, config.image_size)
+    t, y = torch.rand(4), torch.zeros(4, dtype=torch.long)
+    tokens = torch.randn(4, config.tokens, config.width, requires_grad=True)
+    condition = torch.randn(4, config.width, requires_grad=True)
+    block = model.blocks[0]
+    rotation = model.rotation if config.positions == "rope" else None
+    one_block = saved_bytes(model, lambda: block(tokens, condition, rotation).sum()) - condition.nbytes
+    for block in model.blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=True)
+    between = saved_bytes(model, lambda: model(x, t, y).square().mean())
+    error = x.nbytes - model(x, t, y).nbytes  # the objective drops the second set of channels
+    measured = (between + one_block + error) / 4
+    assert activation_bytes(config, "fp32", True) == pytest.approx(measured, rel=0.15)
+    assert activation_bytes(config, "fp32", True) < activation_bytes(config, "fp32", False)
+
+
+def test_bf16_saves_between_half_and_all_of_the_bytes() -> None:
+    config = preset("DiT-B/2")
+    share = activation_bytes(config, "bf16", False) / activation_bytes(config, "fp32", False)
+    assert 0.5 < share < 0.75
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "world", "per_param"),
+    [
+        ("fp32", 0, 4, 20),  # weights 4, gradients 4, moments 8, EMA 4
+        ("fp32", 1, 1, 24),  # and a master copy
+        ("bf16", 1, 1, 20),  # weights 2, gradients 2, master 4, moments 8, EMA 4
+        ("bf16", 1, 4, 2 + 2 + 12 / 4 + 4),
+        ("bf16", 2, 4, 2 + 2 / 4 + 12 / 4 + 4),
+        ("bf16", 3, 4, 2 / 4 + 2 / 4 + 12 / 4 + 4),
+    ],
+)
+def test_state_bytes(precision: Precision, stage: int, world: int, per_param: float) -> None:
+    config = preset("DiT-XL/2", learn_sigma=True)
+    assert state_bytes(config, precision, stage, world) == pytest.approx(674_834_720 * per_param, rel=1e-6)
+
+
+def test_state_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="bf16 at zero_stage 0, which keeps no fp32 master weights"):
+        state_bytes(CONFIGS[0], "bf16", 0, 1)
+    with pytest.raises(ValueError, match="got zero_stage 4 and world_size 1"):
+        state_bytes(CONFIGS[0], "fp32", 4, 1)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -88,3 +268,5 @@ def test_matmul_parameters_weigh_adaln_once_per_image() -> None:
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(ValueError, match=r"no cost for str; wanted one of \['DiTConfig'\]"):
         cost("dit")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"no activation bytes for str; wanted one of \['DiTConfig'\]"):
+        activation_bytes("dit", "fp32", False)  # type: ignore[arg-type]

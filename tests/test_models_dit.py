@@ -1,5 +1,6 @@
 """The DiT against a plain re-statement of the paper's forward pass, and a golden loss trace."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.blocks import gelu_tanh
+from models.blocks import gelu_tanh, rotated, rotations_2d
 from models.config import SP, DiTConfig, MuP, RectifiedFlow
 from models.dit import DiT
 from models.families import build
@@ -41,13 +42,25 @@ def plain_positions(side: int, width: int) -> Tensor:
     return table
 
 
+def plain_rotation(x: Tensor) -> Tensor:
+    """[b, n, d]: the pairs (i, i + d/2) as complex numbers, turned by column (first half of them) or row."""
+    side, pairs = math.isqrt(x.shape[1]), x.shape[-1] // 2
+    turned = torch.complex(x[..., :pairs], x[..., pairs:]).clone()
+    for n in range(x.shape[1]):
+        for i in range(pairs):
+            place = n % side if i < pairs // 2 else n // side
+            angle = place / 10000 ** ((i % (pairs // 2)) / (pairs // 2))
+            turned[:, n, i] *= complex(math.cos(angle), math.sin(angle))
+    return torch.cat([turned.real, turned.imag], -1)
+
+
 def plain_dit(config: DiTConfig, w: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor, readout: float) -> Tensor:
     """DiT in float64, one operation after the other, by the published checkpoints' parameter names."""
     w = {name: value.detach().double() for name, value in w.items()}
     x, t = x.double(), t.double()
 
     def linear(name: str, value: Tensor) -> Tensor:
-        return value @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+        return value @ w[f"{name}.weight"].T + w.get(f"{name}.bias", torch.zeros(()))
 
     def norm(value: Tensor) -> Tensor:
         centred = value - value.mean(-1, keepdim=True)
@@ -59,7 +72,8 @@ def plain_dit(config: DiTConfig, w: dict[str, Tensor], x: Tensor, t: Tensor, y: 
     p, width, heads = config.patch, config.width, config.heads
     kernel = w["x_embedder.proj.weight"].view(width, config.channels, p, p)
     h = F.conv2d(x, kernel, w["x_embedder.proj.bias"], stride=p).flatten(2).transpose(1, 2)
-    h = h + plain_positions(config.image_size // p, width)
+    if config.positions != "rope":
+        h = h + (plain_positions(config.image_size // p, width) if config.positions == "sincos" else w["positions"])
 
     half = config.frequency_size // 2
     frequencies = torch.tensor([math.exp(-math.log(10000) * i / half) for i in range(half)], dtype=torch.float64)
@@ -68,20 +82,40 @@ def plain_dit(config: DiTConfig, w: dict[str, Tensor], x: Tensor, t: Tensor, y: 
     c = linear("t_embedder.mlp.2", F.silu(linear("t_embedder.mlp.0", features)))
     c = c + w["y_embedder.embedding_table.weight"][y]
 
-    for i in range(config.depth):
-        block = f"blocks.{i}"
-        vectors = linear(f"{block}.adaLN_modulation.1", F.silu(c)).chunk(6, dim=1)
-        a = modulate(norm(h), vectors[0], vectors[1])
+    def attention(block: str, a: Tensor) -> Tensor:
         q, k, v = linear(f"{block}.attn.qkv", a).chunk(3, dim=-1)
         outs = []
         for head in range(heads):
             part = slice(head * width // heads, (head + 1) * width // heads)
-            logits = q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(width // heads)
+            q_head, k_head = q[..., part], k[..., part]
+            if config.qk_norm:
+                q_head = w[f"{block}.attn.q_norm.weight"] * q_head / (q_head.square().mean(-1, True) + 1e-6).sqrt()
+                k_head = w[f"{block}.attn.k_norm.weight"] * k_head / (k_head.square().mean(-1, True) + 1e-6).sqrt()
+            if config.positions == "rope":
+                q_head, k_head = plain_rotation(q_head), plain_rotation(k_head)
+            logits = q_head @ k_head.transpose(1, 2) / math.sqrt(width // heads)
             outs.append(logits.softmax(-1) @ v[..., part])
-        h = h + vectors[2][:, None] * linear(f"{block}.attn.proj", torch.cat(outs, -1))
-        a = linear(f"{block}.mlp.fc1", modulate(norm(h), vectors[3], vectors[4]))
+        return linear(f"{block}.attn.proj", torch.cat(outs, -1))
+
+    def mlp(block: str, a: Tensor) -> Tensor:
+        a = linear(f"{block}.mlp.fc1", a)
+        if config.mlp == "swiglu":
+            gate, value = a.chunk(2, dim=-1)
+            return linear(f"{block}.mlp.fc2", gate * torch.sigmoid(gate) * value)
         a = 0.5 * a * (1 + torch.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3)))
-        h = h + vectors[5][:, None] * linear(f"{block}.mlp.fc2", a)
+        return linear(f"{block}.mlp.fc2", a)
+
+    for i in range(config.depth):
+        block = f"blocks.{i}"
+        vectors = linear(f"{block}.adaLN_modulation.1", F.silu(c))
+        if config.block == "parallel":
+            shift, scale, gate = vectors.chunk(3, dim=1)
+            a = modulate(norm(h), shift, scale)
+            h = h + gate[:, None] * (attention(block, a) + mlp(block, a))
+            continue
+        vectors = vectors.chunk(6, dim=1)
+        h = h + vectors[2][:, None] * attention(block, modulate(norm(h), vectors[0], vectors[1]))
+        h = h + vectors[5][:, None] * mlp(block, modulate(norm(h), vectors[3], vectors[4]))
 
     shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(c)).chunk(2, dim=1)
     h = modulate(norm(h), shift, scale) @ w["final_layer.linear.weight"].T * readout + w["final_layer.linear.bias"]
@@ -103,6 +137,71 @@ def test_forward_equals_the_plain_statement(parameterization: SP | MuP, readout:
     assert got.shape == (4, 4, 12, 12)
     assert wanted.std() > 0.05
     torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+OPTIONS = [
+    {"qk_norm": True},
+    {"positions": "learned"},
+    {"positions": "rope"},
+    {"block": "parallel"},
+    {"mlp": "swiglu"},
+    {"bias": False},
+    {"qk_norm": True, "positions": "rope", "block": "parallel", "mlp": "swiglu", "bias": False},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("parameterization", "readout"), [(SP(), 1.0), (MuP(base_width=8), 1 / 3)])
+def test_options_equal_the_plain_statement(
+    options: dict[str, object], parameterization: SP | MuP, readout: float
+) -> None:
+    config = dataclasses.replace(SMALL, **options)
+    model = randomised(DiT(config, parameterization))
+    x = torch.randn(4, 2, 12, 12, generator=torch.Generator().manual_seed(1))
+    t, y = torch.tensor([0.0, 0.3, 0.71, 1.0]), torch.tensor([0, 4, 5, 2])
+    got = model(x, t, y)
+    wanted = plain_dit(config, dict(model.named_parameters()), x, t, y, readout)
+    torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5)
+    default = plain_dit(SMALL, dict(randomised(DiT(SMALL, parameterization)).named_parameters()), x, t, y, readout)
+    assert (wanted - default).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_parameter_of_every_option_is_trained(options: dict[str, object]) -> None:
+    model = randomised(DiT(dataclasses.replace(SMALL, **options), SP()))
+    model(torch.randn(4, 2, 12, 12), torch.rand(4), torch.tensor([0, 4, 5, 2])).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_rotated_queries_and_keys_see_differences_of_positions_only() -> None:
+    rotation = rotations_2d(6, 16)
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 16, generator=generator).view(2, 1, 1, 1, 16).expand(2, 1, 36, 1, 16).unbind(0)
+    logits = (rotated(q, rotation)[0, :, 0] @ rotated(k, rotation)[0, :, 0].T).view(6, 6, 6, 6)
+    torch.testing.assert_close(logits[:-1, :, :-1, :], logits[1:, :, 1:, :], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits[:, :-2, :, :-2], logits[:, 2:, :, 2:], atol=1e-5, rtol=1e-5)
+    assert (logits[0, 0, 0] - logits[0, 0, 0, 0]).abs().max() > 0.1, "columns differ"
+    assert (logits[0, 0, :, 0] - logits[0, 0, 0, 0]).abs().max() > 0.1, "rows differ"
+    assert (logits[0, 0, 1, 0] - logits[0, 0, 0, 1]).abs() > 0.1, "an axis has its own pairs"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"positions": "rope", "heads": 4},
+            "heads of size 6 cannot be rotated in 2-D: two axes of pairs need a multiple",
+        ),
+        ({"positions": "alibi"}, "positions is 'alibi'; wanted one of sincos, learned, rope"),
+        ({"block": "Parallel"}, "block is 'Parallel'; wanted one of serial, parallel"),
+        ({"mlp": "relu"}, "mlp is 'relu'; wanted one of gelu, swiglu"),
+        ({"width": 27}, "width 27 is not divisible by 4, which 2-D sin-cos positions need"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+    assert dataclasses.replace(SMALL, width=27, positions="learned").width == 27
 
 
 def test_gradients_equal_the_plain_statement() -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -111,6 +112,26 @@ def test_mup_starts_at_one_over_root_fan_in(zero_init: bool) -> None:
             assert std == pytest.approx(0.02, rel=0.05)
         else:
             assert std == pytest.approx(parameter.shape[1] ** -0.5, rel=0.1), name
+
+
+ALL_OPTIONS = {"qk_norm": True, "positions": "learned", "block": "parallel", "mlp": "swiglu", "bias": False}
+
+
+def test_options_start_and_learn_by_their_roles() -> None:
+    config = dataclasses.replace(config_of(64), **ALL_OPTIONS)
+    model = build(config, MuP(base_width=16), 0)
+    got, std = rates(model, MuP(base_width=16)), std_of(model)
+    for gain in ("blocks.0.attn.q_norm.weight", "blocks.1.attn.k_norm.weight"):
+        assert torch.equal(model.get_parameter(gain), torch.ones(16))
+        assert got[gain] == (1e-3, 0.1)
+    assert std["positions"] == pytest.approx(0.02, rel=0.1)
+    assert got["positions"] == (1e-3, 0.1)
+    hidden = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
+    assert all(got[f"blocks.0.{name}.weight"] == (2.5e-4, 0.4) for name in hidden)
+    for name in hidden[:-1]:
+        weight = model.get_parameter(f"blocks.0.{name}.weight")
+        assert std[f"blocks.0.{name}.weight"] == pytest.approx(weight.shape[1] ** -0.5, rel=0.05)
+    assert set(std) - set(got) == set()
 
 
 def test_a_parameter_without_a_role_is_named() -> None:

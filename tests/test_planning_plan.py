@@ -41,6 +41,16 @@ def test_steps_are_the_nearest_to_the_budget(budget, per_sample, batch):
         assert abs(steps * step - budget) <= step / 2 * (1 + 1e-9)
 
 
+def test_state_follows_precision_and_stage(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC.format(budgets=[1e10]) + "compute: {precision: bf16, zero_stage: 3, workers: 2}\n")
+    (trial,) = make(path).as_json()["trials"]
+    assert trial["state_bytes"] == pytest.approx((2 / 2 + 2 / 2 + 12 / 2 + 4) * trial["params_total"], rel=1e-2)
+    path.write_text(SPEC.format(budgets=[1e10]))
+    (trial,) = make(path).as_json()["trials"]
+    assert trial["state_bytes"] == 20 * trial["params_total"]
+
+
 def test_quickstart_asks_for_what_the_readme_says():
     plan = make(Path("sweeps/quickstart.yaml"))
     params = sorted({trial.params_total for trial in plan.trials})

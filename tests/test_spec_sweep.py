@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
 
+from models.config import DiTConfig
+from orchestrator.planning import grid
 from orchestrator.planning.plan import make
-from orchestrator.spec.source import SpecError
-from orchestrator.spec.sweep import Sweep, load
+from orchestrator.spec.source import Problem, SpecError
+from orchestrator.spec.sweep import Models, Sweep, load
 
 GOOD = """\
 name: small
@@ -83,6 +86,28 @@ def test_every_problem_is_told_with_its_line(spec):
             "  x: {parameterization: {name: mup, base_width: 8}}",
             "are the same training",
         ),
+        (
+            "name: a, width: 8, depth: 1",
+            "name: a, preset: S/3",
+            "6: models.sizes[0].preset: size a: preset 'S/3' is not known; wanted one of S/2, S/4, S/8, B/2, B/4, B/8, "
+            "L/2, L/4, L/8, XL/2, XL/4, XL/8; did you mean 'S/",
+        ),
+        ("name: a, width: 8, depth: 1", "name: a, preset: S/8", "6: models.sizes[0]: size a: patch 8 does not divide"),
+        (
+            "name: a, width: 8, depth: 1",
+            "name: a, preset: S/4, depth: 3",
+            "6: models.sizes[0]: size a gives preset and depth; wanted preset alone, or width and depth",
+        ),
+        ("name: a, width: 8, depth: 1", "name: a", "6: models.sizes[0]: size a gives no width and no depth; wanted"),
+        ("name: a, width: 8, depth: 1", "name: a, width: 8", "6: models.sizes[0]: size a gives no depth; wanted"),
+        (
+            "patch: 7\n  head_dim: 8",
+            "patch: 7\n  head_dim: 2\n  positions: rope",
+            "7: models.sizes[0]: size a: heads of size 2 cannot be rotated in 2-D",
+        ),
+        ("patch: 7", "patch: 7\n  positions: ropes", "4: models.positions: got 'ropes'; wanted 'sincos', 'learned'"),
+        ("patch: 7", "patch: 7\n  qknorm: true", "4: models.qknorm: is not a key here"),
+        ("patch: 7", "patch: 7\n  qk_norm: maybe", "4: models.qk_norm: got 'maybe'; wanted a valid boolean"),
         ("patch: 7", "patch: [7", "is not YAML"),
         ("patch: 7", "patch: !!python/name:os.system x", "3: models.patch: cannot be read"),
     ],
@@ -94,6 +119,28 @@ def test_what_cannot_be_is_refused(spec, old, new, message):
         text = text.replace("    - {name: a, width: 8, depth: 1}\n", "    - {name: a, width: 8, depth: 1}\n", 1)
         message = message.replace("6: models", "7: models")
     assert message in "\n".join(problems(spec(text)))
+
+
+def test_a_preset_is_a_size_and_options_hold_for_all_sizes(spec):
+    text = GOOD.replace("{name: b, width: 16, depth: 1}", "{name: s4, preset: S/4}").replace("[2e8, 4e8]", "[1e12]")
+    text = text.replace("patch: 7", "patch: 7\n  qk_norm: true\n  positions: rope\n  block: parallel\n  mlp: swiglu")
+    models = {t.size: t.model for t in make(spec(text.replace("head_dim: 8", "head_dim: 8\n  bias: false"))).trials}
+    options = {"qk_norm": True, "positions": "rope", "block": "parallel", "mlp": "swiglu", "bias": False}
+    of_data = {"image_size": 28, "channels": 1, "num_classes": 10}
+    assert models["s4"] == DiTConfig(patch=4, width=384, depth=12, heads=6, **of_data, **options)
+    assert models["a"] == DiTConfig(patch=7, width=8, depth=1, heads=1, **of_data, **options)
+
+
+def test_an_option_that_a_family_lacks_is_refused_where_it_is_written():
+    written = Models(family="dit", zero_init=False, qk_norm=True, sizes=[{"name": "a", "preset": "S/2"}])
+    found: list[Problem] = []
+    assert grid._options(written, DiTConfig, found)["zero_init"] is False
+    assert found == []
+    fields = dataclasses.make_dataclass("Convolutional", [("zero_init", bool, True)])
+    assert grid._options(written, fields, found) == {"zero_init": False}
+    assert [(p.location, p.message.split(";")[0]) for p in found] == [
+        (("models", "qk_norm"), "is not an option of family dit")
+    ]
 
 
 def test_a_spec_that_refers_to_itself_is_refused(spec):

@@ -6,12 +6,13 @@ are prefixes of one trajectory, so they become the milestones of one trial.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from models.config import FAMILIES, ModelConfig
+from models.config import FAMILIES, ModelConfig, preset_fields
 from models.cost import Cost, cost
 from orchestrator.planning.budget import steps_of_flops, steps_of_samples
 from orchestrator.spec.datasets import DATASETS
@@ -75,26 +76,14 @@ def _model(sweep: Sweep, index: int, size: Size, problems: list[Problem]) -> Siz
             message = f"got {sweep.models.family!r}; wanted one of {', '.join(sorted(FAMILIES))}{known}"
             problems.append(Problem(("models", "family"), message))
         return None
-    found = len(problems)
-    heads = _heads(sweep.models, size, at, problems)
-    patch = size.patch or sweep.models.patch
-    if patch is None:
-        problems.append(Problem(at, f"size {size.name} has no patch; give `patch` here or beside `sizes`"))
-    if len(problems) > found or heads is None or patch is None:
+    family, data = FAMILIES[sweep.models.family], DATASETS[sweep.dataset]
+    options = _options(sweep.models, family, problems if index == 0 else [])
+    shape = _shape(sweep.models, family, size, at, problems)
+    if shape is None:
         return None
-    data, models = DATASETS[sweep.dataset], sweep.models
     try:
-        config = FAMILIES[models.family](
-            image_size=data.image_size,
-            channels=data.channels,
-            num_classes=data.num_classes,
-            patch=patch,
-            width=size.width,
-            depth=size.depth,
-            heads=heads,
-            mlp_ratio=models.mlp_ratio,
-            class_dropout=models.class_dropout,
-            zero_init=models.zero_init,
+        config = family(
+            image_size=data.image_size, channels=data.channels, num_classes=data.num_classes, **shape, **options
         )
     except ValueError as error:
         problems.append(Problem(at, f"size {size.name}: {error}"))
@@ -102,21 +91,53 @@ def _model(sweep: Sweep, index: int, size: Size, problems: list[Problem]) -> Siz
     return SizedModel(size.name, config, cost(config))
 
 
-def _heads(models: Models, size: Size, at: Location, problems: list[Problem]) -> int | None:
+def _options(models: Models, family: type[ModelConfig], problems: list[Problem]) -> dict[str, Any]:
+    """The options of the spec that the family has; those that were written and that it has not are problems."""
+    known = {field.name for field in dataclasses.fields(family)}
+    options = {key: value for key, value in models if key not in ("family", "patch", "head_dim", "sizes")}
+    for key in options:
+        if key in models.model_fields_set and key not in known:
+            message = f"is not an option of family {models.family}; drop it, or choose another models.family"
+            problems.append(Problem(("models", key), message))
+    return {key: value for key, value in options.items() if key in known}
+
+
+def _shape(
+    models: Models, family: type[ModelConfig], size: Size, at: Location, problems: list[Problem]
+) -> Mapping[str, Any] | None:
+    """patch, width, depth and heads of a size, or None with what is wrong with it among `problems`."""
+    if size.preset is not None:
+        try:
+            return preset_fields(family, size.preset)
+        except ValueError as error:
+            problems.append(Problem((*at, "preset"), f"size {size.name}: {error}"))
+            return None
+    assert size.width is not None, "the sweep's validation wants a preset, or width and depth"
+    assert size.depth is not None, "the sweep's validation wants a preset, or width and depth"
+    heads = _heads(models, size, size.width, at, problems)
+    patch = size.patch or models.patch
+    if patch is None:
+        problems.append(Problem(at, f"size {size.name} has no patch; give `patch` here or beside `sizes`"))
+    if heads is None or patch is None:
+        return None
+    return {"patch": patch, "width": size.width, "depth": size.depth, "heads": heads}
+
+
+def _heads(models: Models, size: Size, width: int, at: Location, problems: list[Problem]) -> int | None:
     if size.heads is not None:
         return size.heads
     if models.head_dim is None:
         problems.append(Problem(at, f"size {size.name} has no heads; give `heads` here or `head_dim` beside `sizes`"))
         return None
-    if size.width % models.head_dim:
-        below = max(models.head_dim, size.width // models.head_dim * models.head_dim)
+    if width % models.head_dim:
+        below = max(models.head_dim, width // models.head_dim * models.head_dim)
         message = (
-            f"got width {size.width}, which heads of size {models.head_dim} do not divide; wanted a multiple of "
+            f"got width {width}, which heads of size {models.head_dim} do not divide; wanted a multiple of "
             f"head_dim, such as {below} or {below + models.head_dim}, or another models.head_dim"
         )
         problems.append(Problem((*at, "width"), message))
         return None
-    return size.width // models.head_dim
+    return width // models.head_dim
 
 
 def _workers(sweep: Sweep) -> list[Problem]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 
+from models import cost
 from orchestrator.spec.trial import Trial
 
-STATE_BYTES_PER_PARAM = 24
-"""fp32 weights, gradients, two Adam moments, the EMA and the model that is measured with it."""
 CHECKPOINT_BYTES_PER_PARAM = 16
 """fp32 weights, two Adam moments and the EMA."""
 
@@ -48,8 +47,9 @@ def evaluation_flops(trial: Trial) -> float:
 
 
 def state_bytes(trial: Trial) -> int:
-    """Bytes of weights, gradients, optimizer and EMA on one worker, without activations."""
-    return STATE_BYTES_PER_PARAM * trial.params_total
+    """Bytes of weights, gradients, optimizer, EMA and the model measured with it, on one worker; no activations."""
+    state = cost.state_bytes(trial.model, trial.precision, trial.zero_stage, trial.num_workers)
+    return state + 4 * trial.params_total
 
 
 def checkpoint_bytes(trial: Trial) -> int:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from models.config import SP, MuP, RectifiedFlow
+from models.config import SP, Block, MlpKind, MuP, Positions, RectifiedFlow
 from orchestrator.spec.datasets import DATASETS
 from orchestrator.spec.source import Location, Problem, Source, SpecError, nearest, read
 
@@ -36,22 +36,41 @@ class Section(BaseModel):
 
 
 class Size(Section):
-    """One model of the ladder."""
+    """One model of the ladder: a published `preset`, or `width` and `depth`."""
 
     name: Name
     """Name of the size in tables and plots."""
-    width: int = Field(ge=1)
+    preset: str | None = None
+    """A published size of the family with its patch, such as S/2 or XL/4; gives width, depth, heads and patch."""
+    width: int | None = Field(default=None, ge=1)
     """Size of the residual stream."""
-    depth: int = Field(ge=1)
+    depth: int | None = Field(default=None, ge=1)
     """Transformer blocks."""
     heads: int | None = Field(default=None, ge=1)
     """Attention heads; or give `head_dim` for all sizes."""
     patch: int | None = None
     """Side of a square patch, pixels."""
 
+    @model_validator(mode="after")
+    def _preset_or_shape(self) -> Self:
+        given = [key for key in ("width", "depth", "heads", "patch") if getattr(self, key) is not None]
+        if self.preset is not None and given:
+            raise ValueError(
+                f"size {self.name} gives preset and {', '.join(given)}; wanted preset alone, or width and depth"
+            )
+        if self.preset is None and not {"width", "depth"} <= set(given):
+            missing = [key for key in ("width", "depth") if key not in given]
+            raise ValueError(
+                f"size {self.name} gives no {' and no '.join(missing)}; wanted width and depth, or a preset"
+            )
+        return self
+
 
 class Models(Section):
-    """The sizes of one model family. Keys of a size override the shared ones beside `sizes`."""
+    """The sizes of one model family, and the options that all of them share.
+
+    Keys of a size override the shared ones beside `sizes`, and so does a size's preset.
+    """
 
     family: str = "dit"
     """Model family."""
@@ -60,11 +79,22 @@ class Models(Section):
     head_dim: int | None = Field(default=None, ge=1)
     """Size of an attention head; a size's heads are width / head_dim (µP keeps it fixed). Or give `heads` a size."""
     mlp_ratio: int = Field(default=4, ge=1)
-    """Hidden size of the MLP over the width."""
+    """Hidden size of the MLP over the width; a SwiGLU's is 2/3 of that to the nearest multiple of 8."""
     class_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of training labels replaced by the null class, for classifier-free guidance."""
     zero_init: bool = True
     """adaLN-Zero: blocks start as the identity."""
+    qk_norm: bool = False
+    """RMS norm of queries and keys over each head, with a learned gain."""
+    positions: Positions = "sincos"
+    """sincos: fixed, added to the tokens; learned: a table added to the tokens; rope: queries and keys are rotated by
+    row and column, which needs heads of a multiple of 4."""
+    block: Block = "serial"
+    """serial: attention, then the MLP (6 adaLN vectors); parallel: both on one norm with one gate (3 vectors)."""
+    mlp: MlpKind = "gelu"
+    """gelu: two matrices around a GELU; swiglu: gated, three matrices of 2/3 of the hidden size."""
+    bias: bool = True
+    """Biases of the attention's and the MLP's linear maps."""
     sizes: list[Size] = Field(min_length=1)
     """The models, smallest to largest."""
 
