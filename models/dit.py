@@ -24,7 +24,7 @@ from models.blocks import (
     positions_2d,
 )
 from models.config import DiTConfig, Parameterization
-from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, readout_multiplier
+from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, branch_multiplier, readout_multiplier
 
 
 def _modulation(width: int, num_vectors: int) -> nn.Sequential:
@@ -36,8 +36,10 @@ def _modulation(width: int, num_vectors: int) -> nn.Sequential:
 class DiTBlock(nn.Module):
     """A transformer block with adaLN-Zero conditioning (DiT, figure 3)."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, branch: float) -> None:
         super().__init__()
+        self.branch = branch
+        """What both residual branches are multiplied by."""
         self.attn = Attention(width=config.width, heads=config.heads)
         self.mlp = Mlp(width=config.width, hidden=config.mlp_ratio * config.width)
         self.adaLN_modulation = _modulation(config.width, 6)
@@ -46,8 +48,8 @@ class DiTBlock(nn.Module):
         b, d = condition.shape
         vectors = self.adaLN_modulation(condition).view(b, 6, 1, d).unbind(1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = vectors
-        x = torch.addcmul(x, gate_attn, self.attn(modulated_norm(x, shift_attn, scale_attn)))
-        return torch.addcmul(x, gate_mlp, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)))
+        x = torch.addcmul(x, gate_attn, self.attn(modulated_norm(x, shift_attn, scale_attn)), value=self.branch)
+        return torch.addcmul(x, gate_mlp, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)), value=self.branch)
 
 
 class FinalLayer(nn.Module):
@@ -76,14 +78,16 @@ class DiT(TaggedModule):
     """
 
     tags: ClassVar[TagTable] = (
+        ("blocks.*.bias", Tag(Role.BIAS, Start.ZERO, branch=True)),
         ("*.bias", Tag(Role.BIAS, Start.ZERO)),
         ("x_embedder.proj.weight", Tag(Role.INPUT, Start.LINEAR)),
         ("t_embedder.mlp.0.weight", Tag(Role.INPUT, Start.TIMESTEP)),
         ("t_embedder.mlp.2.weight", Tag(Role.HIDDEN, Start.TIMESTEP)),
         ("y_embedder.embedding_table.weight", Tag(Role.INPUT, Start.EMBEDDING)),
+        ("blocks.*.adaLN_modulation.1.weight", Tag(Role.HIDDEN, Start.MODULATION, branch=True)),
         ("*.adaLN_modulation.1.weight", Tag(Role.HIDDEN, Start.MODULATION)),
-        ("blocks.*.attn.*.weight", Tag(Role.HIDDEN, Start.LINEAR)),
-        ("blocks.*.mlp.*.weight", Tag(Role.HIDDEN, Start.LINEAR)),
+        ("blocks.*.attn.*.weight", Tag(Role.HIDDEN, Start.LINEAR, branch=True)),
+        ("blocks.*.mlp.*.weight", Tag(Role.HIDDEN, Start.LINEAR, branch=True)),
         ("final_layer.linear.weight", Tag(Role.OUTPUT, Start.ZERO)),
     )
 
@@ -95,7 +99,9 @@ class DiT(TaggedModule):
         self.x_embedder = PatchEmbed(channels=config.channels, patch=config.patch, width=config.width)
         self.t_embedder = TimestepEmbedder(width=config.width, frequency_size=config.frequency_size)
         self.y_embedder = LabelEmbedder(num_classes=config.num_classes, width=config.width)
-        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(config, branch_multiplier(parameterization, config.depth)) for _ in range(config.depth)
+        )
         self.final_layer = FinalLayer(config, readout_multiplier(parameterization, config.width))
         self.register_buffer(
             "positions", positions_2d(config.image_size // config.patch, config.width), persistent=False
