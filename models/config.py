@@ -108,7 +108,7 @@ class CompleteP:
     base_width: int
     """Width w0 at which the learning rate is tuned."""
     base_depth: int
-    """Depth L0 at which the learning rate is tuned; there it equals µP but for Adam's epsilon."""
+    """Depth L0 at which the learning rate is tuned; there it equals µP."""
     name: Literal["completep"] = "completep"
 
     def __post_init__(self) -> None:
