@@ -232,8 +232,10 @@ def _problem(detail: ErrorDetails, data: Any) -> Problem:
         wanted = "letters, digits, '.', '_' and '-' (64 at most), a letter or digit first"
         return Problem(location, f"got {_short(got)}; wanted {wanted}")
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        known = "{name: sp} or {name: mup, base_width: ...} or {name: completep, base_width: ..., base_depth: ...}"
-        return Problem(location, f"got {_short(got)}; wanted {known}")
+        alternatives = (
+            "{name: sp} or {name: mup, base_width: ...} or {name: completep, base_width: ..., base_depth: ...}"
+        )
+        return Problem(location, f"got {_short(got)}; wanted {alternatives}")
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return Problem(location, message)
