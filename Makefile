@@ -34,5 +34,6 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	@echo "Installing from requirements.lock; about three minutes."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# mup, an oracle of the tests, would bring torchvision and with it another torch.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . mup==1.0.0
 	@touch $@

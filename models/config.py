@@ -191,7 +191,23 @@ class MuP:
             raise ValueError(f"base_width is {self.base_width}; wanted at least 1")
 
 
-Parameterization = SP | MuP
+@dataclass(frozen=True, kw_only=True)
+class CompleteP:
+    """µP in width, and in depth residual branches times (depth / base_depth)^-1 (Dey et al. 2025, arXiv 2505.01618)."""
+
+    base_width: int
+    """Width w0 at which the learning rate is tuned."""
+    base_depth: int
+    """Depth L0 at which the learning rate is tuned; there it equals µP."""
+    name: Literal["completep"] = "completep"
+
+    def __post_init__(self) -> None:
+        for name in ("base_width", "base_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 1")
+
+
+Parameterization = SP | MuP | CompleteP
 
 
 @dataclass(frozen=True, kw_only=True)

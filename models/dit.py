@@ -26,7 +26,7 @@ from models.blocks import (
     rotations_2d,
 )
 from models.config import DiTConfig, Parameterization
-from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, readout_multiplier
+from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, branch_multiplier, readout_multiplier
 
 
 def _modulation(width: int, num_vectors: int) -> nn.Sequential:
@@ -47,8 +47,10 @@ def _mlp(config: DiTConfig) -> nn.Module:
 class DiTBlock(nn.Module):
     """A transformer block with adaLN-Zero conditioning (DiT, figure 3)."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, branch: float) -> None:
         super().__init__()
+        self.branch = branch
+        """What both residual branches are multiplied by."""
         self.attn = _attention(config)
         self.mlp = _mlp(config)
         self.adaLN_modulation = _modulation(config.width, config.modulation_vectors)
@@ -62,8 +64,9 @@ class DiTBlock(nn.Module):
         b, d = condition.shape
         vectors = self.adaLN_modulation(condition).view(b, 6, 1, d).unbind(1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = vectors
-        x = torch.addcmul(x, gate_attn, self.attn(modulated_norm(x, shift_attn, scale_attn), rotation))
-        return torch.addcmul(x, gate_mlp, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)))
+        h = self.attn(modulated_norm(x, shift_attn, scale_attn), rotation)
+        x = torch.addcmul(x, gate_attn, h, value=self.branch)
+        return torch.addcmul(x, gate_mlp, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)), value=self.branch)
 
 
 class ParallelBlock(nn.Module):
@@ -73,8 +76,10 @@ class ParallelBlock(nn.Module):
     2023, arXiv 2302.05442, section 2, without its biasless norms).
     """
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, branch: float) -> None:
         super().__init__()
+        self.branch = branch
+        """What the residual branch is multiplied by."""
         self.attn = _attention(config)
         self.mlp = _mlp(config)
         self.adaLN_modulation = _modulation(config.width, config.modulation_vectors)
@@ -88,7 +93,7 @@ class ParallelBlock(nn.Module):
         b, d = condition.shape
         shift, scale, gate = self.adaLN_modulation(condition).view(b, 3, 1, d).unbind(1)
         h = modulated_norm(x, shift, scale)
-        return torch.addcmul(x, gate, self.attn(h, rotation) + self.mlp(h))
+        return torch.addcmul(x, gate, self.attn(h, rotation) + self.mlp(h), value=self.branch)
 
 
 class FinalLayer(nn.Module):
@@ -117,16 +122,18 @@ class DiT(TaggedModule):
     """
 
     tags: ClassVar[TagTable] = (
+        ("blocks.*.bias", Tag(Role.BIAS, Start.ZERO, branch=True)),
         ("*.bias", Tag(Role.BIAS, Start.ZERO)),
         ("positions", Tag(Role.VECTOR, Start.EMBEDDING)),
         ("x_embedder.proj.weight", Tag(Role.INPUT, Start.LINEAR)),
         ("t_embedder.mlp.0.weight", Tag(Role.INPUT, Start.TIMESTEP)),
         ("t_embedder.mlp.2.weight", Tag(Role.HIDDEN, Start.TIMESTEP)),
         ("y_embedder.embedding_table.weight", Tag(Role.INPUT, Start.EMBEDDING)),
+        ("blocks.*.adaLN_modulation.1.weight", Tag(Role.HIDDEN, Start.MODULATION, branch=True)),
         ("*.adaLN_modulation.1.weight", Tag(Role.HIDDEN, Start.MODULATION)),
-        ("blocks.*.attn.[qk]_norm.weight", Tag(Role.VECTOR, Start.ONE)),
-        ("blocks.*.attn.*.weight", Tag(Role.HIDDEN, Start.LINEAR)),
-        ("blocks.*.mlp.*.weight", Tag(Role.HIDDEN, Start.LINEAR)),
+        ("blocks.*.attn.[qk]_norm.weight", Tag(Role.VECTOR, Start.ONE, branch=True)),
+        ("blocks.*.attn.*.weight", Tag(Role.HIDDEN, Start.LINEAR, branch=True)),
+        ("blocks.*.mlp.*.weight", Tag(Role.HIDDEN, Start.LINEAR, branch=True)),
         ("final_layer.linear.weight", Tag(Role.OUTPUT, Start.ZERO)),
     )
 
@@ -140,7 +147,8 @@ class DiT(TaggedModule):
         self.t_embedder = TimestepEmbedder(width=config.width, frequency_size=config.frequency_size)
         self.y_embedder = LabelEmbedder(num_classes=config.num_classes, width=config.width)
         block = ParallelBlock if config.block == "parallel" else DiTBlock
-        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
+        branch = branch_multiplier(parameterization, config.depth)
+        self.blocks = nn.ModuleList(block(config, branch) for _ in range(config.depth))
         self.final_layer = FinalLayer(config, readout_multiplier(parameterization, config.width))
         side, rope = config.image_size // config.patch, config.positions == "rope"
         if config.positions == "learned":

@@ -1,7 +1,7 @@
-"""Parameterizations: how initial scale, learning rate and weight decay follow a model's width, as tables over roles.
+"""Parameterizations: how a model's initial scale and optimizer settings follow its width and depth, as tables.
 
 A family tags its parameters (`Tag`) by name; a parameterization is a `Table` over the tags. No family knows of a
-parameterization beyond the readout's multiplier, and no parameterization knows a family.
+parameterization beyond the multipliers of its readout and residual branches, and no parameterization knows a family.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.config import SP, ModelConfig, MuP, Parameterization
+from models.config import SP, CompleteP, ModelConfig, MuP, Parameterization
 
 
 class Role(Enum):
@@ -52,6 +52,8 @@ class Tag:
 
     role: Role
     start: Start
+    branch: bool = False
+    """Whether it lies in a residual branch, of which there are as many as the model is deep."""
 
 
 TagTable = tuple[tuple[str, Tag], ...]
@@ -71,6 +73,8 @@ class Scaling:
 
     learning_rate: int = 0
     weight_decay: int = 0
+    eps: int = 0
+    """Of Adam's epsilon, which belongs with the size of the gradient's entries."""
     multiplier: int = 0
     """Of the parameter's output in the forward pass; honoured by the family for its readout."""
 
@@ -84,6 +88,9 @@ class Table:
     """Initial standard deviation of (start, fan_in, fan_out)."""
     uniform: frozenset[Start]
     """Starts drawn uniformly; the others are normal."""
+    branch: int = 0
+    """Power of depth / base_depth by which residual branches, and Adam's epsilon of what lies in them, are multiplied:
+    the gradient there has the branch's factor."""
 
 
 def _sp_std(start: Start, fan_in: int, fan_out: int) -> float:
@@ -96,24 +103,28 @@ def _mup_std(start: Start, fan_in: int, fan_out: int) -> float:
     return 0.02 if start is Start.EMBEDDING else 1.0 / math.sqrt(fan_in)
 
 
+# Every gradient comes through the readout's 1/m, so its entries are of size 1/m, the readout's own weight included, and
+# Adam's epsilon has to follow (Everett et al. 2024, arXiv 2407.05872; Dey et al. 2025, arXiv 2505.01618, table 1):
+# held at 1e-6 it bends the adaLN activations of `models.coordinate_check` by -0.15 a unit of log width. The readout's
+# bias alone sees a gradient of size 1, for which a smaller epsilon is no harm.
+_MUP_SCALING: dict[Role, Scaling] = {
+    Role.INPUT: Scaling(eps=-1),
+    # lr * weight_decay stays what it is at the base width.
+    Role.HIDDEN: Scaling(learning_rate=-1, weight_decay=1, eps=-1),
+    Role.OUTPUT: Scaling(eps=-1, multiplier=-1),
+    Role.VECTOR: Scaling(eps=-1),
+    Role.BIAS: Scaling(eps=-1),
+}
+
 _TABLES: dict[type[Parameterization], Table] = {
     SP: Table(
         scaling={role: Scaling() for role in Role},
         std=_sp_std,
         uniform=frozenset({Start.LINEAR, Start.MODULATION}),
     ),
-    MuP: Table(
-        scaling={
-            Role.INPUT: Scaling(),
-            # lr * weight_decay stays what it is at the base width.
-            Role.HIDDEN: Scaling(learning_rate=-1, weight_decay=1),
-            Role.OUTPUT: Scaling(multiplier=-1),
-            Role.VECTOR: Scaling(),
-            Role.BIAS: Scaling(),
-        },
-        std=_mup_std,
-        uniform=frozenset(),
-    ),
+    MuP: Table(scaling=_MUP_SCALING, std=_mup_std, uniform=frozenset()),
+    # Dey et al. 2025, table 1 at alpha = 1: learning rates take m_L^(alpha - 1) = 1 in depth, weight decay nothing.
+    CompleteP: Table(scaling=_MUP_SCALING, std=_mup_std, uniform=frozenset(), branch=-1),
 }
 
 
@@ -133,11 +144,21 @@ def table(parameterization: Parameterization) -> Table:
 
 def width_ratio(parameterization: Parameterization, width: int) -> float:
     """m = width / base_width; 1 where the parameterization has no base width."""
-    return width / parameterization.base_width if isinstance(parameterization, MuP) else 1.0
+    return width / parameterization.base_width if isinstance(parameterization, MuP | CompleteP) else 1.0
+
+
+def depth_ratio(parameterization: Parameterization, depth: int) -> float:
+    """depth / base_depth; 1 where the parameterization has no base depth."""
+    return depth / parameterization.base_depth if isinstance(parameterization, CompleteP) else 1.0
+
+
+def branch_multiplier(parameterization: Parameterization, depth: int) -> float:
+    """What every residual branch is multiplied by: base_depth / depth under CompleteP, else 1."""
+    return depth_ratio(parameterization, depth) ** table(parameterization).branch
 
 
 def readout_multiplier(parameterization: Parameterization, width: int) -> float:
-    """What the readout's matrix product is multiplied by: 1/m under µP, 1 under SP."""
+    """What the readout's matrix product is multiplied by: 1/m under µP and CompleteP, 1 under SP."""
     power = table(parameterization).scaling[Role.OUTPUT].multiplier
     return width_ratio(parameterization, width) ** power
 
@@ -185,36 +206,46 @@ def _drawn(parameter: Tensor, start: Start, zero_init: bool, rules: Table, gener
 
 
 def parameter_groups(
-    model: TaggedModule, parameterization: Parameterization, learning_rate: float, weight_decay: float
+    model: TaggedModule,
+    parameterization: Parameterization,
+    learning_rate: float,
+    weight_decay: float,
+    eps: float = 1e-8,
 ) -> list[dict[str, Any]]:
-    """Optimizer groups of a model: one for each distinct scaling, however large m is.
+    """Optimizer groups of a model: one for each distinct scaling, however wide or deep the model is.
 
-    Each has `params` and `names` (lists, in the model's order), `lr`, `weight_decay` and `name` (its roles joined by
-    "+"). Groups come in the order of `Role`, so the same model gives the same groups at every width. Weight decay
-    applies to every parameter, as AdamW over all parameters does in the DiT recipe.
+    Each has `params` and `names` (lists, in the model's order), `lr`, `weight_decay`, `eps` and `name` (its roles
+    joined by "+"; "-branch" marks those in residual branches where they are set apart). Groups come in the order of
+    `Role`, so a family has the same groups at every size. Weight decay applies to every parameter, as AdamW over all
+    parameters does in the DiT recipe.
+
+    Args:
+        learning_rate, weight_decay, eps: AdamW's settings at the parameterization's base width and depth.
     """
-    scaling = table(parameterization).scaling
-    m = width_ratio(parameterization, model.config.width)
-    members: dict[Role, list[tuple[str, nn.Parameter]]] = {role: [] for role in Role}
+    rules = table(parameterization)
+    m, depth = width_ratio(parameterization, model.config.width), depth_ratio(parameterization, model.config.depth)
+    members: dict[tuple[Role, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter, tag in tagged_parameters(model):
-        members[tag.role].append((name, parameter))
+        apart = tag.branch and rules.branch != 0
+        members.setdefault((tag.role, apart), []).append((name, parameter))
 
-    def powers(role: Role) -> tuple[int, int]:
-        return scaling[role].learning_rate, scaling[role].weight_decay
+    def powers(kind: tuple[Role, bool]) -> tuple[int, int, int, int]:
+        scaling = rules.scaling[kind[0]]
+        return scaling.learning_rate, scaling.weight_decay, scaling.eps, rules.branch if kind[1] else 0
 
+    kinds = [(role, apart) for role in Role for apart in (False, True) if (role, apart) in members]
     groups = []
-    for kind in dict.fromkeys(powers(role) for role in Role):
-        roles = [role for role in Role if powers(role) == kind and members[role]]
-        if not roles:
-            continue
-        named = [pair for role in roles for pair in members[role]]
+    for wanted in dict.fromkeys(powers(kind) for kind in kinds):
+        alike = [kind for kind in kinds if powers(kind) == wanted]
+        named = [pair for kind in alike for pair in members[kind]]
         groups.append(
             {
                 "params": [parameter for _, parameter in named],
                 "names": [name for name, _ in named],
-                "lr": learning_rate * m ** kind[0],
-                "weight_decay": weight_decay * m ** kind[1],
-                "name": "+".join(role.value for role in roles),
+                "lr": learning_rate * m ** wanted[0],
+                "weight_decay": weight_decay * m ** wanted[1],
+                "eps": eps * m ** wanted[2] * depth ** wanted[3],
+                "name": "+".join(f"{role.value}-branch" if apart else role.value for role, apart in alike),
             }
         )
     return groups

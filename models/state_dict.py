@@ -96,8 +96,8 @@ def from_published(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, 
 def to_published(model: DiT) -> dict[str, Tensor]:
     """The published state dict of one of our models, detached.
 
-    A readout multiplier (of µP) is folded into the readout's weight, as the published forward pass has none: loaded
-    again it is a model under SP.
+    Multipliers are folded into weights, as the published forward pass has none: the readout's (of µP) into the
+    readout, those of residual branches (of CompleteP) into their gates. Loaded again it is a model under SP.
     """
     config = model.config
     assert isinstance(config, DiTConfig), "a DiT has the configuration of a DiT"
@@ -106,6 +106,13 @@ def to_published(model: DiT) -> dict[str, Tensor]:
     state[PATCH_EMBEDDING] = state[PATCH_EMBEDDING].view(kernel)
     if model.final_layer.multiplier != 1.0:
         state["final_layer.linear.weight"] = state["final_layer.linear.weight"] * model.final_layer.multiplier
+    for index, block in enumerate(model.blocks):
+        if block.branch != 1.0:
+            for kind in ("weight", "bias"):
+                name = f"blocks.{index}.adaLN_modulation.1.{kind}"
+                vectors = state[name].unflatten(0, (config.modulation_vectors, config.width)).clone()
+                vectors[2::3] *= block.branch  # shift, scale, gate
+                state[name] = vectors.flatten(0, 1)
     if model.positions is not None:
         state[PUBLISHED_POSITIONS] = model.positions.detach()[None]
     return state

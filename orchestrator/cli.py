@@ -328,6 +328,46 @@ def data_list() -> None:
         click.echo(f"{name}  {dataset.train_images:,} images of {shape}  {here}")
 
 
+@main.command("coord-check")
+@click.option("--parameterization", "names", default="sp,mup,completep", show_default=True, help="Which to check.")
+@click.option("--widths", default="64,128,256,512,1024", show_default=True, help="Widths at depth 4; '' for none.")
+@click.option("--depths", default="2,4,8,16,32", show_default=True, help="Depths at width 64; '' for none.")
+@click.option("--steps", type=click.IntRange(min=1), default=4, show_default=True, help="Adam steps.")
+@click.option("--plain-init", is_flag=True, help="Start adaLN like a linear map, not at zero.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write a figure here (PNG).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+def coord_check(
+    names: str, widths: str, depths: str, steps: int, plain_init: bool, out: Path | None, as_json: bool
+) -> None:
+    """Check that activations do not follow the width or depth, after a few steps on the CPU. A minute or few.
+
+    \b
+    ditlaw coord-check --parameterization mup --depths '' -o coord.png
+    """
+    from models.coordinate_check import Protocol
+    from orchestrator import coordinates
+
+    with _refusing():
+        protocol = Protocol(steps=steps, zero_init=not plain_init)
+        wanted = [name.strip() for name in names.split(",") if name.strip()]
+        sizes = _whole_numbers("--widths", widths), _whole_numbers("--depths", depths)
+        findings = coordinates.find(wanted, *sizes, protocol, width=64, depth=4)
+    if out is not None:
+        coordinates.save_figure(findings, steps, out)
+    if as_json:
+        click.echo(json.dumps([coordinates.as_json(finding) for finding in findings], indent=2))
+        return
+    for finding in findings:
+        click.echo("\n".join([coordinates.verdict(finding), *coordinates.slope_lines(finding), ""]))
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{option} got {text!r}; wanted whole numbers above 0, as 64,128,256")
+    return [int(part) for part in parts]
+
+
 @main.command()
 def schema() -> None:
     """Print the JSON schema of a sweep, for completion in editors."""

@@ -1,16 +1,14 @@
 import dataclasses
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from models.config import SP, DiTConfig, MuP, RectifiedFlow
+from models.config import SP, CompleteP, DiTConfig, MuP, Parameterization
 from models.dit import DiT
 from models.families import build
-from models.objectives import build_objective
-from models.parameterization import Role, initialise, parameter_groups, tagged_parameters
+from models.parameterization import Role, TaggedModule, initialise, parameter_groups, tagged_parameters
 
 
 def config_of(width: int, *, zero_init: bool = True, depth: int = 2) -> DiTConfig:
@@ -66,6 +64,74 @@ def test_mup_at_its_base_width_is_one_rate_in_the_same_groups() -> None:
 def test_sp_is_one_group() -> None:
     groups = parameter_groups(DiT(config_of(64), SP()), SP(), 1e-3, 0.1)
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(1e-3, 0.1)]
+
+
+COMPLETEP = CompleteP(base_width=16, base_depth=2)
+
+
+def settings(model: TaggedModule, parameterization: Parameterization) -> dict[str, tuple[float, float, float]]:
+    return {
+        name: (group["lr"], group["weight_decay"], group["eps"])
+        for group in parameter_groups(model, parameterization, 1e-3, 0.1, 1e-6)
+        for name in group["names"]
+    }
+
+
+@pytest.mark.parametrize(("width", "depth"), [(16, 2), (64, 2), (16, 8), (64, 8)])
+def test_completep_groups(width: int, depth: int) -> None:
+    """Width as µP; depth reaches the branches' multiplier and epsilon, and no learning rate or weight decay."""
+    m, deeper = width / 16, depth / 2
+    model = DiT(config_of(width, depth=depth), COMPLETEP)
+    for name, (rate, decay, eps) in settings(model, COMPLETEP).items():
+        hidden = name.endswith("weight") and (
+            name.startswith("blocks.") or "mlp.2" in name or "final_layer.ada" in name
+        )
+        assert (rate, decay) == ((1e-3 / m, 0.1 * m) if hidden else (1e-3, 0.1)), name
+        inside = name.startswith("blocks.")
+        assert eps == pytest.approx(1e-6 / m / (deeper if inside else 1), rel=1e-12), name
+    assert {block.branch for block in model.blocks} == {1 / deeper}
+    assert model.final_layer.multiplier == 1 / m
+    groups = parameter_groups(model, COMPLETEP, 1e-3, 0.1, 1e-6)
+    assert [group["name"] for group in groups] == ["input+output+bias", "hidden", "hidden-branch", "bias-branch"]
+
+
+def test_the_epsilon_of_mup_follows_its_gradients_and_that_of_sp_stays() -> None:
+    model = DiT(config_of(64), MuP(base_width=16))
+    assert {eps for _, _, eps in settings(model, MuP(base_width=16)).values()} == {2.5e-7}
+    assert {eps for _, _, eps in settings(model, MuP(base_width=64)).values()} == {1e-6}
+    assert {eps for _, _, eps in settings(model, SP()).values()} == {1e-6}
+
+
+def test_at_its_bases_completep_is_mup_and_both_have_the_settings_of_sp() -> None:
+    config = config_of(64, zero_init=False)
+    mup, completep = MuP(base_width=64), CompleteP(base_width=64, base_depth=2)
+    first, second = build(config, mup, 3), build(config, completep, 3)
+    assert settings(first, mup) == settings(second, completep) == settings(DiT(config, SP()), SP())
+    with torch.no_grad():
+        for a, b in zip(first.parameters(), second.parameters(), strict=True):
+            assert torch.equal(a, b)
+            a.add_(0.1), b.add_(0.1)  # the readout starts at zero
+        inputs = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([1, 2])
+        assert torch.equal(first(*inputs), second(*inputs))
+
+
+def test_a_branch_is_divided_by_the_depth() -> None:
+    """With every gate open, the residual stream moves 1/4 as far a block at four times the base depth."""
+    config = config_of(32, zero_init=False, depth=4)
+    mup, completep = build(config, MuP(base_width=32), 3), build(config, CompleteP(base_width=32, base_depth=1), 3)
+    x, condition = torch.randn(2, 16, 32), torch.randn(2, 32)
+    with torch.no_grad():
+        # The MLP looks at what attention has added, so attention alone is compared.
+        for model in (mup, completep):
+            model.blocks[0].mlp.fc2.weight.zero_()
+        moved, moved_less = mup.blocks[0](x, condition) - x, completep.blocks[0](x, condition) - x
+    torch.testing.assert_close(moved_less, moved / 4, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("base_width", "base_depth", "name"), [(0, 2, "base_width"), (8, 0, "base_depth")])
+def test_bases_below_one_are_refused(base_width: int, base_depth: int, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0; wanted at least 1"):
+        CompleteP(base_width=base_width, base_depth=base_depth)
 
 
 def test_initialisation_depends_on_the_seed_alone() -> None:
@@ -139,53 +205,3 @@ def test_a_parameter_without_a_role_is_named() -> None:
     model.extra = nn.Parameter(torch.zeros(3))
     with pytest.raises(ValueError, match="parameter extra of DiT has no tag"):
         initialise(model, model.config, SP(), 0)
-
-
-def log_rms_after_training(width: int, parameterization: SP | MuP, seed: int, zero_init: bool) -> dict[str, float]:
-    """Log RMS of activations after 4 Adam steps on one fixed batch."""
-    model = build(config_of(width, zero_init=zero_init), parameterization, seed)
-    optimizer = torch.optim.AdamW(parameter_groups(model, parameterization, 2**-8, 0.0), betas=(0.9, 0.99))
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(16, 1, 8, 8, generator=generator) * 0.5 + 1
-    noise = torch.randn(16, 1, 8, 8, generator=generator)
-    t, y = torch.rand(16, generator=generator), torch.randint(0, 10, (16,), generator=generator)
-    objective = build_objective(RectifiedFlow())
-    for _ in range(4):
-        optimizer.zero_grad()
-        objective.loss(model, x, y, t, noise).mean().backward()
-        optimizer.step()
-    found: dict[str, float] = {}
-
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _module, _args, out: found.__setitem__(name, out.square().mean().sqrt().log().item())
-
-    for name, module in model.named_modules():
-        if name.endswith(("embedder", "attn", "mlp", "adaLN_modulation")) or name in ("", "blocks.0", "blocks.1"):
-            module.register_forward_hook(record(name or "output"))
-    with torch.no_grad():
-        model(objective.noised(x, noise, t), t, y)
-    return found
-
-
-def slopes(parameterization: SP | MuP, zero_init: bool) -> dict[str, float]:
-    """Slope of log activation RMS against log width, averaged over 3 seeds."""
-    widths = (32, 64, 128, 256)
-    rows = [[log_rms_after_training(w, parameterization, seed, zero_init) for seed in range(3)] for w in widths]
-    log_width = [math.log(w) - math.log(32 * 256) / 2 for w in widths]
-    square = sum(u * u for u in log_width)
-    return {
-        name: sum(u * sum(run[name] for run in row) / 3 for u, row in zip(log_width, rows, strict=True)) / square
-        for name in rows[0][0]
-    }
-
-
-@pytest.mark.parametrize("zero_init", [True, False])
-def test_mup_activations_do_not_follow_the_width(zero_init: bool) -> None:
-    found = slopes(MuP(base_width=32), zero_init)
-    del found["y_embedder"]  # rows of a table: their scale is that of the draw
-    assert {"output", "blocks.1", "blocks.0.attn", "blocks.1.mlp"} <= set(found)
-    assert {name: slope for name, slope in found.items() if abs(slope) > 0.1} == {}
-
-
-def test_sp_output_follows_the_width() -> None:
-    assert abs(slopes(SP(), zero_init=True)["output"]) > 0.2

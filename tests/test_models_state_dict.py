@@ -249,3 +249,20 @@ def test_files_are_read_without_running_code(tmp_path: Path) -> None:
     torch.save({"step": 3}, tmp_path / "step.pt")
     with pytest.raises(ValueError, match=r"step.pt holds step; wanted names and tensors"):
         load_file(tmp_path / "step.pt")
+
+
+@pytest.mark.parametrize("block", ["serial", "parallel"])
+def test_branch_multipliers_are_folded_into_the_gates(block: str) -> None:
+    config = dataclasses.replace(CONFIG, block=block)
+    model = DiT(config, CompleteP(base_width=8, base_depth=config.depth * 4))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    plain = DiT(config, SP())
+    plain.load_state_dict(from_published(to_published(model), config))
+    x = torch.randn(2, config.channels, config.image_size, config.image_size, generator=generator)
+    t, y = torch.tensor([0.2, 0.9]), torch.tensor([0, 1])
+    assert model.blocks[0].branch == 4.0
+    assert torch.allclose(model(x, t, y), plain(x, t, y), atol=1e-5)
+    assert not torch.allclose(DiT(config, SP())(x, t, y), plain(x, t, y))

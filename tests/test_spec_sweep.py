@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models.config import DiTConfig
+from models.config import CompleteP, DiTConfig
 from orchestrator.planning import grid
+from orchestrator.planning.grid import expand
 from orchestrator.planning.plan import make
 from orchestrator.spec.source import Problem, SpecError
 from orchestrator.spec.sweep import Models, Sweep, load
@@ -65,6 +66,14 @@ def test_every_problem_is_told_with_its_line(spec):
     ]
 
 
+def test_completep_is_a_parameterization_of_a_sweep(spec):
+    text = "{parameterization: {name: completep, base_width: 8, base_depth: 2}}"
+    sweep, source = load(spec(GOOD.replace("{parameterization: sp}", text)))
+    assert sweep.arms["sp"].parameterization == CompleteP(base_width=8, base_depth=2)
+    ids = {trial.parameterization.name: trial.trial_id for trial in expand(sweep, source)}
+    assert len(set(ids.values())) == len(ids) == 2
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -75,6 +84,21 @@ def test_every_problem_is_told_with_its_line(spec):
         ("flops: [2e8, 4e8]", "flops: [2e8], samples: [3]", "gives flops and samples; wanted exactly one"),
         ("flops: [2e8, 4e8]", "flops: []", "12: budgets.flops: is empty; wanted at least one"),
         ("  sp: {parameterization: sp}", "  sp: {parameterization: {name: ntk}}", "wanted {name: sp} or {name: mup"),
+        (
+            "  sp: {parameterization: sp}",
+            "  sp: {parameterization: {name: ntk}}",
+            "or {name: completep, base_width: ..., base_depth: ...}",
+        ),
+        (
+            "  sp: {parameterization: sp}",
+            "  sp: {parameterization: {name: completep, base_width: 8, base_depth: 0}}",
+            "base_depth is 0; wanted at least 1",
+        ),
+        (
+            "  sp: {parameterization: sp}",
+            "  sp: {parameterization: {name: completep, base_width: 8}}",
+            "arms.sp.parameterization.base_depth: is missing; wanted a value",
+        ),
         ("name: small", "name: ../small", "1: name: got '../small'; wanted letters, digits"),
         ("name: small", "name: small\nname: again", "2: name: is given twice, first on line 1; keep one"),
         ("name: small", "name: small\ndataset: cifar", "dataset 'cifar' is not known; wanted one of fashion-mnist"),

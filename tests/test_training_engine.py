@@ -20,8 +20,8 @@ def model_and_groups():
     model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.GELU(), torch.nn.Linear(32, 16))
     named = list(model.named_parameters())
     groups = [
-        {"name": kind, "lr": rate, "weight_decay": decay, "params": params, "names": names}
-        for kind, rate, decay, dims in (("matrix", 1e-2, 0.1, 2), ("vector", 3e-2, 0.0, 1))
+        {"name": kind, "lr": rate, "weight_decay": decay, "eps": eps, "params": params, "names": names}
+        for kind, rate, decay, eps, dims in (("matrix", 1e-2, 0.1, 1e-3, 2), ("vector", 3e-2, 0.0, 1e-8, 1))
         for names, params in [zip(*[(n, p) for n, p in named if p.ndim == dims], strict=True)]
     ]
     return model, [{**group, "params": list(group["params"])} for group in groups]
@@ -34,8 +34,8 @@ def batch(step: int) -> torch.Tensor:
 def plain(steps: int) -> tuple[list[float], list[torch.Tensor]]:
     """The same training without DeepSpeed, on the whole batch."""
     model, groups = model_and_groups()
-    settings = [{k: g[k] for k in ("params", "lr", "weight_decay")} for g in groups]
-    adamw = torch.optim.AdamW(settings, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps, fused=True)
+    settings = [{k: g[k] for k in ("params", "lr", "weight_decay", "eps")} for g in groups]
+    adamw = torch.optim.AdamW(settings, betas=OPTIMIZER.betas, fused=True)
     losses = []
     for step in range(steps):
         loss = (model(batch(step)) - 1).square().mean()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from models.config import SP, Block, MlpKind, MuP, Positions, RectifiedFlow
+from models.config import SP, Block, CompleteP, MlpKind, MuP, Positions, RectifiedFlow
 from orchestrator.spec.datasets import DATASETS
 from orchestrator.spec.source import Location, Problem, Source, SpecError, nearest, read
 
@@ -103,10 +103,11 @@ class Arm(Section):
     """A group of trials that is compared with the other arms; its keys override `training`."""
 
     parameterization: Annotated[
-        Annotated[SP | MuP, Discriminator("name")],
+        Annotated[SP | MuP | CompleteP, Discriminator("name")],
         BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
     ] = SP()
-    """How initialisation and learning rates depend on width: sp, or {name: mup, base_width: ...}."""
+    """How initialisation and learning rates depend on width and depth: sp, {name: mup, base_width: ...} or
+    {name: completep, base_width: ..., base_depth: ...}."""
     learning_rate: LearningRates | None = None
     """Base learning rate, or a list to sweep over; default: training.learning_rate."""
 
@@ -261,7 +262,10 @@ def _problem(detail: ErrorDetails, data: Any) -> Problem:
         wanted = "letters, digits, '.', '_' and '-' (64 at most), a letter or digit first"
         return Problem(location, f"got {_short(got)}; wanted {wanted}")
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        return Problem(location, f"got {_short(got)}; wanted {{name: sp}} or {{name: mup, base_width: ...}}")
+        alternatives = (
+            "{name: sp} or {name: mup, base_width: ...} or {name: completep, base_width: ..., base_depth: ...}"
+        )
+        return Problem(location, f"got {_short(got)}; wanted {alternatives}")
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return Problem(location, message)

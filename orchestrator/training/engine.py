@@ -43,11 +43,11 @@ def leave() -> None:
 
 
 class Engine:
-    """A model under training: AdamW steps with DeepSpeed ZeRO 0 to 3, one learning rate a parameter group.
+    """A model under training: AdamW steps with DeepSpeed ZeRO 0 to 3, one learning rate and epsilon a parameter group.
 
     Args:
         module: the model, on its device, in float32.
-        groups: parameter groups (`params`, `names`, `lr`, `weight_decay`, `name`).
+        groups: parameter groups (`params`, `names`, `lr`, `weight_decay`, `eps`, `name`).
         optimizer: AdamW's settings.
         micro_batch: samples a step on this worker.
         precision: "fp32", or "bf16" arithmetic with fp32 master weights.
@@ -69,14 +69,10 @@ class Engine:
         self._named = dict(module.named_parameters())
         self._rates = [float(group["lr"]) for group in groups]
         self._weight_decays = [float(group["weight_decay"]) for group in groups]
+        self._epsilons = [float(group["eps"]) for group in groups]
+        settings = ("params", "lr", "weight_decay", "eps", "name")
         adamw = torch.optim.AdamW(
-            [
-                {"params": g["params"], "lr": g["lr"], "weight_decay": g["weight_decay"], "name": g["name"]}
-                for g in groups
-            ],
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            fused=True,
+            [{key: group[key] for key in settings} for group in groups], betas=optimizer.betas, fused=True
         )
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -202,8 +198,10 @@ class Engine:
         groups = self._optimizer.param_groups
         rates = [float(group["lr"]) for group in groups]
         decays = [float(group["weight_decay"]) for group in groups]
+        epsilons = [float(group["eps"]) for group in groups]
         assert rates == self._rates, f"learning rates per group are {rates}; wanted {self._rates}"
         assert decays == self._weight_decays, f"weight decays per group are {decays}; wanted {self._weight_decays}"
+        assert epsilons == self._epsilons, f"Adam's epsilons per group are {epsilons}; wanted {self._epsilons}"
 
 
 def _deepspeed() -> Any:

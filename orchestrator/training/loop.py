@@ -59,7 +59,9 @@ class Attempt:
         optimizer = trial.optimizer
         self.engine = Engine(
             model,
-            parameter_groups(model, trial.parameterization, optimizer.learning_rate, optimizer.weight_decay),
+            parameter_groups(
+                model, trial.parameterization, optimizer.learning_rate, optimizer.weight_decay, optimizer.eps
+            ),
             optimizer,
             micro_batch=trial.batch_size // member.world_size,
             precision=trial.precision,
