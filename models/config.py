@@ -118,7 +118,7 @@ class RectifiedFlow:
 class Interpolant:
     """Velocity prediction on SiT's interpolants (Ma et al. 2024, arXiv 2401.08740), uniform t."""
 
-    path: Literal["linear", "gvp", "vp"]
+    path: Literal["linear", "gvp", "vp"] = "linear"
     """Linear; generalised variance-preserving (a quarter of a circle); or the variance-preserving diffusion."""
     name: Literal["interpolant"] = "interpolant"
 

@@ -94,10 +94,20 @@ class Objective(ABC):
     def outputs(
         self, model: Denoiser, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c2 h w"]]:
-        """The model's prediction and its further channels (none without `learn_sigma`), in float32 at least."""
+        """The model's prediction and its further channels (none without `learn_sigma`), in float32 at least.
+
+        Raises:
+            ValueError: the variance is to be learned and the model has no channels for it.
+        """
         output = model(*self.inputs(x_t, t), y)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
-        return output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
+        prediction, rest = output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
+        if self.learn_variance and rest.shape != prediction.shape:
+            raise ValueError(
+                f"the model predicts {output.shape[1]} channels for {x_t.shape[1]}; a learned variance wants twice as "
+                "many. Set learn_sigma of the model, or drop learn_variance."
+            )
+        return prediction, rest
 
     @final
     def predict(

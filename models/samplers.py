@@ -184,9 +184,10 @@ def _dpmpp(field: Field, x: Tensor, times: Sequence[float], *, order: Literal[2,
 
     x_s = sigma_s / sigma_t x_t + sigma_s int e^lambda x0(lambda) d lambda over the step of length h,
 
-    exact for the polynomial in lambda through the last `order` estimates of the image. The third order term is twice
-    that of the authors' code, which is of second order only. One more evaluation in the first step gives the third
-    order solver a start of second order, which it needs.
+    with the last `order` estimates of the image: for 2M as in algorithm 2 of the paper, for 3M exact for the parabola
+    in lambda through them. The third order term is twice
+    that of diffusers 0.42, whose error falls as the second power of the step only. One more evaluation in the first
+    step gives the third order solver a start of second order, which it needs.
     """
     path = field.objective.path
     past: list[tuple[float, Tensor]] = []  # (lambda, x0), newest last
@@ -202,7 +203,7 @@ def _dpmpp(field: Field, x: Tensor, times: Sequence[float], *, order: Literal[2,
         if start and order == 3:
             past.insert(0, (at_s, field.x0_and_eps(base, s)[0]))
         slope, curvature = _differences(past, h)
-        x = base + alpha_s * (math.expm1(-h) / h + 1) * slope
+        x = base + alpha_s * (math.expm1(-h) / h + 1 if order == 3 else -math.expm1(-h) / 2) * slope
         x = x + alpha_s * (1 - 2 * (h + math.expm1(-h)) / h**2) * curvature
         if start and order == 3:
             past = past[1:]
