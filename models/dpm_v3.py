@@ -2,9 +2,10 @@
 arXiv 2310.13268).
 
 With lambda = log(alpha / sigma) the probability-flow ODE is dx/d lambda = (alpha'/alpha - l) x - (sigma eps - l x) for
-any coefficient l(lambda). Let f = (sigma eps(x, lambda) - l x) / alpha, and approximate its derivative along the flow by
-df/d lambda = s f + b. The paper takes l, s and b that make the remainders smallest in the mean, for each dimension, and
-expands the rest in a Taylor series. Whatever l, s and b are, the solver converges at its order; they set its constant.
+any coefficient l(lambda). Let f = (sigma eps(x, lambda) - l x) / alpha, and approximate its derivative along the flow
+by df/d lambda = s f + b. The paper takes l, s and b that make the remainders smallest in the mean, for each dimension,
+and expands the rest in a Taylor series. Whatever l, s and b are, the solver converges at its order; they set its
+constant.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class Statistics:
     """
 
     half_log_snr: Float[Tensor, " n"]
-    l: Float[Tensor, "n *shape"]  # noqa: E741 (the paper's symbol)
-    s: Float[Tensor, "n *shape"]
-    b: Float[Tensor, "n *shape"]
+    l: Float[Tensor, " n *shape"]  # noqa: E741 (the paper's symbol)
+    s: Float[Tensor, " n *shape"]
+    b: Float[Tensor, " n *shape"]
 
     def __post_init__(self) -> None:
         n = len(self.half_log_snr)
@@ -142,7 +143,8 @@ def _integrals(statistics: Statistics, start: float, end: float, num_moments: in
         k3 = slopes(at + h / 2, moved(state, k2, h / 2))
         k4 = slopes(at + h, moved(state, k3, h))
         state = moved(state, [a + 2 * b + 2 * c + d for a, b, c, d in zip(k1, k2, k3, k4, strict=True)], h / 6)
-    return _Integrals(*state[:4], moments=state[4:])
+    l, s, b, offset, *moments = state  # noqa: E741
+    return _Integrals(l, s, b, offset, moments)
 
 
 @torch.no_grad()

@@ -211,7 +211,8 @@ class EDM(Objective):
     """x_t = x + sigma eps, target (x - c_skip x_t) / c_out (Karras et al. 2022, arXiv 2206.00364, equation 8, table 1).
 
     log sigma is normal and cut to the noise levels of sampling, 0.002 to 80; t = sigma / 80. The model gets c_in x_t,
-    and log sigma mapped from those levels to [0, 1]: (4 c_noise - log 0.002) / log(80 / 0.002), c_noise = log(sigma) / 4.
+    and log sigma mapped from those levels to [0, 1]: (4 c_noise - log 0.002) / log(80 / 0.002), where c_noise =
+    log(sigma) / 4.
     """
 
     sigma_min = 0.002

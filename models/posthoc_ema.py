@@ -1,8 +1,8 @@
 """Averages of any length after training, from stored ones (Karras et al. 2024, arXiv 2312.02696, section 3.2).
 
 A power-function average at time T is an integral of the weights' trajectory with the profile
-p(tau) = (gamma + 1) tau^gamma / T^(gamma + 1) on [0, T]. Snapshots of two such averages at several times span a space of
-profiles; the wanted profile is projected onto it, and the same combination of the snapshots is the wanted average.
+p(tau) = (gamma + 1) tau^gamma / T^(gamma + 1) on [0, T]. Snapshots of two such averages at several times span a space
+of profiles; the wanted profile is projected onto it, and the same combination of the snapshots is the wanted average.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from models.predictions import Epsilon
 
 Sampler = Literal["ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m", "dpm-v3"]
 LOWEST_HALF_LOG_SNR = -5.1
-"""Where sampling starts if it cannot at alpha = 0; the value that DPM-Solver (Lu et al. 2022, arXiv 2206.00927) cuts at.
+"""Where sampling starts if it cannot at alpha = 0; DPM-Solver's code cuts there (Lu et al. 2022, arXiv 2206.00927).
 
 The image's share of x_t is then 0.6% in standard deviation, and starting from pure noise leaves it out.
 """
@@ -153,7 +153,7 @@ def _sde_euler(field: Field, x: Tensor, times: Sequence[float], draws: Draws) ->
 
 
 def _ddim(field: Field, x: Tensor, times: Sequence[float], draws: Draws) -> Tensor:
-    """x_s = alpha_s x + sigma_s eps with the estimates at t (Song et al. 2021, arXiv 2010.02502, equation 12, eta 0)."""
+    """x_s = alpha_s x + sigma_s eps, estimated at t (Song et al. 2021, arXiv 2010.02502, equation 12 with eta 0)."""
     path = field.objective.path
     for t, s in itertools.pairwise(times):
         x0, eps = field.x0_and_eps(x, t)
