@@ -16,7 +16,7 @@ class Field:
     Args:
         guidance: scale w of u + w (c - u); 1 is none.
         null_class: label of the unconditional prediction u.
-        interval: times (low, high] at which guidance acts; None is everywhere.
+        interval: times [low, high] at which guidance acts; None is everywhere.
 
     Raises:
         ValueError: the interval is not within [0, 1] or is empty.
@@ -69,7 +69,7 @@ class Field:
         Images, noise and velocity are affine in the prediction at one x and t, so guiding it guides all of them. The
         further channels are not guided: they are those with the class.
         """
-        acts = self.interval is None or self.interval[0] < t <= self.interval[1]
+        acts = self.interval is None or self.interval[0] <= t <= self.interval[1]
         if self.guidance == 1.0 or not acts:
             return self.objective.outputs(self.model, x, self._times(x, t), self.y)
         twice = torch.cat([x, x])

@@ -60,7 +60,7 @@ def sample(
             u + w (c - u): 1 is no guidance and costs one forward pass an evaluation; any other costs one of twice
             the batch.
         null_class: label of the unconditional prediction.
-        guidance_interval: guidance only at times in (low, high], no guidance elsewhere (Kynkäänniemi et al. 2024,
+        guidance_interval: guidance only at times in [low, high], no guidance elsewhere (Kynkäänniemi et al. 2024,
             arXiv 2404.07724, which gives the interval in sigma); None is everywhere.
         generator: of the noise that "ddpm" and "sde-euler" add, drawn on its device; the others draw nothing.
         statistics: of the model, for "dpm-v3" (`models.dpm_v3.estimate_statistics`).

@@ -58,7 +58,9 @@ def test_divergence_of_two_normals() -> None:
 def test_the_first_step_is_a_likelihood_of_8_bit_images() -> None:
     levels = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(256, 1, 1, 1)
     x_t = torch.full_like(levels, 0.1)
-    bits = bound(PATH, levels, x_t, torch.full_like(levels, 0.103), torch.zeros_like(levels), at(1).expand(256, 1, 1, 1))
+    bits = bound(
+        PATH, levels, x_t, torch.full_like(levels, 0.103), torch.zeros_like(levels), at(1).expand(256, 1, 1, 1)
+    )
     assert (2 ** (-bits)).sum().item() == pytest.approx(1.0, abs=1e-6)  # cut at 1e-12 a level
     assert bits.argmin() == round((0.103 + 1) * 127.5)
 

@@ -1,5 +1,7 @@
 """Averages rebuilt from snapshots against averages kept during training."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -54,7 +56,7 @@ def test_inner_products_are_the_integrals() -> None:
 @pytest.mark.parametrize("relative_std", [0.03, 0.07, 0.15, 0.2])
 def test_any_length_is_rebuilt_and_better_from_more_snapshots(relative_std: float) -> None:
     errors = [error(relative_std, snapshots) for snapshots in (4, 8, 16, 32)]
-    assert all(more < 0.5 * fewer for fewer, more in zip(errors, errors[1:], strict=False))
+    assert all(more < 0.5 * fewer for fewer, more in itertools.pairwise(errors))
     assert errors[-1] < 1e-3
 
 

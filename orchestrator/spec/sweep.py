@@ -145,7 +145,7 @@ class Evaluation(Section):
     guidance: float = Field(default=1.0, ge=1)
     """Classifier-free guidance scale; 1 is none."""
     guidance_interval: tuple[float, float] | None = None
-    """Times (low, high] at which guidance acts, 0 being data and 1 noise; absent: everywhere."""
+    """Times [low, high] at which guidance acts, 0 being data and 1 noise; absent: everywhere."""
 
     @model_validator(mode="after")
     def _interval(self) -> Self:

@@ -58,7 +58,7 @@ class Evaluation:
     sampler_steps: int
     guidance: float
     guidance_interval: tuple[float, float] | None = None
-    """Times (low, high] at which guidance acts; None is everywhere."""
+    """Times [low, high] at which guidance acts; None is everywhere."""
     seed: int = 0
     """Seed of the fixed draws; not the trial's."""
 
