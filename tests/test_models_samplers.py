@@ -62,7 +62,7 @@ def test_convergence_order(sampler: str, order: int, objective: str) -> None:
     x = torch.tensor([math.log(steps) for steps in all_steps])
     y = torch.tensor([math.log(error(sampler, OBJECTIVES[objective], steps)) for steps in all_steps])
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
-    assert -slope == pytest.approx(order, abs=0.25)
+    assert -slope == pytest.approx(order, abs=0.25 if sampler in ("dpmpp-3m", "dpm-v3") else 0.15)
 
 
 @every_objective
