@@ -271,6 +271,22 @@ def test_bad_settings_are_named(sampler: str, steps: int, message: str) -> None:
         )
 
 
+def test_guidance_leaves_the_learned_variance_alone() -> None:
+    """A model whose prediction and variance are both the label: only the prediction is guided."""
+    objective = build_objective(config.DDPM(learn_variance=True))
+
+    def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return y.view(-1, 1, 1, 1).expand(-1, 2, 2, 2).to(x)
+
+    x, y = torch.randn(3, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2])
+    field = Field(model, objective, y, guidance=2.0, null_class=3)
+    x0, fraction = field.x0_and_fraction(x, 0.5)
+    label = y.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).double()
+    assert torch.equal(fraction, label)
+    wanted, _ = objective.x0_and_eps(3 + 2.0 * (label - 3), x, torch.full((3,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(x0, wanted)
+
+
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (-0.1, 0.5), (0.2, 1.1)])
 def test_a_bad_interval_is_named(interval: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=r"wanted \(low, high\) with 0 <= low < high <= 1"):
