@@ -7,6 +7,7 @@ a trial's identity. Errors say what was got, what was wanted and the remedy.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -214,9 +215,67 @@ Parameterization = SP | MuP | CompleteP
 class RectifiedFlow:
     """x_t = (1 - t) x + t eps, target eps - x (Liu et al. 2022, arXiv 2209.03003); t = 0 is data, t = 1 is noise."""
 
-    t_distribution: Literal["uniform"] = "uniform"
-    """Distribution of training times."""
+    t_distribution: Literal["uniform", "logit-normal"] = "uniform"
+    """Distribution of training times; "logit-normal" is rf/lognorm(0, 1) of Esser et al. 2024, arXiv 2403.03206."""
     name: Literal["rectified-flow"] = "rectified-flow"
 
 
-Objective = RectifiedFlow
+@dataclass(frozen=True, kw_only=True)
+class Interpolant:
+    """Velocity prediction on SiT's interpolants (Ma et al. 2024, arXiv 2401.08740), uniform t."""
+
+    path: Literal["linear", "gvp", "vp"] = "linear"
+    """Linear; generalised variance-preserving (a quarter of a circle); or the variance-preserving diffusion."""
+    name: Literal["interpolant"] = "interpolant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM:
+    """Noise prediction at 1000 discrete times (Ho et al. 2020, arXiv 2006.11239)."""
+
+    betas: Literal["linear", "cosine"] = "linear"
+    """Schedule of the variances: linear (Ho et al.) or cosine (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
+    learn_variance: bool = False
+    """Learn the variance of the reverse steps (Nichol & Dhariwal 2021); the model needs `learn_sigma`."""
+    name: Literal["ddpm"] = "ddpm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPrediction:
+    """v = alpha eps - sigma x on a variance-preserving path (Salimans & Ho 2022, arXiv 2202.00512), uniform t."""
+
+    path: Literal["gvp", "vp"] = "gvp"
+    """"gvp" is the cosine schedule of the paper, alpha = cos(pi t / 2)."""
+    name: Literal["v-prediction"] = "v-prediction"
+
+
+@dataclass(frozen=True, kw_only=True)
+class XPrediction:
+    """Prediction of the image itself, unweighted (Ho et al. 2020; Salimans & Ho 2022, section 4), uniform t."""
+
+    path: Literal["linear", "gvp", "vp"] = "gvp"
+    """The interpolant between image and noise."""
+    name: Literal["x-prediction"] = "x-prediction"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM:
+    """Preconditioned denoising with log-normal noise levels (Karras et al. 2022, arXiv 2206.00364, table 1)."""
+
+    log_sigma_mean: float = -1.2
+    """P_mean of the noise levels of training."""
+    log_sigma_std: float = 1.2
+    """P_std of the noise levels of training."""
+    sigma_data: float = 0.5
+    """Standard deviation of the data."""
+    name: Literal["edm"] = "edm"
+
+    def __post_init__(self) -> None:
+        for name in ("log_sigma_std", "sigma_data"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted a finite number above 0")
+        if not math.isfinite(self.log_sigma_mean):
+            raise ValueError(f"log_sigma_mean is {self.log_sigma_mean}; wanted a finite number")
+
+
+Objective = RectifiedFlow | Interpolant | DDPM | VPrediction | XPrediction | EDM

@@ -1,18 +1,25 @@
 """Training objectives: how images are noised, what the model predicts, and the flow that a prediction implies.
 
-An objective draws nothing: uniform numbers and noise come from outside, so that the caller decides what they depend on.
+An objective is a Gaussian path (`models.paths`), a kind of prediction (`models.predictions`) and a distribution of
+training times. It draws nothing: uniform numbers and noise come from outside, so that the caller decides what they
+depend on. Time runs from 0 (data) to 1 (noise), and the model gets times in [0, 1].
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from functools import singledispatch
-from typing import Protocol, final
+from typing import Literal, Protocol, final
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from models import config
+from models.learned_variance import bound
+from models.paths import BETAS, INTERPOLANTS, NUM_STEPS, Linear, Path, VarianceExploding
+from models.predictions import Epsilon, Preconditioned, Prediction, V, Velocity, X
 
 
 class Denoiser(Protocol):
@@ -26,40 +33,88 @@ class Denoiser(Protocol):
 class Objective(ABC):
     """What a model is trained to predict. Time runs from 0 (data) to 1 (noise).
 
-    A subclass says how it noises (`noised`), what the prediction is compared with (`target`), and how a sampler turns
-    a prediction into the velocity dx/dt of the probability-flow ODE (`velocity`). Predictions of the velocity, of the
-    image or of the noise differ in the last two only.
+    A subclass gives its path, its kind of prediction and its distribution of times.
     """
+
+    path: Path
+    prediction: Prediction
+    learn_variance: bool = False
+    """The model's second set of channels is the variance of a reverse step, and is trained."""
 
     @abstractmethod
     def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Training times from numbers uniform in [0, 1)."""
 
-    @abstractmethod
+    def inputs(
+        self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
+        """What the model is given for x_t and t: they themselves, unless an objective scales them."""
+        return x_t, t
+
+    def times(self, steps: int, start: float) -> list[float]:
+        """The `steps` + 1 times of a sampler from `start` to 0: equal steps, unless an objective has its own."""
+        return [start * (1 - i / steps) for i in range(steps + 1)]
+
+    @final
     def noised(
         self, x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
-        """x_t, the images at time t."""
+        """x_t = alpha x + sigma noise, the images at time t."""
+        t = t.view(-1, 1, 1, 1)
+        return self.path.alpha(t) * x + self.path.sigma(t) * noise
 
-    @abstractmethod
+    @final
     def target(
         self, x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """What the model should predict."""
+        return self.prediction.target(self.path, x, noise, t.view(-1, 1, 1, 1))
 
-    @abstractmethod
+    @final
+    def x0_and_eps(
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """The image and the noise that a prediction implies; not finite where the prediction leaves one open."""
+        return self.prediction.x0_and_eps(self.path, prediction, x_t, t.view(-1, 1, 1, 1))
+
+    @final
     def velocity(
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """dx_t/dt that a prediction implies."""
+        return self.prediction.velocity(self.path, prediction, x_t, t.view(-1, 1, 1, 1))
+
+    @final
+    @property
+    def finite_at_data(self) -> bool:
+        """Whether the velocity can be evaluated at t = 0."""
+        return self.prediction.finite_at_data and self.path.smooth_at_data
+
+    @final
+    def outputs(
+        self, model: Denoiser, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c2 h w"]]:
+        """The model's prediction and its further channels (none without `learn_sigma`), in float32 at least.
+
+        Raises:
+            ValueError: the variance is to be learned and the model has no channels for it.
+        """
+        output = model(*self.inputs(x_t, t), y)
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        prediction, rest = output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
+        if self.learn_variance and rest.shape != prediction.shape:
+            raise ValueError(
+                f"the model predicts {output.shape[1]} channels for {x_t.shape[1]}; a learned variance wants twice as "
+                "many. Set learn_sigma of the model, or drop learn_variance."
+            )
+        return prediction, rest
 
     @final
     def predict(
         self, model: Denoiser, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
-        """The model's prediction in float32, without the second set of channels of a model with `learn_sigma`."""
-        prediction = model(x_t, t, y).float()
-        return prediction if prediction.shape == x_t.shape else prediction[:, : x_t.shape[1]]
+        """The model's prediction, without the second set of channels of a model with `learn_sigma`."""
+        return self.outputs(model, x_t, t, y)[0]
 
     @final
     def loss(
@@ -70,33 +125,119 @@ class Objective(ABC):
         t: Float[Tensor, " b"],
         noise: Float[Tensor, "b c h w"],
     ) -> Float[Tensor, " b"]:
-        """Mean squared error of each sample over its pixels and channels, in float32."""
-        prediction = self.predict(model, self.noised(x, noise, t), t, y)
-        return (prediction - self.target(x, noise, t)).square().flatten(1).mean(1)
+        """Mean squared error of each sample over its pixels and channels, in float32.
+
+        With a learned variance, plus the term of the variational bound. The paper's 0.001 L_vlb is a sum over 1000
+        times, of which t is one: the factors cancel.
+        """
+        x_t = self.noised(x, noise, t)
+        prediction, rest = self.outputs(model, x_t, t, y)
+        error = (prediction - self.target(x, noise, t)).square().flatten(1).mean(1)
+        if not self.learn_variance:
+            return error
+        x0 = self.x0_and_eps(prediction.detach(), x_t, t)[0]
+        return error + bound(self.path, x, x_t, x0, rest, t.view(-1, 1, 1, 1))
 
 
 @final
 class RectifiedFlow(Objective):
-    """x_t = (1 - t) x + t eps, target eps - x, t uniform (Liu et al. 2022, arXiv 2209.03003)."""
+    """x_t = (1 - t) x + t eps, target eps - x (Liu et al. 2022, arXiv 2209.03003).
+
+    t is uniform, or logit(t) is standard normal (Esser et al. 2024, arXiv 2403.03206, section 3.1).
+    """
+
+    def __init__(self, t_distribution: Literal["uniform", "logit-normal"] = "uniform") -> None:
+        self.path, self.prediction = Linear(), Velocity()
+        self.t_distribution = t_distribution
+
+    def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return u if self.t_distribution == "uniform" else torch.sigmoid(torch.special.ndtri(u))
+
+
+@final
+class Interpolant(Objective):
+    """x_t = alpha x + sigma eps, target alpha' x + sigma' eps (Ma et al. 2024, arXiv 2401.08740, section 2), uniform t.
+
+    On the variance-preserving path sigma' is infinite at t = 0, and t starts at 1e-5 (the paper's code).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.prediction = path, Velocity()
+
+    def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return u if self.path.smooth_at_data else 1e-5 + (1 - 1e-5) * u
+
+
+@final
+class DDPM(Objective):
+    """x_t = sqrt(alpha_bar_k) x + sqrt(1 - alpha_bar_k) eps, target eps (Ho et al. 2020, equation 14).
+
+    k is uniform in 1 ... 1000 and t = k / 1000. With a learned variance the loss is L_simple + 0.001 L_vlb
+    (Nichol & Dhariwal 2021, equation 16).
+    """
+
+    def __init__(self, path: Path, learn_variance: bool = False) -> None:
+        self.path, self.prediction = path, Epsilon()
+        self.learn_variance = learn_variance
+
+    def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return (torch.floor(NUM_STEPS * u).clamp(max=NUM_STEPS - 1) + 1) / NUM_STEPS
+
+
+@final
+class VPrediction(Objective):
+    """x_t = alpha x + sigma eps, target v = alpha eps - sigma x (Salimans & Ho 2022, arXiv 2202.00512), uniform t."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.prediction = path, V()
 
     def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         return u
 
-    def noised(
-        self, x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
-        t = t.view(-1, 1, 1, 1)
-        return (1 - t) * x + t * noise
 
-    def target(
-        self, x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
-        return noise - x
+@final
+class XPrediction(Objective):
+    """x_t = alpha x + sigma eps, target x (Salimans & Ho 2022, section 4), without weights, uniform t."""
 
-    def velocity(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
-        return prediction
+    def __init__(self, path: Path) -> None:
+        self.path, self.prediction = path, X()
+
+    def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return u
+
+
+@final
+class EDM(Objective):
+    """x_t = x + sigma eps, target (x - c_skip x_t) / c_out (Karras et al. 2022, arXiv 2206.00364, equation 8, table 1).
+
+    log sigma is normal and cut to the noise levels of sampling, 0.002 to 80; t = sigma / 80. The model gets c_in x_t,
+    and log sigma mapped from those levels to [0, 1]: (4 c_noise - log 0.002) / log(80 / 0.002), where c_noise =
+    log(sigma) / 4.
+    """
+
+    sigma_min = 0.002
+    rho = 7.0
+
+    def __init__(self, log_sigma_mean: float, log_sigma_std: float, sigma_data: float) -> None:
+        self.path, self.prediction = VarianceExploding(), Preconditioned(sigma_data)
+        self.log_sigma_mean, self.log_sigma_std = log_sigma_mean, log_sigma_std
+        self.t_min = self.sigma_min / VarianceExploding.sigma_max
+
+    def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        sigma = torch.exp(self.log_sigma_mean + self.log_sigma_std * torch.special.ndtri(u))
+        return (sigma / VarianceExploding.sigma_max).clamp(self.t_min, 1.0)
+
+    def inputs(
+        self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
+        assert isinstance(self.prediction, Preconditioned)
+        c_in = self.prediction.c_in(self.path, t.view(-1, 1, 1, 1))
+        return c_in * x_t, 1 - torch.log(t.clamp(self.t_min, 1.0)) / math.log(self.t_min)
+
+    def times(self, steps: int, start: float) -> list[float]:
+        """Noise levels equally spaced in sigma^(1/7) from the largest to 0.002, then 0 (equation 5)."""
+        high, low = start ** (1 / self.rho), self.t_min ** (1 / self.rho)
+        return [(high + i / max(1, steps - 1) * (low - high)) ** self.rho for i in range(steps)] + [0.0]
 
 
 @singledispatch
@@ -112,4 +253,29 @@ def build_objective(objective: config.Objective) -> Objective:
 
 @build_objective.register
 def _build_rectified_flow(objective: config.RectifiedFlow) -> Objective:
-    return RectifiedFlow()
+    return RectifiedFlow(objective.t_distribution)
+
+
+@build_objective.register
+def _build_interpolant(objective: config.Interpolant) -> Objective:
+    return Interpolant(INTERPOLANTS[objective.path])
+
+
+@build_objective.register
+def _build_ddpm(objective: config.DDPM) -> Objective:
+    return DDPM(BETAS[objective.betas], objective.learn_variance)
+
+
+@build_objective.register
+def _build_v_prediction(objective: config.VPrediction) -> Objective:
+    return VPrediction(INTERPOLANTS[objective.path])
+
+
+@build_objective.register
+def _build_x_prediction(objective: config.XPrediction) -> Objective:
+    return XPrediction(INTERPOLANTS[objective.path])
+
+
+@build_objective.register
+def _build_edm(objective: config.EDM) -> Objective:
+    return EDM(objective.log_sigma_mean, objective.log_sigma_std, objective.sigma_data)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.config import SP, DiTConfig, MuP, preset
+from models.config import SP, CompleteP, DiTConfig, MuP, preset
 from models.dit import DiT
 from models.families import build
 from models.state_dict import (

@@ -9,9 +9,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models.config import CompleteP, DiTConfig
+from models.config import (
+    DDPM,
+    EDM,
+    CompleteP,
+    DiTConfig,
+    Interpolant,
+    RectifiedFlow,
+    VPrediction,
+    XPrediction,
+)
 from orchestrator.planning import grid
 from orchestrator.planning.grid import expand
+from orchestrator.planning.placement import sampling_passes
 from orchestrator.planning.plan import make
 from orchestrator.spec.source import Problem, SpecError
 from orchestrator.spec.sweep import Models, Sweep, load
@@ -133,6 +143,45 @@ def test_completep_is_a_parameterization_of_a_sweep(spec):
         ("patch: 7", "patch: 7\n  qknorm: true", "4: models.qknorm: is not a key here"),
         ("patch: 7", "patch: 7\n  qk_norm: maybe", "4: models.qk_norm: got 'maybe'; wanted a valid boolean"),
         ("patch: 7", "patch: [7", "is not YAML"),
+        (
+            "name: small",
+            "name: small\nobjective: {name: ddmp}",
+            "2: objective: got 'ddmp'; wanted a name among rectified-flow, interpolant, ddpm, v-prediction, "
+            "x-prediction, edm; did you mean 'ddpm'?",
+        ),
+        ("name: small", "name: small\nobjective: emd", "2: objective: got 'emd'; wanted a name among"),
+        ("name: small", "name: small\nobjective: {path: vp}", "2: objective: got {'path': 'vp'} without a name"),
+        (
+            "name: small",
+            "name: small\nobjective: {name: ddpm, beta: linear}",
+            "2: objective.beta: is not a key here; wanted one of betas, learn_variance, name; did you mean 'betas'?",
+        ),
+        (
+            "name: small",
+            "name: small\nobjective: {name: edm, sigma_data: 0}",
+            "2: objective: sigma_data is 0.0; wanted a finite number above 0",
+        ),
+        (
+            "name: small",
+            "name: small\nobjective: {name: ddpm, learn_variance: true}",
+            "2: objective.learn_variance: got learn_variance with models that do not predict a variance: a, b; wanted "
+            "learn_sigma",
+        ),
+        (
+            "name: small",
+            "name: small\nevaluation: {sampler: dpm-v3}",
+            "2: evaluation.sampler: got 'dpm-v3'; wanted 'ddpm', 'ddim', 'euler', 'heun', 'sde-euler', 'dpmpp-2m'",
+        ),
+        (
+            "name: small",
+            "name: small\nevaluation: {guidance: 2, guidance_interval: [0.5, 0.2]}",
+            "2: evaluation: guidance_interval is [0.5, 0.2]; wanted [low, high] with 0 <= low < high <= 1",
+        ),
+        (
+            "name: small",
+            "name: small\nevaluation: {guidance_interval: [0.1, 0.2]}",
+            "2: evaluation: guidance_interval is given with guidance 1, which is none; raise guidance or drop it",
+        ),
         ("patch: 7", "patch: !!python/name:os.system x", "3: models.patch: cannot be read"),
     ],
 )
@@ -165,6 +214,34 @@ def test_an_option_that_a_family_lacks_is_refused_where_it_is_written():
     assert [(p.location, p.message.split(";")[0]) for p in found] == [
         (("models", "qk_norm"), "is not an option of family dit")
     ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "wanted"),
+    [
+        ("edm", EDM()),
+        ("{name: edm, sigma_data: 0.25}", EDM(sigma_data=0.25)),
+        ("{name: rectified-flow, t_distribution: logit-normal}", RectifiedFlow(t_distribution="logit-normal")),
+        ("{name: interpolant, path: gvp}", Interpolant(path="gvp")),
+        ("{name: ddpm, betas: cosine}", DDPM(betas="cosine")),
+        ("v-prediction", VPrediction()),
+        ("{name: x-prediction, path: linear}", XPrediction(path="linear")),
+    ],
+)
+def test_every_objective_can_be_asked_for(spec, objective, wanted):
+    assert {trial.objective for trial in make(spec(GOOD + f"objective: {objective}\n")).trials} == {wanted}
+
+
+def test_the_cost_of_sampling_is_counted(spec):
+    def passes(settings: str) -> float:
+        text = GOOD + f"evaluation: {{sampler_steps: 10, {settings}}}\n"
+        return sampling_passes(make(spec(text)).trials[0].evaluation)
+
+    assert passes("sampler: heun") == 20
+    assert passes("sampler: ddim") == 10
+    assert passes("sampler: dpmpp-3m") == 11
+    assert passes("sampler: euler, guidance: 2") == 20
+    assert passes("sampler: euler, guidance: 2, guidance_interval: [0.2, 0.7]") == pytest.approx(15)
 
 
 def test_a_spec_that_refers_to_itself_is_refused(spec):

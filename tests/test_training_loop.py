@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from models.config import DDPM, EDM
 from orchestrator.planning.plan import make
 from orchestrator.results.store import read_attempts, read_curves, read_measurements
 from orchestrator.scheduling.backend import Assignment
@@ -185,6 +186,32 @@ def test_the_seed_changes_the_result(undisturbed, member, trial):
     other = dataclasses.replace(trial, seed=1, milestones=trial.milestones[:1], budgets=trial.budgets[:1])
     run_attempt(assignment(other, here), here)
     assert measured(here)["loss"].iloc[0] != measured(undisturbed)["loss"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("objective", "sampler", "learn_sigma"),
+    [(EDM(), "dpmpp-3m", False), (DDPM(learn_variance=True), "ddpm", True)],
+)
+def test_other_objectives_train_and_sample_the_same_twice(member, trial, objective, sampler, learn_sigma):
+    evaluation = dataclasses.replace(
+        trial.evaluation, sampler=sampler, sampler_steps=4, guidance=1.5, guidance_interval=(0.2, 0.8)
+    )
+    other = dataclasses.replace(
+        trial,
+        objective=objective,
+        model=dataclasses.replace(trial.model, learn_sigma=learn_sigma),
+        evaluation=evaluation,
+    )
+    tables, pictures = [], []
+    for name in ("first", "second"):
+        here = member(name)
+        assert run_attempt(assignment(other, here), here) == ("completed", None)
+        tables.append(measured(here))
+        pictures.append((here.results / "samples" / f"{other.trial_id}-{other.milestones[-1]}.png").read_bytes())
+    assert tables[0]["loss"].is_monotonic_decreasing
+    assert len(tables[0]) == len(other.milestones)
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert pictures[0] == pictures[1]
 
 
 def test_bf16_through_zero_1_learns_as_fp32_does(undisturbed, member, trial):

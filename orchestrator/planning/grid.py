@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from models.config import FAMILIES, ModelConfig, preset_fields
+from models.config import DDPM, FAMILIES, ModelConfig, preset_fields
 from models.cost import Cost, cost
 from orchestrator.planning.budget import steps_of_flops, steps_of_samples
 from orchestrator.spec.datasets import DATASETS
@@ -39,6 +39,7 @@ def expand(sweep: Sweep, source: Source) -> list[Trial]:
     problems += _twice("size", [size.name for size in sweep.models.sizes], ("models", "sizes"))
     problems += _twice("seed", list(sweep.seeds), ("seeds",))
     problems += _workers(sweep)
+    problems += _variance(sweep, models)
     milestones = {model.name: _milestones(sweep, model, problems) for model in models}
     if not problems:
         cells = _num_cells(sweep)
@@ -146,6 +147,18 @@ def _workers(sweep: Sweep) -> list[Problem]:
         return []
     message = f"got {workers} workers, which do not divide training.batch_size {batch}; wanted a divisor of it"
     return [Problem(("compute", "workers"), message)]
+
+
+def _variance(sweep: Sweep, models: list[SizedModel]) -> list[Problem]:
+    """A learned variance needs the channels to learn it in."""
+    without = [model.name for model in models if not model.config.learn_sigma]
+    if not (isinstance(sweep.objective, DDPM) and sweep.objective.learn_variance) or not without:
+        return []
+    message = (
+        f"got learn_variance with models that do not predict a variance: {', '.join(without)}; wanted learn_sigma "
+        "of the models, or no learn_variance"
+    )
+    return [Problem(("objective", "learn_variance"), message)]
 
 
 def _milestones(sweep: Sweep, model: SizedModel, problems: list[Problem]) -> dict[int, float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from models import cost
-from orchestrator.spec.trial import Trial
+from orchestrator.spec.trial import Evaluation, Trial
 
 CHECKPOINT_BYTES_PER_PARAM = 16
 """fp32 weights, two Adam moments and the EMA."""
@@ -41,9 +41,15 @@ def evaluation_flops(trial: Trial) -> float:
     evaluation = trial.evaluation
     forward = trial.flops_per_sample / 3
     losses = evaluation.loss_images * evaluation.loss_draws * len(trial.milestones)
-    passes = evaluation.sampler_steps * (2 if evaluation.sampler == "heun" else 1)
-    passes *= 2 if evaluation.guidance != 1 else 1
-    return forward * (losses + evaluation.sample_images * passes)
+    return forward * (losses + evaluation.sample_images * sampling_passes(evaluation))
+
+
+def sampling_passes(evaluation: Evaluation) -> float:
+    """Forward passes of one generated image; with an interval of guidance, by its share of the times."""
+    steps = evaluation.sampler_steps
+    evaluations = {"heun": 2 * steps, "dpmpp-3m": steps + 1}.get(evaluation.sampler, steps)
+    low, high = evaluation.guidance_interval or (0.0, 1.0)
+    return evaluations * (1 + (high - low if evaluation.guidance != 1 else 0.0))
 
 
 def state_bytes(trial: Trial) -> int:

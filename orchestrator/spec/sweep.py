@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from models.config import SP, Block, CompleteP, MlpKind, MuP, Positions, RectifiedFlow
+from models.config import SP, Block, CompleteP, MlpKind, MuP, Objective, Positions, RectifiedFlow
 from orchestrator.spec.datasets import DATASETS
 from orchestrator.spec.source import Location, Problem, Source, SpecError, nearest, read
+from orchestrator.spec.trial import Sampler
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LearningRates = Annotated[
@@ -168,12 +169,23 @@ class Evaluation(Section):
     """Fixed draws of time and noise for each of them."""
     sample_images: int = Field(default=40, ge=0)
     """Images generated for the report at each trial's last budget; 0: none."""
-    sampler: Literal["euler", "heun"] = "heun"
-    """ODE solver of the generated images."""
+    sampler: Sampler = "heun"
+    """Sampler of the generated images; ddpm and sde-euler add noise (the same for every trial), the others none."""
     sampler_steps: int = Field(default=20, ge=1)
     """Its steps."""
     guidance: float = Field(default=1.0, ge=1)
     """Classifier-free guidance scale; 1 is none."""
+    guidance_interval: tuple[float, float] | None = None
+    """Times [low, high] at which guidance acts, 0 being data and 1 noise; absent: everywhere."""
+
+    @model_validator(mode="after")
+    def _interval(self) -> Self:
+        interval = self.guidance_interval
+        if interval is not None and not 0 <= interval[0] < interval[1] <= 1:
+            raise ValueError(f"guidance_interval is {list(interval)}; wanted [low, high] with 0 <= low < high <= 1")
+        if interval is not None and self.guidance == 1:
+            raise ValueError("guidance_interval is given with guidance 1, which is none; raise guidance or drop it")
+        return self
 
 
 class Compute(Section):
@@ -215,8 +227,11 @@ class Sweep(Section):
     """What the models learn."""
     models: Models
     """The model ladder."""
-    objective: RectifiedFlow = RectifiedFlow()
-    """The training objective."""
+    objective: Annotated[
+        Annotated[Objective, Discriminator("name")],
+        BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
+    ] = RectifiedFlow()
+    """The training objective: its name, or {name: ..., and its options}."""
     arms: dict[Name, Arm] = Field(min_length=1)
     """The groups to compare."""
     training: Training = Training()
@@ -261,6 +276,8 @@ def _problem(detail: ErrorDetails, data: Any) -> Problem:
     if kind == "string_pattern_mismatch":
         wanted = "letters, digits, '.', '_' and '-' (64 at most), a letter or digit first"
         return Problem(location, f"got {_short(got)}; wanted {wanted}")
+    if kind in ("union_tag_not_found", "union_tag_invalid") and location[:1] == ("objective",):
+        return _unknown_objective(location, got)
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         alternatives = (
             "{name: sp} or {name: mup, base_width: ...} or {name: completep, base_width: ..., base_depth: ...}"
@@ -275,6 +292,16 @@ def _problem(detail: ErrorDetails, data: Any) -> Problem:
     return Problem(location, f"got {_short(got)}; wanted {wanted}")
 
 
+def _unknown_objective(location: Location, got: Any) -> Problem:
+    """An objective without a name, or with one that nothing has."""
+    known = [kind.name for kind in get_args(Objective)]
+    name = got.get("name") if isinstance(got, dict) else got
+    wanted = f"wanted a name among {', '.join(known)}"
+    if name is None:
+        return Problem(location, f"got {_short(got)} without a name; {wanted}")
+    return Problem(location, f"got {_short(name)}; {wanted}{nearest(str(name), known)}")
+
+
 def _in_file(loc: tuple[int | str, ...], data: Any) -> Location:
     """`loc` without the union tags and type names that pydantic puts between a file's own keys."""
     location: list[int | str] = []
@@ -285,6 +312,8 @@ def _in_file(loc: tuple[int | str, ...], data: Any) -> Location:
             data = data[part]
         elif index < len(loc) - 1 or isinstance(data, list) or not isinstance(data, dict):
             continue
+        elif part == data.get("name"):
+            continue  # the tag of a union, of which a whole alternative is wrong
         location.append(part)
     return tuple(location)
 

@@ -12,7 +12,8 @@ from models.config import ModelConfig, Objective, Parameterization
 from orchestrator.spec.identity import digest
 
 Precision = Literal["fp32", "bf16"]
-Sampler = Literal["euler", "heun"]
+Sampler = Literal["ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m"]
+"""The samplers of `models.samplers` that need nothing but the model: not dpm-v3, which needs statistics of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Evaluation:
     sampler: Sampler
     sampler_steps: int
     guidance: float
+    guidance_interval: tuple[float, float] | None = None
+    """Times [low, high] at which guidance acts; None is everywhere."""
     seed: int = 0
     """Seed of the fixed draws; not the trial's."""
 

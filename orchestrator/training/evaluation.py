@@ -86,6 +86,8 @@ def sample_grid(model: nn.Module, objective: Objective, config: ModelConfig, eva
         steps=evaluation.sampler_steps,
         guidance=evaluation.guidance,
         null_class=num_classes,
+        guidance_interval=evaluation.guidance_interval,
+        generator=torch_generator(evaluation.seed, "sampler", 0),
     )
     return _png(images.cpu(), num_classes)
 
