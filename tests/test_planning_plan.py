@@ -48,7 +48,7 @@ def test_state_follows_precision_and_stage(tmp_path):
     assert trial["state_bytes"] == pytest.approx((2 / 2 + 2 / 2 + 12 / 2 + 4 + 4) * trial["params_total"], rel=1e-2)
     path.write_text(SPEC.format(budgets=[1e10]))
     (trial,) = make(path).as_json()["trials"]
-    assert trial["state_bytes"] == 20 * trial["params_total"]
+    assert trial["state_bytes"] == 24 * trial["params_total"]
 
 
 def test_quickstart_asks_for_what_the_readme_says():

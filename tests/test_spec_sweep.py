@@ -65,11 +65,11 @@ def test_a_good_spec_loads_with_budgets_as_numbers(spec):
 
 
 def test_every_problem_is_told_with_its_line(spec):
-    text = GOOD.replace("batch_size: 32", "batchsize: 32, betas: [1]").replace("depth: 1}\narms", "depth: x}\narms")
+    text = GOOD.replace("batch_size: 32", "batchsize: 32, betas: [0.9]").replace("depth: 1}\narms", "depth: x}\narms")
     text = text.replace("[2e8, 4e8]", "[2e8, 3 hours]")
     assert problems(spec(text)) == [
         "7: models.sizes[1].depth: got 'x'; wanted a valid integer, unable to parse string as an integer",
-        "11: training.betas: got [1]; wanted 2 values",
+        "11: training.betas: got [0.9]; wanted 2 values",
         "11: training.batchsize: is not a key here; wanted one of learning_rate, batch_size, warmup_samples, betas, "
         "eps, weight_decay, gradient_clip, ema; did you mean 'batch_size'?",
         "12: budgets.flops[1]: got '3 hours'; wanted a valid number, unable to parse string as a number",
@@ -143,6 +143,31 @@ def test_completep_is_a_parameterization_of_a_sweep(spec):
         ("patch: 7", "patch: 7\n  qknorm: true", "4: models.qknorm: is not a key here"),
         ("patch: 7", "patch: 7\n  qk_norm: maybe", "4: models.qk_norm: got 'maybe'; wanted a valid boolean"),
         ("patch: 7", "patch: [7", "is not YAML"),
+        ("batch_size: 32", "betas: [1.5, -2]", "11: training.betas[0]: got 1.5; wanted less than 1"),
+        ("batch_size: 32", "eps: .inf", "11: training.eps: got inf; wanted a finite number"),
+        ("batch_size: 32", "learning_rate: yes", "11: training.learning_rate: got true; wanted no true or false"),
+        ("batch_size: 32", "learning_rate: [1e-3, yes]", "11: training.learning_rate: got true; wanted no true"),
+        ("name: small", "name: small\nseeds: [99999999999999999999999]", "2: seeds[0]: got 9999"),
+        (
+            "name: small",
+            "name: small\ncompute: {gangs: 100000000000}",
+            "2: compute.gangs: got 100000000000",
+        ),
+        ("name: small", "name: small\ncompute: {cpus_per_worker: 1e-6}", "compute.cpus_per_worker: got '1e-6'; wanted"),
+        ("name: small", "name: small\ncompute: {cpus_per_worker: .inf}", "compute.cpus_per_worker: got inf; wanted"),
+        (
+            "name: small",
+            "name: small\ncompute: {gpus_per_worker: 1.5}",
+            "compute.gpus_per_worker: got 1.5",
+        ),
+        ("name: small", "name: small\ncompute: {gpus_per_worker: 0.5, workers: 2}", "cannot share a device"),
+        ("name: small", "name: small\nevaluation: {guidance: .inf}", "evaluation.guidance: got inf; wanted a finite"),
+        (
+            "name: small",
+            "name: small\nevaluation: {loss_images: 20000}",
+            "loss_images: got 20000 images",
+        ),
+        ("2e8, 4e8", "2e8, 1e300", "12: budgets.flops[1]: got 1e+300 flops"),
         (
             "name: small",
             "name: small\nobjective: {name: ddmp}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,6 +40,7 @@ def expand(sweep: Sweep, source: Source) -> list[Trial]:
     problems += _twice("size", [size.name for size in sweep.models.sizes], ("models", "sizes"))
     problems += _twice("seed", list(sweep.seeds), ("seeds",))
     problems += _workers(sweep)
+    problems += _validation_images(sweep)
     problems += _variance(sweep, models)
     milestones = {model.name: _milestones(sweep, model, problems) for model in models}
     if not problems:
@@ -131,10 +133,11 @@ def _heads(models: Models, size: Size, width: int, at: Location, problems: list[
         problems.append(Problem(at, f"size {size.name} has no heads; give `heads` here or `head_dim` beside `sizes`"))
         return None
     if width % models.head_dim:
-        below = max(models.head_dim, width // models.head_dim * models.head_dim)
+        step = math.lcm(models.head_dim, 4)
+        below = max(step, width // step * step)
         message = (
             f"got width {width}, which heads of size {models.head_dim} do not divide; wanted a multiple of "
-            f"head_dim, such as {below} or {below + models.head_dim}, or another models.head_dim"
+            f"head_dim and of 4, such as {below} or {below + step}, or another models.head_dim"
         )
         problems.append(Problem((*at, "width"), message))
         return None
@@ -161,6 +164,14 @@ def _variance(sweep: Sweep, models: list[SizedModel]) -> list[Problem]:
     return [Problem(("objective", "learn_variance"), message)]
 
 
+def _validation_images(sweep: Sweep) -> list[Problem]:
+    have, asked = DATASETS[sweep.dataset].validation_images, sweep.evaluation.loss_images
+    if asked <= have:
+        return []
+    message = f"got {asked} images; {sweep.dataset} has {have} for validation. Lower it, or raise loss_draws."
+    return [Problem(("evaluation", "loss_images"), message)]
+
+
 def _milestones(sweep: Sweep, model: SizedModel, problems: list[Problem]) -> dict[int, float | None]:
     """`samples_seen` -> the budget in FLOPs that it stands for (None where samples were asked for)."""
     batch, per_sample = sweep.training.batch_size, model.cost.training_flops
@@ -175,6 +186,9 @@ def _milestones(sweep: Sweep, model: SizedModel, problems: list[Problem]) -> dic
                 f"got {budget:g} {kind}, less than one step of size {model.name} at batch size {batch}; wanted at "
                 f"least {need}. Raise the budget, lower training.batch_size or drop the size."
             )
+            problems.append(Problem(at, message))
+        elif steps * batch >= 2**53:
+            message = f"got {budget:g} {kind}, {steps * batch:.3g} samples of size {model.name}; wanted less than 2^53"
             problems.append(Problem(at, message))
         elif steps * batch in found:
             message = f"got {budget:g} {kind}, the same {steps} steps of size {model.name} as another budget; drop one"

@@ -65,7 +65,7 @@ class Plan:
     @property
     def makespan_hours(self) -> float:
         """Estimated hours from start to end: longest first, each to the gang that is free soonest."""
-        free = [0.0] * self.sweep.compute.gangs
+        free = [0.0] * min(self.sweep.compute.gangs, len(self.trials))
         for trial in self.trials:
             heapq.heapreplace(free, free[0] + self.seconds(trial))
         return max(free) / 3600

@@ -11,7 +11,17 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from models.config import SP, Block, CompleteP, MlpKind, MuP, Objective, Positions, RectifiedFlow
@@ -27,13 +37,25 @@ LearningRates = Annotated[
         lambda value: value if isinstance(value, list) else [value], json_schema_input_type=float | list[float]
     ),
 ]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class Section(BaseModel):
     """One mapping of the spec: unknown keys are refused, values are frozen, docstrings become editor help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_true_or_false(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as booleans, which would count as 1 and 0."""
+        if info.field_name is not None and cls.model_fields[info.field_name].annotation is not bool:
+            found = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, bool)]
+            if found:
+                got = str(found[0]).lower()
+                raise ValueError(f"got {got}; wanted no true or false here (YAML reads yes and no as such)")
+        return value
 
 
 class Size(Section):
@@ -96,6 +118,8 @@ class Models(Section):
     """gelu: two matrices around a GELU; swiglu: gated, three matrices of 2/3 of the hidden size."""
     bias: bool = True
     """Biases of the attention's and the MLP's linear maps."""
+    learn_sigma: bool = False
+    """Predict a second set of channels, the learned variance of DDPM."""
     sizes: list[Size] = Field(min_length=1)
     """The models, smallest to largest."""
 
@@ -129,7 +153,7 @@ class Training(Section):
     """Samples a step, over all workers."""
     warmup_samples: int = Field(default=0, ge=0)
     """Samples of linear warmup; the rate is constant afterwards."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
     """Adam's decay rates."""
     eps: float = Field(default=1e-8, gt=0)
     """Adam's epsilon."""
@@ -191,14 +215,14 @@ class Evaluation(Section):
 class Compute(Section):
     """Where trials run. Nothing here changes a result, but zero_stage and precision, which are one for a sweep."""
 
-    gangs: int = Field(default=1, ge=1)
+    gangs: int = Field(default=1, ge=1, le=100_000)
     """Groups of workers that run trials side by side."""
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, le=100_000)
     """Workers of a gang; they split the batch."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: float = Field(default=1, ge=0.01, le=10_000)
     """CPUs of a worker; also its threads."""
-    gpus_per_worker: float = Field(default=0, ge=0)
-    """GPUs of a worker; fractions below 1 share a device."""
+    gpus_per_worker: float = Field(default=0, ge=0, le=1)
+    """GPUs of a worker: 0, 1, or a fraction by which gangs of one worker share a device."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the training step; master weights are fp32."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
@@ -212,6 +236,11 @@ class Compute(Section):
             raise ValueError(
                 "precision bf16 with zero_stage 0 takes a spurious Adam step in DeepSpeed and bends the law; "
                 "wanted zero_stage 1, 2 or 3, or precision fp32"
+            )
+        if self.workers > 1 and self.gpus_per_worker not in (0, 1):
+            raise ValueError(
+                f"workers {self.workers} with gpus_per_worker {self.gpus_per_worker:g}: the workers of a gang cannot "
+                "share a device; wanted gpus_per_worker 0 or 1, or one worker"
             )
         return self
 
@@ -236,7 +265,7 @@ class Sweep(Section):
     """The groups to compare."""
     training: Training = Training()
     """The recipe."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)] = [0]
     """Seeds of initialisation, data order, times and noise."""
     budgets: Budgets
     """Where to measure."""
