@@ -339,7 +339,9 @@ def data_list() -> None:
 def coord_check(
     names: str, widths: str, depths: str, steps: int, plain_init: bool, out: Path | None, as_json: bool
 ) -> None:
-    """Check that activations do not follow the width or depth, after a few steps on the CPU. A minute or few.
+    """Check that activations do not follow the width or depth, after a few steps on the CPU.
+
+    On two cores a parameterization takes about a minute and a half; SP and µP are not flat over depths.
 
     \b
     ditlaw coord-check --parameterization mup --depths '' -o coord.png

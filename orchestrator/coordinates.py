@@ -9,6 +9,8 @@ from typing import Any
 
 from analysis.coordinate_plot import Line, Panel, coordinate_plot
 from models.coordinate_check import (
+    CHANGE_TOLERANCE,
+    ENDS,
     TOLERANCE,
     Axis,
     Protocol,
@@ -57,12 +59,12 @@ def find(
 
 def verdict(finding: Finding) -> str:
     """One line: whether sizes are flat, and which layer is the least so."""
-    size, change = steepest(finding.slopes), steepest(finding.slopes, "change")
+    size, change = steepest(finding.slopes), steepest(finding.slopes, "change", ENDS)
     word = "flat" if is_flat(finding.slopes) else "NOT flat"
     return (
         f"{finding.parameterization} over {finding.axis}: {word}; steepest size: {size.layer} at step {size.step} "
-        f"({size.slope:+.3f}, flat is within {TOLERANCE}), steepest change: {change.layer} at step {change.step} "
-        f"({change.slope:+.3f})"
+        f"({size.slope:+.3f}, flat is within {TOLERANCE}), steepest change at the end: {change.layer} at step "
+        f"{change.step} ({change.slope:+.3f}, flat is within {CHANGE_TOLERANCE})"
     )
 
 
@@ -85,7 +87,8 @@ def as_json(finding: Finding) -> dict[str, Any]:
         "flat": is_flat(finding.slopes),
         "tolerance": TOLERANCE,
         "steepest_size": asdict(steepest(finding.slopes)),
-        "steepest_change": asdict(steepest(finding.slopes, "change")),
+        "change_tolerance": CHANGE_TOLERANCE,
+        "steepest_change": asdict(steepest(finding.slopes, "change", ENDS)),
         "slopes": [asdict(slope) for slope in finding.slopes],
         "readings": [asdict(reading) for reading in finding.readings],
     }

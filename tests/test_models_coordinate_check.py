@@ -68,6 +68,9 @@ def test_completep_is_flat_over_depths_and_mup_is_not() -> None:
     # Without the multiplier L blocks that all learn move the stream L times as far.
     assert slope_of(mup, "blocks.last", "change") > 0.7
     assert not is_flat(mup)
+    # SP's sizes are those of the draw at so small a rate; its last stream tells.
+    assert slope_of(over_depths("sp"), "blocks.last", "change") > 0.5
+    assert not is_flat(over_depths("sp"))
 
 
 def test_the_epsilon_that_follows_the_gradients_keeps_wide_models_learning() -> None:
@@ -78,25 +81,26 @@ def test_the_epsilon_that_follows_the_gradients_keeps_wide_models_learning() -> 
     assert abs(slope_of(found, "blocks.0.attn", "change", step=3)) < 0.2
 
 
-def planted(exponent: float) -> list[Reading]:
-    return [Reading(layer="a", step=1, extent=n, size=3.0 * n**exponent, change=n**-1.0) for n in (2, 4, 16)]
+def planted(exponent: float, change: float = 0.0) -> list[Reading]:
+    return [Reading(layer="output", step=1, extent=n, size=3.0 * n**exponent, change=n**change) for n in (2, 4, 16)]
 
 
 def test_a_planted_slope_is_found() -> None:
-    found = slopes(planted(0.3))
+    found = slopes(planted(0.3, -1.0))
     assert steepest(found).slope == pytest.approx(0.3)
     assert steepest(found, "change").slope == pytest.approx(-1.0)
     assert not is_flat(found)
     assert is_flat(slopes(planted(0.04)))
     assert not is_flat(slopes(planted(-0.06)))
+    assert not is_flat(slopes(planted(0.0, 0.5)))
 
 
 def test_zeros_and_layers_of_some_models_have_no_slope_and_what_is_not_finite_is_not_flat() -> None:
     zero = Reading(layer="zero", step=1, extent=4, size=0.0, change=0.0)
     lone = Reading(layer="lone", step=1, extent=4, size=1.0, change=1.0)
     start = [Reading(layer="zero", step=1, extent=n, size=1.0, change=1.0) for n in (2, 16)]
-    assert {s.layer for s in slopes([*planted(0.0), *start, zero, lone])} == {"a"}
-    broken = [*planted(0.0)[:2], Reading(layer="a", step=1, extent=16, size=math.nan, change=1.0)]
+    assert {s.layer for s in slopes([*planted(0.0), *start, zero, lone])} == {"output"}
+    broken = [*planted(0.0)[:2], Reading(layer="output", step=1, extent=16, size=math.nan, change=1.0)]
     assert math.isnan(steepest(slopes(broken)).slope)
     assert not is_flat(slopes(broken))
 
