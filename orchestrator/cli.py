@@ -370,6 +370,30 @@ def _whole_numbers(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+@main.command("solver-statistics")
+@SPEC
+@click.option("--trial", "trial_id", required=True, help="A trial's id or its beginning, as `ditlaw plan` shows it.")
+@click.option("--results", type=click.Path(path_type=Path), help="Results folder; default: results/<sweep>.")
+@click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")
+@click.option("--images", default=1024, show_default=True, type=click.IntRange(min=1), help="Images to average over.")
+@click.option("--grid", type=click.Path(path_type=Path), help="Also sample images with them, into this PNG.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where to write them (safetensors).")
+def solver_statistics(
+    spec: Path, trial_id: str, results: Path | None, data: Path | None, images: int, grid: Path | None, out: Path
+) -> None:
+    """Estimate DPM-Solver-v3's statistics of a trial's newest checkpoint."""
+    planned = _plan(spec)
+    found = [trial for trial in planned.trials if trial.trial_id.startswith(trial_id)]
+    if len(found) != 1:
+        raise _Refused(f"--trial {trial_id!r} is of {len(found)} trials of {planned.sweep.name}; wanted one")
+    with _refusing():
+        folder = _data_folder(planned, data)
+        from orchestrator.training.solver_statistics import estimate
+
+        samples = estimate(found[0], results or Path("results") / planned.sweep.name, folder, out, images, grid)
+    click.echo(f"Statistics of {found[0].name} at {samples:,} samples, over {images} images: {out}")
+
+
 @main.command()
 def schema() -> None:
     """Print the JSON schema of a sweep, for completion in editors."""

@@ -71,25 +71,30 @@ def sample_grid(model: nn.Module, objective: Objective, config: ModelConfig, eva
 
     Images beyond a multiple of the number of classes are left out, but at least one row is made.
     """
-    num_classes, shape = config.num_classes, (config.channels, config.image_size, config.image_size)
-    rows = max(1, evaluation.sample_images // num_classes)
     device = next(model.parameters()).device
-    generator = torch_generator(evaluation.seed, "sample", 0)
-    noise = torch.randn((rows * num_classes, *shape), generator=generator).to(device)
-    y = torch.arange(num_classes, device=device).repeat(rows)
+    noise, y = sample_noise(config, evaluation)
     images = sample(
         model,
         objective,
-        noise,
-        y,
+        noise.to(device),
+        y.to(device),
         sampler=evaluation.sampler,
         steps=evaluation.sampler_steps,
         guidance=evaluation.guidance,
-        null_class=num_classes,
+        null_class=config.num_classes,
         guidance_interval=evaluation.guidance_interval,
         generator=torch_generator(evaluation.seed, "sampler", 0),
     )
-    return _png(images.cpu(), num_classes)
+    return grid_png(images.cpu(), config.num_classes)
+
+
+def sample_noise(config: ModelConfig, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    """Noise [n, c, h, w] and labels [n] of the images of a grid, row by row."""
+    num_classes, shape = config.num_classes, (config.channels, config.image_size, config.image_size)
+    rows = max(1, evaluation.sample_images // num_classes)
+    generator = torch_generator(evaluation.seed, "sample", 0)
+    noise = torch.randn((rows * num_classes, *shape), generator=generator)
+    return noise, torch.arange(num_classes).repeat(rows)
 
 
 def save_grid(results: Path, trial_id: str, samples: int, png: bytes) -> None:
@@ -97,7 +102,7 @@ def save_grid(results: Path, trial_id: str, samples: int, png: bytes) -> None:
     write_bytes(results / "samples" / f"{trial_id}-{samples}.png", png)
 
 
-def _png(images: Tensor, columns: int) -> bytes:
+def grid_png(images: Tensor, columns: int) -> bytes:
     """[n, c, h, w] in [-1, 1] as one picture with a pixel between images."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     n, c, h, w = pixels.shape
