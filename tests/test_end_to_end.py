@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,8 +13,10 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 
 from orchestrator.planning.plan import make
 from orchestrator.results.schema import MEASUREMENT
@@ -186,6 +189,55 @@ def test_interrupted_and_run_again_gives_the_same_measurements(smoke, tmp_path):
     assert (table(results)["flops_wasted"] == 0).all()
 
 
+def test_a_killed_worker_and_a_killed_driver_lose_nothing(smoke, tmp_path):
+    results = tmp_path / "smoke"
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(SMOKE), "--results", str(results)]
+    driver = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = [driver]
+
+    def wait_for(measurements: int) -> None:
+        deadline = time.monotonic() + 100
+        while len(list((results / "measurements").glob("[!.]*.parquet"))) < measurements:
+            assert driver.is_running(), "the driver ended by itself"
+            assert time.monotonic() < deadline, f"no {measurements} measurements in 100 s"
+            time.sleep(0.005)
+
+    try:
+        wait_for(1)
+        started += driver.children(recursive=True)
+        workers = [process for process in started if "ray::Member" in " ".join(process.cmdline())]
+        assert len(workers) == 2
+        workers[0].kill()
+        wait_for(4)
+        driver.kill()
+        driver.wait(timeout=10)
+    finally:
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    assert 0 < len(table(results)) < 18
+    again = ditlaw("run", SMOKE, "--results", results)
+    assert again.returncode == 0, again.stdout + again.stderr
+    pd.testing.assert_frame_equal(table(results)[DATA], table(smoke[0])[DATA], check_exact=True)
+    assert len(pd.read_parquet(results / "measurements")) == 18, "nothing was measured twice"
+    assert "failed" in set(read_attempts(results)["outcome"]), "the lost attempts are in the books"
+
+
+def test_statistics_of_a_checkpoint_are_estimated_and_used(smoke, tmp_path):
+    trial = make(SMOKE).trials[0]
+    out, grid = tmp_path / "v3.safetensors", tmp_path / "v3.png"
+    done = ditlaw(
+        "solver-statistics", SMOKE, "--trial", trial.trial_id[:8], "--results", smoke[0],
+        "--images", 32, "--grid", grid, "-o", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"at {trial.milestones[-1]:,} samples, over 32 images" in done.stdout
+    assert grid.read_bytes().startswith(b"\x89PNG")
+    assert set(load_file(out)) == {"half_log_snr", "l", "s", "b"}
+    missing = ditlaw("solver-statistics", SMOKE, "--trial", "zzz", "-o", out)
+    assert (missing.returncode, "'zzz' is of 0 trials" in missing.stderr) == (2, True)
+
+
 def test_two_workers_with_zero_2_give_the_same_losses(smoke, tmp_path):
     spec = tmp_path / "pair.yaml"
     text = SMOKE.read_text().replace("name: smoke", "name: pair").replace("{gangs: 2}", "{workers: 2, zero_stage: 2}")
@@ -211,7 +263,11 @@ def test_parquet_carries_its_schema_version(smoke):
         (("batch_size: 32", "batchsize: 32"), [], "training.batchsize: is not a key here"),
         (None, ["--data", "absent"], "dataset fashion-mnist is not in absent"),
         (None, ["--address", "127.0.0.1:9"], "no Ray cluster answers at '127.0.0.1:9'"),
-        (("{gangs: 2}", "{workers: 2, cpus_per_worker: 512}"), [], "a gang needs 1024 CPUs (2 workers of 512)"),
+        (
+            ("{gangs: 2}", "{workers: 2, cpus_per_worker: 512}"),
+            [],
+            "a gang needs 1024 CPUs (2 workers of 512, ",
+        ),
     ],
     ids=["unknown key", "no data", "no Ray", "too large a gang"],
 )
