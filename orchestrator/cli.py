@@ -102,13 +102,12 @@ def run(
     """
     from orchestrator.results.store import Store
     from orchestrator.scheduling.books import Books
-    from orchestrator.tracking.address import default_tracking_uri
 
     planned = _plan(spec)
     if results and "://" in results:
         raise _Refused(f"--results got {results!r}; wanted a folder that the driver and every worker see.")
     folder = Path(results) if results else Path("results") / planned.sweep.name
-    tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(folder)
+    tracking_uri = _tracking_uri(tracking_uri, folder)
     store = Store(folder)
     with _refusing():
         data = _data_folder(planned, data)
@@ -178,7 +177,10 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
                 _fail(f"{error}. Measurements so far are safe; mend it, and the same command goes on from here.")
             _report(folder)
             if not tracker.close(timeout=60, outcome="completed" if state.succeeded else "stopped"):
-                click.echo("MLflow has not taken everything; the results are complete without it.", err=True)
+                click.echo(
+                    "MLflow has not taken everything; the results are complete without it. To catch up:", err=True
+                )
+                click.echo(f"  ditlaw sync {folder} --tracking-uri {tracking_uri}", err=True)
     finally:
         backend.close()
     return state
@@ -285,16 +287,48 @@ def _columns(text: str | None) -> dict[str, str] | None:
     return {name.strip(): column.strip() for name, column in pairs}
 
 
+def _results_of(sweep: str) -> Path:
+    """The results folder of a sweep, given as a folder or as a name below results/."""
+    folder = Path(sweep) if Path(sweep).is_dir() else Path("results") / sweep
+    if not (folder / "measurements").is_dir():
+        raise _Refused(f"{folder} holds no measurements; wanted a results folder, or the name of a sweep in results/")
+    return folder
+
+
+def _tracking_uri(given: str | None, folder: Path) -> str:
+    """Where MLflow is: as given, else as its own environment variable says, else in the results folder."""
+    from orchestrator.tracking.address import default_tracking_uri
+
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(folder)
+
+
 @main.command()
 @click.argument("sweep")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Where to write it; default: in the results folder.")
 def report(sweep: str, out: Path | None) -> None:
     """Write the report of SWEEP (a name below results/, or a results folder) as one HTML file."""
-    folder = Path(sweep) if Path(sweep).is_dir() else Path("results") / sweep
-    if not (folder / "measurements").is_dir():
-        _fail(f"{folder} holds no measurements; wanted a results folder, or the name of a sweep below results/", code=2)
+    folder = _results_of(sweep)
     with _refusing():
         click.echo(f"Report:  {_report(folder, out)}")
+
+
+@main.command()
+@click.argument("sweep")
+@click.option("--tracking-uri", help="MLflow; default: a SQLite file in the results folder.")
+def sync(sweep: str, tracking_uri: str | None) -> None:
+    """Bring MLflow up to date with the results of SWEEP, after an outage or into another server."""
+    folder = _results_of(sweep)
+    with _refusing():
+        from orchestrator.results.store import Store
+        from orchestrator.tracking.mlflow_tracker import sync as show_all
+
+        store = Store(folder)
+        uri = _tracking_uri(tracking_uri, folder)
+        with store.lock():
+            whole = show_all(folder, uri, store.owner() or folder.name)
+    if not whole:
+        _fail("MLflow has not taken everything. The results are complete; run this again when it answers.")
+    _where(folder, uri)
 
 
 @main.group()

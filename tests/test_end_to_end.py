@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,20 @@ def test_mlflow_has_one_parent_and_a_child_a_trial_with_curves(smoke):
         assert [metric.value for metric in final] == pytest.approx(list(measured["loss"]))
         assert [metric.step for metric in final] == list(measured["samples"])
     assert any("report.html" in item.path for item in client.list_artifacts(parents[0].info.run_id))
+
+
+def test_sync_shows_a_sweep_in_another_database(smoke, tmp_path):
+    import mlflow
+
+    copy = tmp_path / "copy"
+    shutil.copytree(smoke[0], copy, ignore=shutil.ignore_patterns("mlflow*"))
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    done = ditlaw("sync", copy, "--tracking-uri", uri)
+    assert done.returncode == 0, done.stderr
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("smoke").experiment_id])
+    assert len(runs) == 7
+    assert ditlaw("sync", tmp_path / "absent").returncode == 2
 
 
 def test_the_report_is_one_file_with_links_and_samples(smoke):

@@ -18,6 +18,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +200,14 @@ def read_parts(paths: Sequence[Path], kind: Kind, columns: Sequence[str] | None 
     except (OSError, pa.ArrowException) as error:
         if len(paths) > 1:
             return pa.concat_tables([read_parts([path], kind, names) for path in paths])
-        _logger.warning("skipped unreadable part %s: %s", paths[0], str(error).partition("\n")[0])
+        _warn_once(paths[0], str(error).partition("\n")[0])
         return read_parts([], kind, names)
+
+
+@cache
+def _warn_once(path: Path, reason: str) -> None:
+    """Parts are read again and again; a person needs to hear of a bad one once."""
+    _logger.warning("skipped unreadable part %s (move it away to be rid of this): %s", path, reason)
 
 
 def write_json(path: Path, value: Any) -> None:
