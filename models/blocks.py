@@ -66,10 +66,10 @@ def rotations_2d(side: int, head_dim: int) -> Float[Tensor, "2 n half"]:
 
 
 def rotated(x: Float[Tensor, "b n heads d"], rotation: Float[Tensor, "2 n half"]) -> Float[Tensor, "b n heads d"]:
-    """Every pair (x_i, x_{i + d/2}) turned by its angle."""
+    """Every pair (x_i, x_{i + d/2}) turned by its angle, in the precision of the angles and then that of x."""
     cos, sin = rotation[:, :, None, :].unbind(0)  # [n, 1, half]
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 class PatchEmbed(nn.Module):

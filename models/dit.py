@@ -169,7 +169,7 @@ class DiT(TaggedModule):
         """
         x = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))  # [b, n, d]
         if self.positions is not None:
-            x = x + self.positions
+            x = x + self.positions.to(x.dtype)
         condition = F.silu(self.t_embedder(t) + self.y_embedder(y))  # [b, d]
         for block in self.blocks:
             x = block(x, condition, self.rotation)

@@ -245,6 +245,8 @@ def _mlflow() -> str:
     """How to call this environment's mlflow from the current folder, whatever is on the PATH."""
     program = Path(sys.executable).with_name("mlflow")
     found = shutil.which("mlflow")
+    if not program.exists():  # installed elsewhere, as in a --target folder
+        return found or "mlflow"
     if found and Path(found).samefile(program):
         return "mlflow"
     return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)

@@ -300,3 +300,26 @@ GOLDEN = [
     1.645680,
     1.632108,
 ]
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True, "positions": "rope"}, {"positions": "learned"}])
+def test_bf16_parameters_with_fp32_buffers_give_the_fp32_prediction(options: dict[str, object]) -> None:
+    """As DeepSpeed leaves a model: parameters cast, buffers not, and no autocast around it."""
+    config = DiTConfig(image_size=8, channels=1, num_classes=3, patch=2, width=32, depth=2, heads=2, **options)
+    model = build(config, SP(), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    x, t, y = (
+        torch.randn(4, 1, 8, 8, generator=generator),
+        torch.rand(4, generator=generator),
+        torch.tensor([0, 1, 2, 3]),
+    )
+    whole = model(x, t, y).detach()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    half = model(x, t, y)
+    assert half.dtype == torch.bfloat16
+    assert float((half.detach().float() - whole).norm() / whole.norm()) < 0.03
+    half.float().square().mean().backward()

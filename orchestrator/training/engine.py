@@ -87,9 +87,8 @@ class Engine:
         self._check_groups()
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The model's forward pass, through the hooks of ZeRO and in the engine's precision."""
-        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            prediction: Tensor = self._engine(*inputs)
+        """The model's forward pass, through the hooks of ZeRO; in the engine's precision, which its parameters have."""
+        prediction: Tensor = self._engine(*inputs)
         return prediction
 
     def set_rate(self, scale: float) -> None:
