@@ -89,7 +89,8 @@ class Driver:
         plan, trials, have = self._plan, len(self._state.order), self._books.num_measured
         there = f" ({have} are there)" if have else ""
         to_make = f"{plan.num_cells - have} measurements to make{there}"
-        return f"{plan.sweep.name}: {to_make}; {trials} trials, {self._state.max_gangs} gangs"
+        gangs = self._state.max_gangs
+        return f"{plan.sweep.name}: {to_make}; {_count(trials, 'trial')}, {_count(gangs, 'gang')}"
 
     def run(self) -> State:
         """Run until everything is measured, given up or stopped."""
@@ -188,3 +189,7 @@ class Driver:
         last = self._last.get(gang)
         wanted = (assignment.trial.trial_id, assignment.attempt)
         return last if last is not None and (last.trial_id, last.attempt) == wanted else None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
