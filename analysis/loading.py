@@ -231,7 +231,7 @@ def _positive(raw: pd.DataFrame, name: str, path: Path) -> pd.Series:
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         rows = [int(str(i)) + 1 for i in raw.index[bad]]
-        shown = ", ".join(f"row {row} ({raw[name].loc[row - 1]!r})" for row in rows[:8])
+        shown = ", ".join(f"row {row} ({raw[name].loc[row - 1]})" for row in rows[:8])
         more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
         raise ValueError(
             f"column {name!r} of {path} must hold positive finite numbers; got {shown}{more} "

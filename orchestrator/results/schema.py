@@ -69,7 +69,11 @@ MEASUREMENT = _schema(
     _required("flops_wasted", pa.float64()),
     _required("created_at", _TIME),
 )
-"""One row a trial at a milestone. A diverged row has no loss, and a reason."""
+"""One row a trial at a milestone. A diverged row has no loss, and a reason.
+
+`wall_seconds`, `gpu_hours` (device hours: of GPUs, or of workers where there are none), `flops_useful` and
+`flops_wasted` are of the whole trial up to the row: take a trial's last row, do not sum its rows.
+"""
 
 CURVE = _schema(
     _required("trial_id", pa.string()),
