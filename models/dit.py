@@ -44,16 +44,19 @@ def _mlp(config: DiTConfig) -> nn.Module:
     return kind(width=config.width, hidden=config.mlp_hidden, bias=config.bias)
 
 
-class DiTBlock(nn.Module):
-    """A transformer block with adaLN-Zero conditioning (DiT, figure 3)."""
+class _Block(nn.Module):
+    """What blocks share: attention, MLP and modulation, and what a residual branch is multiplied by."""
 
     def __init__(self, config: DiTConfig, branch: float) -> None:
         super().__init__()
         self.branch = branch
-        """What both residual branches are multiplied by."""
         self.attn = _attention(config)
         self.mlp = _mlp(config)
         self.adaLN_modulation = _modulation(config.width, config.modulation_vectors)
+
+
+class DiTBlock(_Block):
+    """A transformer block with adaLN-Zero conditioning (DiT, figure 3)."""
 
     def forward(
         self,
@@ -69,20 +72,12 @@ class DiTBlock(nn.Module):
         return torch.addcmul(x, gate_mlp, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)), value=self.branch)
 
 
-class ParallelBlock(nn.Module):
+class ParallelBlock(_Block):
     """Attention and MLP side by side on one modulated norm, x + gate (attn(h) + mlp(h)), with adaLN-Zero conditioning.
 
     Three modulation vectors for six: one norm needs one shift and one scale, and one sum one gate (Dehghani et al.
     2023, arXiv 2302.05442, section 2, without its biasless norms).
     """
-
-    def __init__(self, config: DiTConfig, branch: float) -> None:
-        super().__init__()
-        self.branch = branch
-        """What the residual branch is multiplied by."""
-        self.attn = _attention(config)
-        self.mlp = _mlp(config)
-        self.adaLN_modulation = _modulation(config.width, config.modulation_vectors)
 
     def forward(
         self,
