@@ -145,7 +145,7 @@ def load_table(
     num_read = len(raw)
     raw = _drop_duplicates(raw, warnings)
     found = find_columns(raw, columns)
-    derived = _to_derive(found, wanted, list(map(str, raw.columns)))
+    derived = _to_derive(found, wanted, raw)
     raw, num_diverged = _set_aside(raw, found, ours, warnings)
     frame = pd.DataFrame(index=raw.index)
     for quantity, name in found.items():
@@ -209,14 +209,24 @@ def _set_aside(
     return kept, int(diverged.sum())
 
 
-def _to_derive(found: dict[str, str], wanted: tuple[str, ...], present: list[str]) -> str | None:
+def _to_derive(found: dict[str, str], wanted: tuple[str, ...], raw: pd.DataFrame) -> str | None:
     """The one of params, samples, flops that two others give; ValueError where a wanted column is beyond that."""
     lacking = [q for q in SCALE if q not in found]
     missing = [q for q in wanted if q not in found and lacking != [q]]
     if missing:
-        text = " ".join(_no_column(f"column for {q} (tried {', '.join(GUESSES[q])})", q, present) for q in missing)
+        text = " ".join(_not_found(q, raw) for q in missing)
         raise ValueError(f"{text} Say which it is with columns: {', '.join(f'{q}=NAME' for q in missing)}.")
     return lacking[0] if len(lacking) == 1 else None
+
+
+def _not_found(quantity: str, raw: pd.DataFrame) -> str:
+    """Why no column serves for a quantity: there is none of a known name, or it holds no numbers."""
+    lower = {str(name).lower(): str(name) for name in raw.columns}
+    for guess in GUESSES[quantity]:
+        if guess in lower and len(raw):
+            value = raw[lower[guess]].iloc[0]
+            return f"column {lower[guess]!r} holds no numbers (first: {value}); wanted those of {quantity}."
+    return _no_column(f"column for {quantity} (tried {', '.join(GUESSES[quantity])})", quantity, list(lower.values()))
 
 
 def _derive(frame: pd.DataFrame, quantity: str) -> pd.Series:

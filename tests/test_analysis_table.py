@@ -127,3 +127,12 @@ def test_the_page_for_people_names_every_parameter() -> None:
     assert "loss = A * C^-beta + floor" in text
     assert f"{result['params']['beta']:.5g}" in text
     assert all(f"! {warning}" in text for warning in result["warnings"])
+
+
+def test_a_column_of_words_is_said_to_be_one(tmp_path: Path) -> None:
+    path = surface_table(tmp_path / "table.csv")
+    frame = pd.read_csv(path)
+    frame["loss"] = "low"
+    frame.to_csv(path, index=False)
+    with pytest.raises(ValueError, match=r"column 'loss' holds no numbers \(first: low\); wanted those of loss"):
+        fit_table(path, "surface", None, None)
