@@ -195,7 +195,8 @@ def gelu_tanh(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     torch's kernel spends a fifth of a small model's training step on the CPU, most of it in two tanh; there the same
     function is written with one sigmoid, which takes half the time.
     """
-    if x.device.type == "cpu" and x.requires_grad and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+    eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if eager and x.device.type == "cpu" and x.requires_grad and x.dtype == torch.float32:
         return _SigmoidGelu.apply(x)
     return F.gelu(x, approximate="tanh")
 

@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 Positions = Literal["sincos", "learned", "rope"]
 Block = Literal["serial", "parallel"]
@@ -77,8 +77,8 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "channels", "num_classes", "patch", "width", "depth", "heads", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 1")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted a whole number of at least 1")
         if self.width % self.heads:
             raise ValueError(
                 f"width {self.width} is not divisible by heads {self.heads}; wanted a width that is a multiple of heads"
@@ -211,8 +211,18 @@ class CompleteP:
 Parameterization = SP | MuP | CompleteP
 
 
+class _Named:
+    """A configuration whose alternatives are checked at construction, also where no sweep does it before."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                wanted = ", ".join(map(repr, get_args(hint)))
+                raise ValueError(f"{name} of {type(self).__name__} is {getattr(self, name)!r}; wanted one of {wanted}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class RectifiedFlow:
+class RectifiedFlow(_Named):
     """x_t = (1 - t) x + t eps, target eps - x (Liu et al. 2022, arXiv 2209.03003); t = 0 is data, t = 1 is noise."""
 
     t_distribution: Literal["uniform", "logit-normal"] = "uniform"
@@ -221,7 +231,7 @@ class RectifiedFlow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interpolant:
+class Interpolant(_Named):
     """Velocity prediction on SiT's interpolants (Ma et al. 2024, arXiv 2401.08740), uniform t."""
 
     path: Literal["linear", "gvp", "vp"] = "linear"
@@ -230,7 +240,7 @@ class Interpolant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPM:
+class DDPM(_Named):
     """Noise prediction at 1000 discrete times (Ho et al. 2020, arXiv 2006.11239)."""
 
     betas: Literal["linear", "cosine"] = "linear"
@@ -241,7 +251,7 @@ class DDPM:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPrediction:
+class VPrediction(_Named):
     """v = alpha eps - sigma x on a variance-preserving path (Salimans & Ho 2022, arXiv 2202.00512), uniform t."""
 
     path: Literal["gvp", "vp"] = "gvp"
@@ -250,7 +260,7 @@ class VPrediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class XPrediction:
+class XPrediction(_Named):
     """Prediction of the image itself, unweighted (Ho et al. 2020; Salimans & Ho 2022, section 4), uniform t."""
 
     path: Literal["linear", "gvp", "vp"] = "gvp"
@@ -259,7 +269,7 @@ class XPrediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDM:
+class EDM(_Named):
     """Preconditioned denoising with log-normal noise levels (Karras et al. 2022, arXiv 2206.00364, table 1)."""
 
     log_sigma_mean: float = -1.2
@@ -271,6 +281,7 @@ class EDM:
     name: Literal["edm"] = "edm"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("log_sigma_std", "sigma_data"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted a finite number above 0")

@@ -161,7 +161,14 @@ class DiT(TaggedModule):
             x: noised images; cast to the model's precision.
             t: times in [0, 1]; keep them in float32.
             y: labels in [0, num_classes]; `num_classes` is the null class.
+
+        Raises:
+            ValueError: images of another shape.
         """
+        config = self.config
+        if x.shape[1:] != (config.channels, config.image_size, config.image_size):
+            wanted = [config.channels, config.image_size, config.image_size]
+            raise ValueError(f"images have shape {list(x.shape)}; wanted [b, {', '.join(map(str, wanted))}]")
         x = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))  # [b, n, d]
         if self.positions is not None:
             x = x + self.positions.to(x.dtype)
@@ -169,7 +176,6 @@ class DiT(TaggedModule):
         for block in self.blocks:
             x = block(x, condition, self.rotation)
         x = self.final_layer(x, condition)  # [b, n, patch * patch * c_out]
-        config = self.config
         return rearrange(
             x, "b (h w) (p q c) -> b c (h p) (w q)", h=config.image_size // config.patch, p=config.patch, q=config.patch
         )

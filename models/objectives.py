@@ -21,6 +21,9 @@ from models.learned_variance import bound
 from models.paths import BETAS, INTERPOLANTS, NUM_STEPS, Linear, Path, VarianceExploding
 from models.predictions import Epsilon, Preconditioned, Prediction, V, Velocity, X
 
+HIGHEST_HALF_LOG_SNR = 5.1
+"""lambda = log(alpha / sigma) from which a solver in lambda takes its last step, to the image."""
+
 
 class Denoiser(Protocol):
     """A model, or anything with its call: noised images, times and labels to a prediction."""
@@ -51,9 +54,17 @@ class Objective(ABC):
         """What the model is given for x_t and t: they themselves, unless an objective scales them."""
         return x_t, t
 
-    def times(self, steps: int, start: float) -> list[float]:
-        """The `steps` + 1 times of a sampler from `start` to 0: equal steps, unless an objective has its own."""
-        return [start * (1 - i / steps) for i in range(steps + 1)]
+    def times(self, steps: int, start: float, *, by_log_snr: bool = False) -> list[float]:
+        """The `steps` + 1 times of a sampler from `start` to 0: equal steps, unless an objective has its own.
+
+        With `by_log_snr` the steps are equal in lambda = log(alpha / sigma) up to HIGHEST_HALF_LOG_SNR, and the last
+        goes from there to 0: solvers in lambda want that (Lu et al. 2022, arXiv 2211.01095, section 3.4).
+        """
+        if not by_log_snr:
+            return [start * (1 - i / steps) for i in range(steps + 1)]
+        low = float(self.path.half_log_snr(torch.tensor(start, dtype=torch.float64)))
+        step = (HIGHEST_HALF_LOG_SNR - low) / max(1, steps - 1)
+        return [start, *(self.path.time_of(low + i * step) for i in range(1, steps)), 0.0]
 
     @final
     def noised(
@@ -234,7 +245,7 @@ class EDM(Objective):
         c_in = self.prediction.c_in(self.path, t.view(-1, 1, 1, 1))
         return c_in * x_t, 1 - torch.log(t.clamp(self.t_min, 1.0)) / math.log(self.t_min)
 
-    def times(self, steps: int, start: float) -> list[float]:
+    def times(self, steps: int, start: float, *, by_log_snr: bool = False) -> list[float]:
         """Noise levels equally spaced in sigma^(1/7) from the largest to 0.002, then 0 (equation 5)."""
         high, low = start ** (1 / self.rho), self.t_min ** (1 / self.rho)
         return [(high + i / max(1, steps - 1) * (low - high)) ** self.rho for i in range(steps)] + [0.0]

@@ -45,6 +45,7 @@ def sample(
     guidance_interval: tuple[float, float] | None = None,
     generator: torch.Generator | None = None,
     statistics: Statistics | None = None,
+    times: Sequence[float] | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Images from noise, in float32 (float64 if the noise is).
 
@@ -55,7 +56,8 @@ def sample(
         y: labels.
         sampler: see SAMPLERS. Evaluations: two a step for "heun" (one for a last step to the estimate of the image),
             steps + 1 for "dpmpp-3m", one a step for the others.
-        steps: steps from noise to data.
+        steps: steps from noise to data: equal in t, for the DPM solvers in log(alpha / sigma), and EDM's own for EDM.
+            The last goes to the estimate of the image, so orders above 1 show on what lies before it.
         guidance: scale w of classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) in the convention
             u + w (c - u): 1 is no guidance and costs one forward pass an evaluation; any other costs one of twice
             the batch.
@@ -64,6 +66,7 @@ def sample(
             arXiv 2404.07724, which gives the interval in sigma); None is everywhere.
         generator: of the noise that "ddpm" and "sde-euler" add, drawn on its device; the others draw nothing.
         statistics: of the model, for "dpm-v3" (`models.dpm_v3.estimate_statistics`).
+        times: the `steps` + 1 times to step through instead, from noise down to 0.
 
     Raises:
         ValueError: `sampler` is unknown, `steps` is below 1, the interval is not within [0, 1], or the sampler lacks
@@ -80,7 +83,8 @@ def sample(
         start = path.time_of(LOWEST_HALF_LOG_SNR)
     x = noise if noise.dtype == torch.float64 else noise.float()
     draws = Draws(generator, statistics, sampler)
-    return kind.walk(field, x * field.scalar(path.sigma, start), objective.times(steps, start), draws)
+    times = times or objective.times(steps, start, by_log_snr=kind.needs_log_snr)
+    return kind.walk(field, x * field.scalar(path.sigma, times[0]), times, draws)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ width]; ours are fixed and not saved, and learned ones are `positions` [tokens, 
 Times differ too. Our models take t in [0, 1] and multiply it by 1000, with t = 1 as noise. To compare outputs:
 
 - DiT takes integer timesteps 0..999, of which 999 is noise, as they are: `time_of_dit`. It predicts the noise.
+  `DiTNoise` wraps such a model for our `DDPM` objective and the samplers, whose step k is DiT's timestep k - 1.
 - SiT takes t in [0, 1] *without* multiplying it, with t = 1 as *data*: `time_of_sit`. It predicts the velocity
   towards the data. `SiTVelocity` wraps such a model into one for our rectified flow, with our times and our sign.
 """
@@ -44,6 +45,23 @@ def time_of_dit(timestep: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
 def time_of_sit(t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """What our model with a SiT's weights takes for that SiT's own t: t / 1000, as SiT embeds t itself."""
     return t.to(torch.float32) / 1000.0
+
+
+class DiTNoise(nn.Module):
+    """Our model with a DiT's weights, as the noise prediction of our `DDPM` objective.
+
+    Our step k of 1..1000 is at t = k / 1000 and has the cumulative product of k betas, which DiT calls timestep k - 1.
+    """
+
+    def __init__(self, model: DiT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c_out h w"]:
+        prediction: Tensor = self.model(x, (1000.0 * t.float() - 1.0).clamp(min=0.0) / 1000.0, y)
+        return prediction
 
 
 class SiTVelocity(nn.Module):
@@ -140,10 +158,11 @@ def config_of(
     if missing := [name for name in needed if name not in state]:
         raise ValueError(f"the state dict has no {', '.join(missing)}; wanted that of a DiT or SiT, got {_some(state)}")
     kernel = state[PATCH_EMBEDDING]
-    if kernel.dim() != 4:
+    dims = {name: 4 if name == PATCH_EMBEDDING else 2 for name in needed}
+    if wrong := [f"{name} {list(state[name].shape)}" for name, dim in dims.items() if state[name].dim() != dim]:
         raise ValueError(
-            f"{PATCH_EMBEDDING} has shape {list(kernel.shape)}; "
-            "wanted the convolution's [width, channels, patch, patch]"
+            f"of impossible shape: {', '.join(wrong)}; wanted matrices, and for {PATCH_EMBEDDING} the convolution's "
+            "[width, channels, patch, patch]"
         )
     width, channels, patch, _ = kernel.shape
     depth = 1 + max(int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name)))

@@ -54,6 +54,14 @@ def test_mup_is_flat_over_widths(zero_init: bool) -> None:
     assert abs(slope_of(found, "blocks.last", "change")) < 0.1
 
 
+@pytest.mark.slow
+def test_mup_is_flat_within_a_twentieth_over_widths_64_to_1024() -> None:
+    parameterization = parameterization_named("mup", base_width=64, base_depth=2)
+    found = slopes(check("width", (64, 128, 256, 512, 1024), 2, parameterization, Protocol(seeds=16)))
+    assert {s.step for s in found} >= {1, 2, 3, 4}
+    assert {round(s.slope, 3) for s in found if s.measure == "size" and abs(s.slope) >= 0.05} == set()
+
+
 def test_sp_is_not_flat_over_widths() -> None:
     found = over_widths("sp")
     assert not is_flat(found)

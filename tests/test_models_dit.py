@@ -323,3 +323,24 @@ def test_bf16_parameters_with_fp32_buffers_give_the_fp32_prediction(options: dic
     assert half.dtype == torch.bfloat16
     assert float((half.detach().float() - whole).norm() / whole.norm()) < 0.03
     half.float().square().mean().backward()
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 4, 4), (2, 2, 6, 24), (2, 1, 12, 12)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    model = build(SMALL, SP(), seed=0)
+    with pytest.raises(ValueError, match=r"images have shape \[2, .*wanted \[b, 2, 12, 12\]"):
+        model(torch.zeros(shape), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+
+
+def test_per_sample_gradients_can_be_taken() -> None:
+    model = randomised(build(SMALL, SP(), seed=0))
+    parameters = dict(model.named_parameters())
+    x, t, y = torch.randn(1, 2, 12, 12), torch.tensor([0.3]), torch.tensor([1])
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, parameters, (x, t, y)).square().mean()
+
+    functional = torch.func.grad(loss)(parameters)
+    plain = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    for ours, theirs in zip(functional.values(), plain, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)

@@ -171,3 +171,30 @@ def test_bad_settings_are_named(setting: dict[str, float], message: str) -> None
 def test_an_unknown_objective_is_named() -> None:
     with pytest.raises(ValueError, match=r"no objective for str; wanted one of \['RectifiedFlow', .*'EDM'\]"):
         build_objective("rectified-flow")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: config.RectifiedFlow(t_distribution="lognorm"),
+            "t_distribution of RectifiedFlow is 'lognorm'",
+        ),
+        (lambda: config.VPrediction(path="linear"), "path of VPrediction is 'linear'; wanted one of 'gvp', 'vp'"),
+        (lambda: config.DDPM(betas="sqrt"), "betas of DDPM is 'sqrt'; wanted one of 'linear', 'cosine'"),
+        (lambda: config.Interpolant(path="foo"), "path of Interpolant is 'foo'"),
+        (lambda: config.XPrediction(path="cosine"), "path of XPrediction is 'cosine'"),
+    ],
+)
+def test_unknown_alternatives_are_refused_at_construction(make, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_times_by_log_snr_are_equal_steps_in_it() -> None:
+    objective = build_objective(config.RectifiedFlow())
+    start = objective.path.time_of(-5.1)
+    times = objective.times(8, start, by_log_snr=True)
+    lambdas = [float(objective.path.half_log_snr(torch.tensor(t, dtype=torch.float64))) for t in times[:-1]]
+    assert (len(times), times[0], times[-1]) == (9, start, 0.0)
+    assert lambdas == pytest.approx([-5.1 + i * 10.2 / 7 for i in range(8)], abs=1e-6)

@@ -17,6 +17,7 @@ from models.config import SP, CompleteP, DiTConfig, MuP, preset
 from models.dit import DiT
 from models.families import build
 from models.state_dict import (
+    DiTNoise,
     SiTVelocity,
     config_of,
     from_published,
@@ -195,7 +196,7 @@ def test_the_configuration_is_read_from_shapes() -> None:
         config_of({name: value for name, value in state.items() if name != "pos_embed"}, heads=3)
     with pytest.raises(ValueError, match=r"no x_embedder.proj.weight, .*; wanted that of a DiT or SiT, got conv_in"):
         config_of({"conv_in": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"has shape \[24, 12\]; wanted the convolution's"):
+    with pytest.raises(ValueError, match=r"x_embedder.proj.weight \[24, 12\]; wanted .* the convolution's"):
         config_of(state | {"x_embedder.proj.weight": torch.zeros(24, 12)})
 
 
@@ -266,3 +267,22 @@ def test_branch_multipliers_are_folded_into_the_gates(block: str) -> None:
     assert model.blocks[0].branch == 4.0
     assert torch.allclose(model(x, t, y), plain(x, t, y), atol=1e-5)
     assert not torch.allclose(DiT(config, SP())(x, t, y), plain(x, t, y))
+
+
+def test_a_dit_serves_our_ddpm_at_its_own_timesteps() -> None:
+    model = DiT(CONFIG, SP())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    x = torch.randn(3, CONFIG.channels, CONFIG.image_size, CONFIG.image_size, generator=generator)
+    steps, y = torch.tensor([1, 500, 1000]), torch.tensor([0, 1, 2])
+    assert torch.allclose(DiTNoise(model)(x, steps / 1000, y), model(x, time_of_dit(steps - 1), y), atol=1e-5)
+
+
+def test_matrices_of_impossible_shape_are_all_named() -> None:
+    state = to_published(DiT(CONFIG, SP()))
+    state["t_embedder.mlp.0.weight"] = torch.zeros(7)
+    state["blocks.0.mlp.fc2.weight"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"t_embedder.mlp.0.weight \[7\], blocks.0.mlp.fc2.weight \[3\]"):
+        config_of(state, heads=3)
