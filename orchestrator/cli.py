@@ -159,18 +159,15 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
     from orchestrator.scheduling.ray_backend import RayBackend
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
-    compute, folder = plan.sweep.compute, store.folder
-    shape = GangShape(
-        workers=compute.workers, cpus_per_worker=compute.cpus_per_worker, gpus_per_worker=compute.gpus_per_worker
-    )
+    folder, planned = store.folder, plan.as_json()
     backend = RayBackend(address, folder, data)
     try:
-        backend.check(shape)
+        backend.check(GangShape.of(plan.sweep.compute))
         with store.lock():
             store.claim(plan.sweep.name, plan.digest)
-            write_json(folder / "plan.json", plan.as_json())
+            write_json(folder / "plan.json", planned)
             tracker = MlflowTracker(folder, tracking_uri, plan.sweep.name)
-            tracker.start(plan.as_json(), files=[plan.source.path])
+            tracker.start(planned, files=[plan.source.path])
             try:
                 state = _drive(plan, store, backend, tracker)
             except OSError as error:
@@ -390,8 +387,8 @@ def coord_check(
         wanted = [name.strip() for name in names.split(",") if name.strip()]
         sizes = _whole_numbers("--widths", widths), _whole_numbers("--depths", depths)
         findings = coordinates.find(wanted, *sizes, protocol, width=64, depth=4)
-    if out is not None:
-        coordinates.save_figure(findings, steps, out)
+        if out is not None:
+            coordinates.save_figure(findings, steps, out)
     if as_json:
         click.echo(json.dumps([coordinates.as_json(finding) for finding in findings], indent=2))
         return

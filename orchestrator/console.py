@@ -69,8 +69,7 @@ def _totals(plan: Plan) -> Table:
     )
     totals.add_row("state", f"{size(max(state_bytes(trial) for trial in plan.trials))} for the largest, no activations")
     totals.add_row("time", f"about {duration(3600 * plan.makespan_hours)}" + (" (assumed GPU speed)" if gpus else ""))
-    disk = plan.as_json()
-    totals.add_row("disk", f"{size(disk['checkpoint_bytes'])} checkpoints, {size(disk['results_bytes'])} results")
+    totals.add_row("disk", f"{size(plan.checkpoint_bytes)} checkpoints, {size(plan.results_bytes)} results")
     return totals
 
 

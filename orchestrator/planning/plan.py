@@ -70,6 +70,16 @@ class Plan:
             heapq.heapreplace(free, free[0] + self.seconds(trial))
         return max(free) / 3600
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of all trials' checkpoints."""
+        return sum(checkpoint_bytes(trial) for trial in self.trials)
+
+    @property
+    def results_bytes(self) -> int:
+        """Bytes of measurements and curves."""
+        return self.num_cells * MEASUREMENT_BYTES
+
     def as_json(self) -> dict[str, Any]:
         """The plan as `ditlaw plan --json` prints it and `plan.json` keeps it."""
         compute = self.sweep.compute
@@ -84,8 +94,8 @@ class Plan:
             "flops_evaluation": self.flops_evaluation,
             "gpu_hours": self.gpu_hours,
             "makespan_hours": self.makespan_hours,
-            "checkpoint_bytes": sum(checkpoint_bytes(trial) for trial in self.trials),
-            "results_bytes": self.num_cells * MEASUREMENT_BYTES,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "results_bytes": self.results_bytes,
             "arms": list(self.sweep.arms),
             "gangs": compute.gangs,
             "trials": [self._trial_json(trial) for trial in self.trials],

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from orchestrator.spec.trial import Trial
+
+if TYPE_CHECKING:  # workers import this file and have no use for the language of sweeps
+    from orchestrator.spec.sweep import Compute
 
 AttemptOutcome = Literal["completed", "stopped", "diverged", "failed"]
 
@@ -76,6 +79,13 @@ class GangShape:
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
+
+    @classmethod
+    def of(cls, compute: Compute) -> Self:
+        """The gangs that a sweep asks for."""
+        return cls(
+            workers=compute.workers, cpus_per_worker=compute.cpus_per_worker, gpus_per_worker=compute.gpus_per_worker
+        )
 
 
 class Backend(Protocol):

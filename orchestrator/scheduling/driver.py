@@ -72,12 +72,9 @@ class Driver:
         self._began = time.monotonic()
         self._stop = False
         self._notes: list[str] = []
-        compute = plan.sweep.compute
-        self._shape = GangShape(
-            workers=compute.workers, cpus_per_worker=compute.cpus_per_worker, gpus_per_worker=compute.gpus_per_worker
-        )
+        self._shape = GangShape.of(plan.sweep.compute)
         order = tuple(trial.trial_id for trial in self._books.waiting)
-        gangs = min(compute.gangs, len(order))
+        gangs = min(plan.sweep.compute.gangs, len(order))
         self._state = State(order=order, waiting=order, max_gangs=gangs, max_failures=MAX_FAILURES)
 
     def request_stop(self) -> None:

@@ -64,10 +64,6 @@ class Worker:
         if self._member is not None:
             self._member.stop.set()
 
-    def leave(self) -> None:
-        """Leave the process group."""
-        engine.leave()
-
     def _keep(self, progress: Progress) -> None:
         self._progress = progress
 
