@@ -1,0 +1,36 @@
+"""The `ditlaw` command: the only place that wires rooms together, and the only one that prints.
+
+Exit codes: 0 done; 1 some trials could not be run; 2 bad input, nothing was written; 130 interrupted, to be continued.
+
+Heavy libraries are imported where a command needs them, so that help and planning answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from orchestrator.cli.analysing import fit, report
+from orchestrator.cli.datasets import data
+from orchestrator.cli.inspecting import coord_check, solver_statistics
+from orchestrator.cli.planning import plan, schema
+from orchestrator.cli.running import run, sync
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ditlaw")
+@click.option("-v", "--verbose", is_flag=True, help="Show what the libraries have to say.")
+def main(verbose: bool) -> None:
+    """Scaling laws for diffusion transformers: plan a sweep, run it, fit the law.
+
+    \b
+    ditlaw plan sweeps/quickstart.yaml      what it will cost
+    ditlaw run sweeps/quickstart.yaml       train, measure, fit, report
+    ditlaw fit results/quickstart --law isoflop
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else logging.WARNING)
+
+
+for command in (plan, schema, run, sync, fit, report, data, coord_check, solver_statistics):
+    main.add_command(command)

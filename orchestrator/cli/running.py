@@ -1,0 +1,204 @@
+"""Commands that run a sweep: `run`, `sync`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.common import (
+    SPEC,
+    Refused,
+    data_folder,
+    fail,
+    plan_of,
+    refusing,
+    results_of,
+    say_where,
+    tracking_uri_of,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.planning.plan import Plan
+    from orchestrator.results.store import Store
+    from orchestrator.scheduling.backend import Backend
+    from orchestrator.scheduling.books import Books
+    from orchestrator.scheduling.driver import Driver
+    from orchestrator.scheduling.scheduler import State
+    from orchestrator.tracking.tracker import Tracker
+
+
+@click.command()
+@SPEC
+@click.option("--address", help="Ray cluster to join (host:port, ray://... or auto); default: one on this machine.")
+@click.option("--results", help="Results folder; default: results/<sweep>.")
+@click.option("--tracking-uri", help="MLflow; default: a SQLite file in the results folder.")
+@click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")
+@click.option("--retrain", is_flag=True, help="Train again from the start what has lost its checkpoints.")
+def run(
+    spec: Path,
+    address: str | None,
+    results: str | None,
+    tracking_uri: str | None,
+    data: Path | None,
+    retrain: bool,
+) -> None:
+    """Train and measure what SPEC asks for and is not measured yet, then fit and report.
+
+    Run it again to go on after an interruption; with everything measured it does nothing.
+    """
+    from orchestrator.results.store import Store
+    from orchestrator.scheduling.books import Books
+
+    planned = plan_of(spec)
+    if results and "://" in results:
+        raise Refused(f"--results got {results!r}; wanted a folder that the driver and every worker see.")
+    folder = Path(results) if results else Path("results") / planned.sweep.name
+    tracking_uri = tracking_uri_of(tracking_uri, folder)
+    store = Store(folder)
+    with refusing():
+        data = data_folder(planned, data)
+        store.check(planned.sweep.name)
+        books = Books(planned, store)
+        if not books.waiting:
+            click.echo(f"Nothing to do: all {planned.num_cells} measurements of {planned.sweep.name} are in {folder}.")
+            _refresh(planned, store)
+            say_where(folder, tracking_uri)
+            return
+        if not retrain:
+            _refuse_retraining(planned, folder, books)
+        state = _execute(planned, store, address, data, tracking_uri)
+    say_where(folder, tracking_uri)
+    _finish(folder, state)
+
+
+@click.command()
+@click.argument("sweep")
+@click.option("--tracking-uri", help="MLflow; default: a SQLite file in the results folder.")
+def sync(sweep: str, tracking_uri: str | None) -> None:
+    """Bring MLflow up to date with the results of SWEEP, after an outage or into another server."""
+    folder = results_of(sweep)
+    with refusing():
+        from orchestrator.results.store import Store
+        from orchestrator.tracking.mlflow_tracker import sync as show_all
+
+        store = Store(folder)
+        uri = tracking_uri_of(tracking_uri, folder)
+        with store.lock():
+            whole = show_all(folder, uri, store.owner() or folder.name)
+    if not whole:
+        fail("MLflow has not taken everything. The results are complete; run this again when it answers.")
+    say_where(folder, uri)
+
+
+def _refuse_retraining(plan: Plan, folder: Path, books: Books) -> None:
+    """Never start at 0 unasked what has been trained before."""
+    lost = books.to_retrain()
+    if lost:
+        flops = sum(books.lacking(trial)[-1] * trial.flops_per_sample for trial in lost)
+        names = ", ".join(f"{trial.name} ({trial.trial_id})" for trial in lost[:5]) + (", ..." if len(lost) > 5 else "")
+        raise ValueError(
+            f"{len(lost)} trials of {plan.sweep.name} were trained before and have no checkpoint in "
+            f"{folder / 'checkpoints'} to go on from: {names}. Put the checkpoints back, or give --retrain to train "
+            f"them again from the start ({flops:.3g} FLOPs)."
+        )
+
+
+def _refresh(plan: Plan, store: Store) -> None:
+    """Bring plan.json and the report up to date where the spec's names, or measurements, are newer."""
+    from orchestrator.results.store import write_json
+
+    page, kept = store.folder / "report.html", store.folder / "plan.json"
+    current = json.loads(kept.read_text()) if kept.exists() else None
+    fresh = json.loads(json.dumps(plan.as_json()))
+    newest = max(part.stat().st_mtime for part in store.parts("measurements"))
+    if current != fresh or not page.exists() or page.stat().st_mtime < newest:
+        with store.lock():
+            write_json(kept, fresh)
+            write_report(store.folder)
+
+
+def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str) -> State:
+    """Run what remains of `plan`. Ray comes first: if it does not answer, or cannot hold a gang, nothing is written."""
+    from orchestrator.results.store import write_json
+    from orchestrator.scheduling.backend import GangShape
+    from orchestrator.scheduling.ray_backend import RayBackend
+    from orchestrator.tracking.mlflow_tracker import MlflowTracker
+
+    folder, planned = store.folder, plan.as_json()
+    backend = RayBackend(address, folder, data)
+    try:
+        backend.check(GangShape.of(plan.sweep.compute))
+        with store.lock():
+            store.claim(plan.sweep.name, plan.digest)
+            write_json(folder / "plan.json", planned)
+            tracker = MlflowTracker(folder, tracking_uri, plan.sweep.name)
+            tracker.start(planned, files=[plan.source.path])
+            try:
+                state = _drive(plan, store, backend, tracker)
+            except OSError as error:
+                fail(f"{error}. Measurements so far are safe; mend it, and the same command goes on from here.")
+            write_report(folder)
+            if not tracker.close(timeout=60, outcome="completed" if state.succeeded else "stopped"):
+                click.echo(
+                    "MLflow has not taken everything; the results are complete without it. To catch up:", err=True
+                )
+                click.echo(f"  ditlaw sync {folder} --tracking-uri {tracking_uri}", err=True)
+    finally:
+        backend.close()
+    return state
+
+
+def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker) -> State:
+    """Let the driver work and show how it goes."""
+    from rich.console import Console
+
+    from orchestrator.console import LiveView
+    from orchestrator.scheduling.driver import Driver
+
+    with LiveView(Console()) as view:
+        driver = Driver(plan, store, backend, tracker.run_id, view.listen)
+        view.say(driver.opening())
+        with _interruptible(driver, view.say):
+            return driver.run()
+
+
+@contextmanager
+def _interruptible(driver: Driver, say: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) saves and stops; the second stops at once."""
+    asked = 0
+
+    def on_signal(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise KeyboardInterrupt
+        driver.request_stop()
+        say("Stopping: every trial saves a checkpoint first. Once more to stop at once.")
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _finish(folder: Path, state: State) -> None:
+    """Say what is missing, if anything, and leave with the right code."""
+    if state.broken is not None:
+        fail(f"Given up: {state.broken}. See {folder / 'logs'}; the same command goes on from here.")
+    for trial_id, reason in state.given_up.items():
+        click.echo(f"Trial {trial_id} was given up: {reason}; see {folder / 'logs' / trial_id}", err=True)
+    if state.waiting and state.stopping:
+        click.echo(f"Stopped with {len(state.waiting)} trials to go. The same command goes on from here.")
+        sys.exit(130)
+    if state.given_up:
+        sys.exit(1)
