@@ -5,6 +5,7 @@ Imported by planning (without torch) and by workers alike, and sent between proc
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +35,27 @@ class ConstantSchedule:
 
     warmup_samples: int
     name: Literal["constant"] = "constant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CooldownSchedule:
+    """Warmup-stable-decay (Hägele et al. 2024, arXiv 2405.18392): the constant schedule up to `start`, then down to
+    zero at `end`. Up to `start` it is the trajectory of the constant schedule, its trunk, from which it branches."""
+
+    warmup_samples: int
+    start: int
+    """Samples at which the cooldown begins: the state of the trunk there is where this trial begins."""
+    end: int
+    """Samples at which the rate is zero; the trial's one milestone."""
+    shape: Literal["linear", "1-sqrt"] = "1-sqrt"
+    """Rate over the cooldown's share x in [0, 1]: 1 - x, or 1 - sqrt(x)."""
+    name: Literal["wsd"] = "wsd"
+
+    def __post_init__(self) -> None:
+        assert self.warmup_samples <= self.start < self.end, "warmup, trunk and cooldown follow each other"
+
+
+Schedule = ConstantSchedule | CooldownSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +106,7 @@ class Trial:
     parameterization: Parameterization
     objective: Objective
     optimizer: Optimizer
-    schedule: ConstantSchedule
+    schedule: Schedule
     ema: PowerEma
     batch_size: int
     seed: int
@@ -100,10 +122,18 @@ class Trial:
 
     # What to do of it.
     milestones: tuple[int, ...]
-    """`samples_seen` at which it is measured, ascending multiples of `batch_size`."""
+    """`samples_seen` at which it is measured, ascending multiples of `batch_size`; a trunk may have none."""
     budgets: tuple[float | None, ...]
     """The FLOPs that the sweep asked for at each milestone; None where it asked for samples."""
     num_workers: int
+    branch_points: tuple[int, ...] = ()
+    """`samples_seen` at which cooldowns branch off: checkpoints that are kept until those are measured."""
+    micro_batch: int | None = None
+    """Samples of one forward and backward pass on one worker; None is all of its share of the batch."""
+    activation_checkpointing: bool = False
+    """Blocks keep only their input and are computed again in the backward pass."""
+    offload: bool = False
+    """Optimizer state and master weights lie in the memory of the host (ZeRO-Offload)."""
 
     # What planning knows of it.
     flops_per_sample: float
@@ -113,10 +143,14 @@ class Trial:
     params_matmul: float
 
     def __post_init__(self) -> None:
-        assert self.milestones, "a trial has at least one milestone"
-        assert list(self.milestones) == sorted(set(self.milestones)), "milestones ascend"
-        assert all(m > 0 and m % self.batch_size == 0 for m in self.milestones), "milestones are whole steps"
+        assert self.milestones or self.branch_points, "a trial has a milestone or a branch point"
+        for stops in (self.milestones, self.branch_points):
+            assert list(stops) == sorted(set(stops)), "milestones and branch points ascend"
+            assert all(stop > 0 and stop % self.batch_size == 0 for stop in stops), "they are whole steps"
         assert len(self.milestones) == len(self.budgets), "one budget a milestone"
+        if isinstance(self.schedule, CooldownSchedule):
+            assert self.milestones == (self.schedule.end,), "a cooldown is measured at its end"
+            assert not self.branch_points, "nothing branches off a cooldown"
 
     @property
     def trial_id(self) -> str:
@@ -153,6 +187,31 @@ class Trial:
         return f"{self.arm} {self.size} lr {self.optimizer.learning_rate:g}{seed}"
 
     @property
+    def trunk(self) -> str | None:
+        """trial_id of the trajectory whose checkpoint at `schedule.start` this one begins with; None for others."""
+        if not isinstance(self.schedule, CooldownSchedule):
+            return None
+        constant = ConstantSchedule(warmup_samples=self.schedule.warmup_samples)
+        return dataclasses.replace(
+            self, schedule=constant, milestones=(), budgets=(), branch_points=(self.schedule.start,)
+        ).trial_id
+
+    @property
+    def first(self) -> int:
+        """Samples at which its own work begins: where it branches off, else 0."""
+        return self.schedule.start if isinstance(self.schedule, CooldownSchedule) else 0
+
+    @property
+    def last(self) -> int:
+        """Samples at which it ends: the last milestone or branch point."""
+        return max((*self.milestones[-1:], *self.branch_points[-1:]))
+
+    @property
+    def micro_steps(self) -> int:
+        """Forward and backward passes of an optimizer step on one worker."""
+        return self.batch_size // (self.num_workers * self.micro_batch) if self.micro_batch else 1
+
+    @property
     def flops(self) -> float:
-        """Training FLOPs up to the last milestone."""
-        return self.flops_per_sample * self.milestones[-1]
+        """Training FLOPs of its own: from where it begins to where it ends."""
+        return self.flops_per_sample * (self.last - self.first)
