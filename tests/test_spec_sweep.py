@@ -12,6 +12,7 @@ import yaml
 from models.config import (
     DDPM,
     EDM,
+    FAMILIES,
     CompleteP,
     DiTConfig,
     Interpolant,
@@ -19,12 +20,11 @@ from models.config import (
     VPrediction,
     XPrediction,
 )
-from orchestrator.planning import grid
-from orchestrator.planning.grid import expand
+from models.cost import cost
 from orchestrator.planning.placement import sampling_passes
-from orchestrator.planning.plan import make
-from orchestrator.spec.source import Problem, SpecError
-from orchestrator.spec.sweep import Models, Sweep, load
+from orchestrator.planning.plan import expand, make
+from orchestrator.spec.source import SpecError
+from orchestrator.spec.sweep import Sweep, load
 
 GOOD = """\
 name: small
@@ -70,8 +70,8 @@ def test_every_problem_is_told_with_its_line(spec):
     assert problems(spec(text)) == [
         "7: models.sizes[1].depth: got 'x'; wanted a valid integer, unable to parse string as an integer",
         "11: training.betas: got [0.9]; wanted 2 values",
-        "11: training.batchsize: is not a key here; wanted one of learning_rate, batch_size, warmup_samples, betas, "
-        "eps, weight_decay, gradient_clip, ema; did you mean 'batch_size'?",
+        "11: training.batchsize: is not a key here; wanted one of learning_rate, batch_size, warmup_samples, "
+        "schedule, betas, eps, weight_decay, gradient_clip, ema; did you mean 'batch_size'?",
         "12: budgets.flops[1]: got '3 hours'; wanted a valid number, unable to parse string as a number",
     ]
 
@@ -229,16 +229,16 @@ def test_a_preset_is_a_size_and_options_hold_for_all_sizes(spec):
     assert models["a"] == DiTConfig(patch=7, width=8, depth=1, heads=1, **of_data, **options)
 
 
-def test_an_option_that_a_family_lacks_is_refused_where_it_is_written():
-    written = Models(family="dit", zero_init=False, qk_norm=True, sizes=[{"name": "a", "preset": "S/2"}])
-    found: list[Problem] = []
-    assert grid._options(written, DiTConfig, found)["zero_init"] is False
-    assert found == []
-    fields = dataclasses.make_dataclass("Convolutional", [("zero_init", bool, True)])
-    assert grid._options(written, fields, found) == {"zero_init": False}
-    assert [(p.location, p.message.split(";")[0]) for p in found] == [
-        (("models", "qk_norm"), "is not an option of family dit")
-    ]
+def test_an_option_that_a_family_lacks_is_refused_where_it_is_written(monkeypatch, spec):
+    shape = ["image_size", "channels", "num_classes", "patch", "width", "depth", "heads"]
+    fields = [*((name, int) for name in shape), ("zero_init", bool, True)]
+    plain = dataclasses.make_dataclass("Plain", fields, namespace={"presets": {}})
+    monkeypatch.setitem(FAMILIES, "plain", plain)
+    cost.register(plain, lambda config: cost(DiTConfig(**dataclasses.asdict(config))))
+    text = GOOD.replace("patch: 7", "patch: 7\n  family: plain\n  zero_init: false\n  qk_norm: true")
+    found = problems(spec(text))
+    assert "6: models.qk_norm: is not an option of family plain; drop it, or choose another models.family" in found
+    assert "zero_init: is not" not in "\n".join(found)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ import torch
 
 from models.config import DDPM, EDM
 from orchestrator.planning.plan import make
+from orchestrator.results.checkpoints import checkpoint_folders
 from orchestrator.results.store import read_attempts, read_curves, read_measurements
 from orchestrator.scheduling.backend import Assignment
-from orchestrator.spec.trial import Trial
+from orchestrator.spec.trial import ConstantSchedule, CooldownSchedule, Trial
 from orchestrator.training import engine
+from orchestrator.training.checkpoint import Checkpoints
 from orchestrator.training.gang import GangMember
-from orchestrator.training.loop import run_attempt
+from orchestrator.training.loop import rate_scale, run_attempt
 
 DATA = ["trial_id", "cell_id", "samples", "flops", "loss", "loss_train", "outcome", "reason"]
 """Columns of a measurement that must not depend on how the trial was run."""
@@ -230,3 +232,96 @@ def test_weights_that_one_step_ruins_are_not_a_measurement(member, trial):
     table = measured(here)
     assert list(table["outcome"]) == ["diverged", "diverged"]
     assert table["loss"].isna().all()
+
+
+# Trunks and cooldowns.
+
+
+@pytest.fixture(scope="module")
+def cooldown(tmp_path_factory) -> list[Trial]:
+    """A trunk and its two cooldowns, in that order."""
+    path = tmp_path_factory.mktemp("wsd") / "spec.yaml"
+    path.write_text(
+        Path("sweeps/smoke.yaml").read_text().replace("batch_size: 32", "batch_size: 32\n  schedule: {name: wsd}")
+    )
+    trials = [trial for trial in make(path).trials if (trial.arm, trial.size) == ("mup", "w8")]
+    return sorted(trials, key=lambda trial: (trial.trunk is not None, trial.last))[:3]
+
+
+def run_trunk(trunk: Trial, member: GangMember) -> None:
+    work = dataclasses.replace(assignment(trunk, member), milestones=(), branch_points=trunk.branch_points)
+    assert run_attempt(work, member) == ("completed", None)
+
+
+def test_a_cooldown_continues_its_trunk_bit_for_bit(member, cooldown, monkeypatch):
+    trunk, *branches = cooldown
+    assert not trunk.milestones
+    assert [branch.trunk for branch in branches] == [trunk.trial_id] * 2
+    shared, alone = member("shared"), member("alone")
+    run_trunk(trunk, shared)
+    assert not len(read_measurements(shared.results))
+    for branch in branches:
+        assert run_attempt(dataclasses.replace(assignment(branch, shared), milestones=branch.milestones), shared)
+    monkeypatch.setattr(Checkpoints, "at", lambda self, samples: None)  # each from the start, without a trunk
+    for branch in branches:
+        run_attempt(dataclasses.replace(assignment(branch, alone), milestones=branch.milestones), alone)
+    pd.testing.assert_frame_equal(measured(shared), measured(alone), check_exact=True)
+    attempts = read_attempts(shared.results).set_index("trial_id")
+    for branch in branches:
+        assert attempts.loc[branch.trial_id, "samples_start"] == branch.first
+        assert attempts.loc[branch.trial_id, "flops"] == branch.flops
+
+
+def test_an_interrupted_cooldown_goes_on_from_its_own_checkpoint(member, cooldown, monkeypatch):
+    monkeypatch.setattr("orchestrator.training.loop.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.training.loop.is_curve_step", lambda steps: True)
+    trunk, branch, _ = cooldown
+    plain, broken = member("plain"), member("broken")
+    for one in (plain, broken):
+        run_trunk(trunk, one)
+    run_attempt(dataclasses.replace(assignment(branch, plain), milestones=branch.milestones), plain)
+
+    half = branch.first + (branch.last - branch.first) // 2
+    broken.report = at_sample(half, broken.stop.set)
+    work = dataclasses.replace(assignment(branch, broken), milestones=branch.milestones)
+    outcome, _ = run_attempt(work, broken)
+    assert outcome == "stopped"
+    broken.stop.clear()
+    broken.report = lambda progress: None
+    run_attempt(dataclasses.replace(work, attempt=1), broken)
+    pd.testing.assert_frame_equal(measured(plain), measured(broken), check_exact=True)
+    assert read_attempts(broken.results)["samples_start"].max() > branch.first
+
+
+def test_a_cooldown_without_its_trunk_says_so(member, cooldown):
+    _, branch, _ = cooldown
+    one = member()
+    with pytest.raises(ValueError, match=r"with which the trial begins, is not there"):
+        run_attempt(dataclasses.replace(assignment(branch, one), milestones=branch.milestones), one)
+
+
+def test_a_trunk_keeps_what_branches_off_it_and_may_be_measured(member, trial):
+    first, *_, last = trial.milestones
+    points = tuple(range(32, first, 64))
+    assert len(points) > 2
+    trunk, one = dataclasses.replace(trial, branch_points=points), member()
+    work = dataclasses.replace(assignment(trunk, one), branch_points=points)
+    assert run_attempt(work, one) == ("completed", None)
+    assert list(measured(one)["samples"]) == list(trial.milestones)
+    kept = {int(folder.name) for folder in checkpoint_folders(one.results, trial.trial_id)}
+    assert kept == {*points, *trial.milestones[-2:]}
+    assert last in kept
+
+
+@pytest.mark.parametrize(("shape", "half"), [("linear", 0.5), ("1-sqrt", 1 - 0.5**0.5)])
+def test_a_cooldown_falls_from_its_trunks_rate_to_nothing(shape, half):
+    schedule = CooldownSchedule(warmup_samples=64, start=640, end=960, shape=shape)
+    rates = {samples: rate_scale(schedule, samples, 32) for samples in range(0, 960, 32)}
+    assert rates[0] == 0.5
+    assert {rates[samples] for samples in range(32, 672, 32)} == {1.0}
+    assert rates[800] == pytest.approx(half)
+    falling = [rates[samples] for samples in range(640, 960, 32)]
+    assert falling == sorted(falling, reverse=True)
+    assert 0 < falling[-1] < 0.11
+    trunk = ConstantSchedule(warmup_samples=64)
+    assert all(rates[s] == rate_scale(trunk, s, 32) for s in range(0, 640, 32))

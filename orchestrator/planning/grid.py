@@ -1,257 +1,345 @@
-"""From a sweep to its trials: every default resolved, every impossibility found, budgets shared.
+"""From a sweep to its cells: every combination, its batch size and samples, and everything that cannot be.
 
-A cell is (arm, size, learning rate, seed, budget). Under a constant learning rate the cells that differ only in budget
-are prefixes of one trajectory, so they become the milestones of one trial.
+A cell is (variant, size, learning rate, seed, budget); `orchestrator.planning.sharing` makes trials of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from models.config import DDPM, FAMILIES, ModelConfig, preset_fields
-from models.cost import Cost, cost
-from orchestrator.planning.budget import steps_of_flops, steps_of_samples
+from models.config import DDPM
+from orchestrator.planning.budget import batch_size_of, cooldown_start, steps_of_flops, steps_of_samples
+from orchestrator.planning.devices import sustained_flops_per_second
+from orchestrator.planning.sizes import Ladder, SizedModel, Sizing
+from orchestrator.planning.variants import Variant, Variants
 from orchestrator.spec.datasets import DATASETS
-from orchestrator.spec.source import Location, Problem, Source, SpecError, nearest
-from orchestrator.spec.sweep import Models, Size, Sweep
-from orchestrator.spec.trial import ConstantSchedule, Evaluation, Optimizer, PowerEma, Trial
+from orchestrator.spec.expression import Condition, parse
+from orchestrator.spec.recipe import Training, WarmupStableDecay
+from orchestrator.spec.source import Location, Problem, Source, nearest
+from orchestrator.spec.sweep import Sweep
 
 MAX_CELLS = 1_000_000
 
 
-@dataclass(frozen=True)
-class SizedModel:
-    """A size of the spec as an architecture, with its cost."""
+class Target(NamedTuple):
+    """Where a size is measured for one budget, under one recipe."""
 
-    name: str
-    config: ModelConfig
-    cost: Cost
+    samples: int
+    batch_size: int
+    budget: float | None
+    """The FLOPs asked for; None where samples were."""
+    branch: int | None
+    """Samples at which its cooldown begins; None under a constant schedule."""
 
 
-def expand(sweep: Sweep, source: Source) -> list[Trial]:
-    """The trials of `sweep` in the order of the spec; raise SpecError with everything that cannot be."""
-    problems: list[Problem] = []
-    models = [model for index, size in enumerate(sweep.models.sizes) if (model := _model(sweep, index, size, problems))]
-    problems += _twice("size", [size.name for size in sweep.models.sizes], ("models", "sizes"))
-    problems += _twice("seed", list(sweep.seeds), ("seeds",))
-    problems += _workers(sweep)
-    problems += _validation_images(sweep)
-    problems += _variance(sweep, models)
-    milestones = {model.name: _milestones(sweep, model, problems) for model in models}
-    if not problems:
-        cells = _num_cells(sweep)
+class Cell(NamedTuple):
+    """One measurement that the sweep asks for."""
+
+    variant: Variant
+    model: SizedModel
+    learning_rate: float
+    seed: int
+    target: Target
+
+
+class Grid:
+    """The cells of a sweep; what cannot be is in `problems`, all of it."""
+
+    def __init__(self, sweep: Sweep, source: Source) -> None:
+        self._sweep, self._source = sweep, source
+        self.problems: list[Problem] = []
+        self._targets: dict[tuple[int, str, int], list[Target]] = {}
+        self._ladders: list[tuple[Any, Ladder]] = []
+        self.cells = self._cells()
+
+    def _cells(self) -> list[Cell]:
+        sweep, variants = self._sweep, Variants(self._sweep, self.problems)
+        conditions = self._conditions()
+        self._check_seeds()
+        if self._too_many(variants.count() * len(sweep.seeds)):
+            return []
+        found = variants.all()
+        self._check(found)
+        if self.problems:
+            return []
+        each = sum(
+            len(self._targets_of(variant, model)) * len(variant.training.learning_rate)
+            for variant in found
+            for model in self._ladder(variant).models
+        )
+        if self.problems or self._too_many(each * len(sweep.seeds)):
+            return []
+        cells = list(self._all(found))
+        return self._constrained(cells, conditions)
+
+    def _all(self, variants: Sequence[Variant]) -> Iterator[Cell]:
+        for variant in variants:
+            for model in self._ladder(variant).models:
+                targets = self._targets_of(variant, model)
+                for rate in variant.training.learning_rate:
+                    for seed in self._sweep.seeds:
+                        for target in targets:
+                            yield Cell(variant, model, rate, seed, target)
+
+    def _too_many(self, cells: int) -> bool:
         if cells > MAX_CELLS:
-            problems.append(Problem((), f"asks for {cells:,} cells; wanted at most {MAX_CELLS:,}. Shorten an axis."))
-    if problems:
-        raise SpecError(source, problems)
-    trials = [
-        _trial(sweep, arm, model, rate, seed, milestones[model.name]) for arm, model, rate, seed in _axes(sweep, models)
-    ]
-    if repeated := _repeated(trials):
-        raise SpecError(source, repeated)
-    return trials
+            message = f"asks for {cells:,} cells or more; wanted at most {MAX_CELLS:,}. Shorten an axis."
+            self.problems.append(Problem((), message))
+        return cells > MAX_CELLS
 
+    # Sizes and budgets.
 
-def _num_cells(sweep: Sweep) -> int:
-    budgets = sweep.budgets.flops or sweep.budgets.samples or []
-    rates = sum(len(arm.learning_rate or sweep.training.learning_rate) for arm in sweep.arms.values())
-    return rates * len(sweep.models.sizes) * len(sweep.seeds) * len(budgets)
+    def _ladder(self, variant: Variant) -> Ladder:
+        for models, ladder in self._ladders:
+            if models is variant.models or models == variant.models:
+                return ladder
+        own = "sizes" in self._sweep.arms[variant.arm].models
+        at: Location = ("arms", variant.arm, "models") if own else ("models",)
+        sizing = Sizing(variant.models, DATASETS[self._sweep.dataset], self._source, self.problems, at)
+        ladder = sizing.ladder(self._common_flops)
+        self._ladders.append((variant.models, ladder))
+        return ladder
 
-
-def _axes(sweep: Sweep, models: list[SizedModel]) -> Iterator[tuple[str, SizedModel, float, int]]:
-    for name, arm in sweep.arms.items():
-        rates = arm.learning_rate or sweep.training.learning_rate
-        for model, rate, seed in itertools.product(models, rates, sweep.seeds):
-            yield name, model, rate, seed
-
-
-def _model(sweep: Sweep, index: int, size: Size, problems: list[Problem]) -> SizedModel | None:
-    """The architecture of one size, or None with what is wrong with it among `problems`."""
-    at: Location = ("models", "sizes", index)
-    if sweep.models.family not in FAMILIES:
-        if index == 0:
-            known = nearest(sweep.models.family, FAMILIES)
-            message = f"got {sweep.models.family!r}; wanted one of {', '.join(sorted(FAMILIES))}{known}"
-            problems.append(Problem(("models", "family"), message))
-        return None
-    family, data = FAMILIES[sweep.models.family], DATASETS[sweep.dataset]
-    options = _options(sweep.models, family, problems if index == 0 else [])
-    shape = _shape(sweep.models, family, size, at, problems)
-    if shape is None:
-        return None
-    try:
-        config = family(
-            image_size=data.image_size, channels=data.channels, num_classes=data.num_classes, **shape, **options
-        )
-    except ValueError as error:
-        problems.append(Problem(at, f"size {size.name}: {error}"))
-        return None
-    return SizedModel(size.name, config, cost(config))
-
-
-def _options(models: Models, family: type[ModelConfig], problems: list[Problem]) -> dict[str, Any]:
-    """The options of the spec that the family has; those that were written and that it has not are problems."""
-    known = {field.name for field in dataclasses.fields(family)}
-    options = {key: value for key, value in models if key not in ("family", "patch", "head_dim", "sizes")}
-    for key in options:
-        if key in models.model_fields_set and key not in known:
-            message = f"is not an option of family {models.family}; drop it, or choose another models.family"
-            problems.append(Problem(("models", key), message))
-    return {key: value for key, value in options.items() if key in known}
-
-
-def _shape(
-    models: Models, family: type[ModelConfig], size: Size, at: Location, problems: list[Problem]
-) -> Mapping[str, Any] | None:
-    """patch, width, depth and heads of a size, or None with what is wrong with it among `problems`."""
-    if size.preset is not None:
-        try:
-            return preset_fields(family, size.preset)
-        except ValueError as error:
-            problems.append(Problem((*at, "preset"), f"size {size.name}: {error}"))
+    @cached_property
+    def _common_flops(self) -> list[float] | None:
+        """The budgets in FLOPs, where they are such and the same for all sizes."""
+        budgets = self._sweep.budgets
+        values = getattr(budgets, budgets.kind)
+        if isinstance(values, dict) or budgets.kind not in ("flops", "gpu_hours"):
             return None
-    assert size.width is not None, "the sweep's validation wants a preset, or width and depth"
-    assert size.depth is not None, "the sweep's validation wants a preset, or width and depth"
-    heads = _heads(models, size, size.width, at, problems)
-    patch = size.patch or models.patch
-    if patch is None:
-        problems.append(Problem(at, f"size {size.name} has no patch; give `patch` here or beside `sizes`"))
-    if heads is None or patch is None:
-        return None
-    return {"patch": patch, "width": size.width, "depth": size.depth, "heads": heads}
+        return [self._flops(value) for value in values]
 
+    def _flops(self, value: float) -> float:
+        """A budget of flops or gpu_hours in FLOPs."""
+        budgets, compute = self._sweep.budgets, self._sweep.compute
+        if budgets.kind == "flops":
+            return value
+        device = budgets.device or compute.device
+        return float(f"{value * 3600 * sustained_flops_per_second(device, compute.precision):.12g}")
 
-def _heads(models: Models, size: Size, width: int, at: Location, problems: list[Problem]) -> int | None:
-    if size.heads is not None:
-        return size.heads
-    if models.head_dim is None:
-        problems.append(Problem(at, f"size {size.name} has no heads; give `heads` here or `head_dim` beside `sizes`"))
-        return None
-    if width % models.head_dim:
-        step = math.lcm(models.head_dim, 4)
-        below = max(step, width // step * step)
-        message = (
-            f"got width {width}, which heads of size {models.head_dim} do not divide; wanted a multiple of "
-            f"head_dim and of 4, such as {below} or {below + step}, or another models.head_dim"
-        )
-        problems.append(Problem((*at, "width"), message))
-        return None
-    return width // models.head_dim
+    def _targets_of(self, variant: Variant, model: SizedModel) -> list[Target]:
+        """Where `model` is measured under a variant's recipe, ascending in samples."""
+        key = (id(variant.training), model.name, id(variant.models))
+        if key not in self._targets:
+            ladder = self._ladder(variant)
+            found = []
+            for index, budget in enumerate(self._sweep.budgets.of(model.name)):
+                if ladder.around is not None and model.name not in ladder.around(self._flops(budget)):
+                    continue
+                at = self._sweep.budgets.location(model.name, index)
+                target = self._target(variant.training, model, budget, at)
+                if target is not None:
+                    found.append((target, budget, at))
+            self._targets[key] = self._apart(model, found)
+        return self._targets[key]
 
-
-def _workers(sweep: Sweep) -> list[Problem]:
-    batch, workers = sweep.training.batch_size, sweep.compute.workers
-    if batch % workers == 0:
-        return []
-    message = f"got {workers} workers, which do not divide training.batch_size {batch}; wanted a divisor of it"
-    return [Problem(("compute", "workers"), message)]
-
-
-def _variance(sweep: Sweep, models: list[SizedModel]) -> list[Problem]:
-    """A learned variance needs the channels to learn it in."""
-    without = [model.name for model in models if not model.config.learn_sigma]
-    if not (isinstance(sweep.objective, DDPM) and sweep.objective.learn_variance) or not without:
-        return []
-    message = (
-        f"got learn_variance with models that do not predict a variance: {', '.join(without)}; wanted learn_sigma "
-        "of the models, or no learn_variance"
-    )
-    return [Problem(("objective", "learn_variance"), message)]
-
-
-def _validation_images(sweep: Sweep) -> list[Problem]:
-    have, asked = DATASETS[sweep.dataset].validation_images, sweep.evaluation.loss_images
-    if asked <= have:
-        return []
-    message = f"got {asked} images; {sweep.dataset} has {have} for validation. Lower it, or raise loss_draws."
-    return [Problem(("evaluation", "loss_images"), message)]
-
-
-def _milestones(sweep: Sweep, model: SizedModel, problems: list[Problem]) -> dict[int, float | None]:
-    """`samples_seen` -> the budget in FLOPs that it stands for (None where samples were asked for)."""
-    batch, per_sample = sweep.training.batch_size, model.cost.training_flops
-    kind: Literal["flops", "samples"] = "flops" if sweep.budgets.flops is not None else "samples"
-    found: dict[int, float | None] = {}
-    for index, budget in enumerate(sweep.budgets.flops or sweep.budgets.samples or []):
-        at: Location = ("budgets", kind, index)
-        steps = steps_of_flops(budget, per_sample, batch) if kind == "flops" else steps_of_samples(int(budget), batch)
+    def _target(self, training: Training, model: SizedModel, budget: float, at: Location) -> Target | None:
+        kind, per_sample = self._sweep.budgets.kind, model.cost.training_flops
+        asked = f"got {budget:g} {kind.replace('_', ' ')}"
+        in_flops = kind in ("flops", "gpu_hours")
+        flops = self._flops(budget) if in_flops else None
+        if flops is not None:
+            samples = flops / per_sample
+        else:
+            samples = budget if kind == "samples" else budget * model.params / model.cost.tokens
+        batch = batch_size_of(training.batch_size, samples, samples * per_sample)
+        steps = steps_of_flops(flops, per_sample, batch) if flops is not None else steps_of_samples(samples, batch)
         if steps == 0:
-            need = f"{per_sample * batch:.3g} FLOPs" if kind == "flops" else f"{batch} samples"
+            need = f"{per_sample * batch:.3g} FLOPs" if flops is not None else f"{batch} samples"
             message = (
-                f"got {budget:g} {kind}, less than one step of size {model.name} at batch size {batch}; wanted at "
+                f"{asked}, less than one step of size {model.name} at batch size {batch}; wanted at "
                 f"least {need}. Raise the budget, lower training.batch_size or drop the size."
             )
-            problems.append(Problem(at, message))
-        elif steps * batch >= 2**53:
-            message = f"got {budget:g} {kind}, {steps * batch:.3g} samples of size {model.name}; wanted less than 2^53"
-            problems.append(Problem(at, message))
-        elif steps * batch in found:
-            message = f"got {budget:g} {kind}, the same {steps} steps of size {model.name} as another budget; drop one"
-            problems.append(Problem(at, message))
-        else:
-            found[steps * batch] = budget if kind == "flops" else None
-    return dict(sorted(found.items()))
+            self._refuse(at, message)
+            return None
+        if steps * batch >= 2**53:
+            self._refuse(at, f"{asked}, {steps * batch:.3g} samples of size {model.name}; wanted less than 2^53")
+            return None
+        if not self._within_epochs(steps * batch, model, asked, at):
+            return None
+        workers = self._sweep.compute.workers
+        if workers != "auto" and batch % workers:
+            where = "training.batch_size" if isinstance(training.batch_size, int) else "the batch size"
+            message = f"got {workers} workers, which do not divide {where} {batch}; wanted a divisor of it"
+            self._refuse(("compute", "workers"), message)
+            return None
+        branch = None
+        if isinstance(training.schedule, WarmupStableDecay):
+            branch = cooldown_start(steps, training.schedule.cooldown) * batch
+            if not training.warmup_samples <= branch or branch in (0, steps * batch):
+                message = (
+                    f"{asked}, {steps} steps of size {model.name}: no step is left between a warmup of "
+                    f"{training.warmup_samples} samples and a cooldown of {training.schedule.cooldown:.0%}; wanted a "
+                    "larger budget, a shorter warmup or a smaller batch"
+                )
+                self._refuse(at, message)
+                return None
+        return Target(steps * batch, batch, flops, branch)
+
+    def _within_epochs(self, samples: int, model: SizedModel, asked: str, at: Location) -> bool:
+        data = DATASETS[self._sweep.dataset]
+        most = self._sweep.budgets.max_epochs or data.max_epochs
+        epochs = samples / data.train_images
+        if epochs > most:
+            message = (
+                f"{asked}, {epochs:,.0f} passes over the {data.train_images:,} images of {data.name} with size "
+                f"{model.name}; wanted at most {most:g}. Lower the budget, drop the size or raise budgets.max_epochs."
+            )
+            self._refuse(at, message)
+        return epochs <= most
+
+    def _apart(self, model: SizedModel, found: Sequence[tuple[Target, float, Location]]) -> list[Target]:
+        """The targets of a size in order; two budgets that come to the same steps are a problem."""
+        seen: set[tuple[int, int]] = set()
+        for target, budget, at in found:
+            key = (target.samples, target.batch_size)
+            if key in seen:
+                steps = target.samples // target.batch_size
+                asked = f"{budget:g} {self._sweep.budgets.kind.replace('_', ' ')}"
+                message = f"got {asked}, the same {steps} steps of size {model.name} as another budget; drop one"
+                self._refuse(at, message)
+            seen.add(key)
+        return sorted((target for target, _, _ in found), key=lambda target: (target.samples, target.batch_size))
+
+    # Constraints.
+
+    def _conditions(self) -> list[tuple[int, Condition]]:
+        found = []
+        known = {*_NAMES, *(axis.split(".")[-1] for axis in self._axes), *self._axes}
+        for index, text in enumerate(self._sweep.constraints):
+            at: Location = ("constraints", index)
+            try:
+                condition = parse(text)
+            except ValueError as error:
+                self._refuse(at, str(error))
+                continue
+            if unknown := sorted(condition.names - known):
+                wanted = f"wanted one of {', '.join(sorted(known))}"
+                self._refuse(at, f"{text!r} names {unknown[0]!r}; {wanted}{nearest(unknown[0], known)}")
+                continue
+            found.append((index, condition))
+        return found
+
+    @property
+    def _axes(self) -> set[str]:
+        return {axis for arm in self._sweep.arms.values() for axis in {**self._sweep.axes, **arm.axes}}
+
+    def _constrained(self, cells: list[Cell], conditions: Sequence[tuple[int, Condition]]) -> list[Cell]:
+        if not conditions:
+            return cells
+        left = [0] * len(conditions)
+        kept = []
+        for cell in cells:
+            values = self._values(cell)
+            met = [self._holds(index, condition, values) for index, condition in conditions]
+            left = [count + one for count, one in zip(left, met, strict=True)]
+            if all(met):
+                kept.append(cell)
+        if not kept and not self.problems:
+            alone = "; ".join(
+                f"{condition.text!r} alone leaves {count}"
+                for (_, condition), count in zip(conditions, left, strict=True)
+            )
+            self._refuse(("constraints",), f"leave none of {len(cells)} cells: {alone}. Loosen one.")
+        return kept
+
+    def _holds(self, index: int, condition: Condition, values: Mapping[str, Any]) -> bool:
+        try:
+            return condition.holds(values)
+        except ValueError as error:
+            self._refuse(("constraints", index), f"{error}, where {_told(condition, values)}")
+        except KeyError as error:
+            self._refuse(("constraints", index), f"{condition.text!r} uses {error}, which arm {values['arm']} has not")
+        return False
+
+    def _values(self, cell: Cell) -> dict[str, Any]:
+        """What a condition may name."""
+        model, target, config = cell.model, cell.target, cell.model.config
+        samples = float(target.samples)
+        values: dict[str, Any] = {
+            "arm": cell.variant.arm,
+            "size": model.name,
+            "seed": float(cell.seed),
+            "width": float(config.width),
+            "depth": float(config.depth),
+            "params": float(model.params),
+            "params_total": float(model.cost.params_total),
+            "batch_size": float(target.batch_size),
+            "learning_rate": cell.learning_rate,
+            "samples": samples,
+            "tokens": samples * model.cost.tokens,
+            "flops": samples * model.cost.training_flops,
+            "steps": samples / target.batch_size,
+            "epochs": samples / DATASETS[self._sweep.dataset].train_images,
+            "tokens_per_param": samples * model.cost.tokens / model.params,
+        }
+        for axis, value in cell.variant.axes.items():
+            plain = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+            values.setdefault(axis, plain)
+            values.setdefault(axis.split(".")[-1], plain)
+        return values
+
+    # The sweep as a whole.
+
+    def _check(self, variants: Sequence[Variant]) -> None:
+        sweep, data = self._sweep, DATASETS[self._sweep.dataset]
+        if sweep.evaluation.loss_images > data.validation_images:
+            asked, have = sweep.evaluation.loss_images, data.validation_images
+            message = f"got {asked} images; {sweep.dataset} has {have} for validation. Lower it, or raise loss_draws."
+            self._refuse(("evaluation", "loss_images"), message)
+        if sweep.budgets.kind == "gpu_hours" and not (sweep.budgets.device or sweep.compute.device):
+            self._refuse(("budgets", "gpu_hours"), "are of no device; wanted budgets.device or compute.device")
+            return
+        names = set()
+        for variant in variants:
+            ladder = self._ladder(variant)
+            names |= {model.name for model in ladder.models}
+            self._check_variance(variant, ladder)
+            for model in ladder.models:
+                self._targets_of(variant, model)
+        self._check_sizes_of_budgets(names)
+
+    def _check_variance(self, variant: Variant, ladder: Ladder) -> None:
+        """A learned variance needs the channels to learn it in."""
+        if not (isinstance(variant.objective, DDPM) and variant.objective.learn_variance):
+            return
+        without = [model.name for model in ladder.models if not getattr(model.config, "learn_sigma", False)]
+        if not without:
+            return
+        message = (
+            f"got learn_variance with models that do not predict a variance: {', '.join(without)}; wanted learn_sigma "
+            "of the models, or no learn_variance"
+        )
+        own = self._sweep.arms[variant.arm].objective is not None
+        self._refuse((*(("arms", variant.arm) if own else ()), "objective", "learn_variance"), message)
+
+    def _check_sizes_of_budgets(self, names: set[str]) -> None:
+        values = getattr(self._sweep.budgets, self._sweep.budgets.kind)
+        for name in values if isinstance(values, dict) and names else ():
+            if name not in names:
+                at = ("budgets", self._sweep.budgets.kind, name)
+                self._refuse(at, f"is not a size; wanted one of {', '.join(sorted(names))}{nearest(name, names)}")
+
+    def _check_seeds(self) -> None:
+        seen: set[int] = set()
+        for index, seed in enumerate(self._sweep.seeds):
+            if seed in seen:
+                self._refuse(("seeds", index), f"got seed {seed} a second time; wanted each once")
+            seen.add(seed)
+
+    def _refuse(self, at: Location, message: str) -> None:
+        problem = Problem(at, message)
+        if problem not in self.problems:
+            self.problems.append(problem)
 
 
-def _trial(
-    sweep: Sweep, arm: str, model: SizedModel, learning_rate: float, seed: int, milestones: dict[int, float | None]
-) -> Trial:
-    training, evaluation, compute = sweep.training, sweep.evaluation, sweep.compute
-    return Trial(
-        dataset=sweep.dataset,
-        model=model.config,
-        parameterization=sweep.arms[arm].parameterization,
-        objective=sweep.objective,
-        optimizer=Optimizer(
-            learning_rate=learning_rate,
-            betas=training.betas,
-            eps=training.eps,
-            weight_decay=training.weight_decay,
-            gradient_clip=training.gradient_clip,
-        ),
-        schedule=ConstantSchedule(warmup_samples=training.warmup_samples),
-        ema=PowerEma(relative_std=training.ema.relative_std),
-        batch_size=training.batch_size,
-        seed=seed,
-        precision=compute.precision,
-        zero_stage=compute.zero_stage if compute.zero_stage is not None else (0 if compute.precision == "fp32" else 1),
-        evaluation=Evaluation(**evaluation.model_dump()),
-        sweep=sweep.name,
-        arm=arm,
-        size=model.name,
-        milestones=tuple(milestones),
-        budgets=tuple(milestones.values()),
-        num_workers=compute.workers,
-        flops_per_sample=model.cost.training_flops,
-        params_total=model.cost.params_total,
-        params_backbone=model.cost.params_backbone,
-        params_matmul=model.cost.params_matmul,
-    )
+_NAMES = (
+    "arm", "size", "seed", "width", "depth", "params", "params_total", "batch_size", "learning_rate", "samples",
+    "tokens", "flops", "steps", "epochs", "tokens_per_param",
+)  # fmt: skip
 
 
-def _twice(what: str, values: Sequence[str | int], at: Location) -> list[Problem]:
-    seen: set[str | int] = set()
-    problems = []
-    for index, value in enumerate(values):
-        if value in seen:
-            problems.append(Problem((*at, index), f"got {what} {value} a second time; wanted each once"))
-        seen.add(value)
-    return problems
-
-
-def _repeated(trials: list[Trial]) -> list[Problem]:
-    """Two arms (or sizes) that are the same trial under two names: the comparison would compare it with itself."""
-    first: dict[str, Trial] = {}
-    problems = []
-    for trial in trials:
-        twin = first.setdefault(trial.trial_id, trial)
-        if twin is not trial:
-            names = f"{twin.arm} {twin.size} and {trial.arm} {trial.size}"
-            message = f"{names} at learning rate {trial.optimizer.learning_rate:g} are the same training; drop one"
-            problems.append(Problem(("arms", trial.arm), message))
-    return problems
+def _told(condition: Condition, values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {values.get(name)!r}" for name in sorted(condition.names))

@@ -2,73 +2,113 @@
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass
+import copy
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning import grid
+from pydantic import ValidationError
+
+from orchestrator.planning import makespan
+from orchestrator.planning.grid import Grid
 from orchestrator.planning.placement import checkpoint_bytes, evaluation_flops, state_bytes, training_seconds
+from orchestrator.planning.sharing import share
 from orchestrator.spec.identity import digest
-from orchestrator.spec.source import Source
-from orchestrator.spec.sweep import Sweep, load
+from orchestrator.spec.problems import problem_of
+from orchestrator.spec.source import Problem, Source, SpecError, read
+from orchestrator.spec.sweep import Sweep
 from orchestrator.spec.trial import Trial
 
 MEASUREMENT_BYTES = 12_000
 """Bytes of one measurement's Parquet part file, with its share of the training curve."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Plan:
     """The trials of a sweep, longest first, and what they cost."""
 
     sweep: Sweep
     source: Source
     trials: tuple[Trial, ...]
+    starts: Mapping[str, int] = field(default_factory=dict)
+    """Samples from which stored trials go on, by trial_id."""
+    cells_measured: int = 0
+    """Cells that are in the results already; `trials` are those that lack some."""
+    flops_measured: float = 0.0
+    """Training FLOPs that need not be spent, because their results are there."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Identity of the work: of the trials and their milestones, whatever the spec's layout or comments."""
-        return digest(sorted((trial.trial_id, list(trial.milestones)) for trial in self.trials))
+        return digest(sorted((trial.trial_id, list(trial.milestones)) for trial in self.trials if trial.milestones))
 
-    @property
+    @cached_property
     def num_cells(self) -> int:
-        """Measurements asked for."""
+        """Measurements to make."""
         return sum(len(trial.milestones) for trial in self.trials)
 
     @property
+    def arms(self) -> list[str]:
+        """The arms that are told apart in the results, in the order of the spec."""
+        order = {name: rank for rank, name in enumerate(self.sweep.arms)}
+        found = {trial.arm for trial in self.trials}
+        return sorted(found, key=lambda arm: (order.get(arm, order.get(arm.split(" ")[0], len(order))), arm))
+
+    @cached_property
     def flops_separate(self) -> float:
         """Training FLOPs if every cell were a run of its own."""
         return sum(trial.flops_per_sample * sum(trial.milestones) for trial in self.trials)
 
-    @property
+    @cached_property
     def flops_planned(self) -> float:
-        """Training FLOPs with budgets shared."""
-        return sum(trial.flops for trial in self.trials)
+        """Training FLOPs that will be spent: budgets share trajectories and trunks, and stored trials go on."""
+        return sum(self.flops(trial) for trial in self.trials)
 
-    @property
+    @cached_property
     def flops_evaluation(self) -> float:
         """FLOPs of all evaluations."""
         return sum(evaluation_flops(trial) for trial in self.trials)
 
+    def start(self, trial: Trial) -> int:
+        """Samples at which a trial begins: 0, where it branches off, or its newest checkpoint."""
+        return max(trial.first, self.starts.get(trial.trial_id, 0))
+
+    def flops(self, trial: Trial) -> float:
+        """Training FLOPs of a trial from there on."""
+        return trial.flops_per_sample * max(0, trial.last - self.start(trial))
+
     def seconds(self, trial: Trial) -> float:
         """Estimated seconds of `trial` on a gang, evaluation included."""
         compute = self.sweep.compute
-        training = training_seconds(trial, compute.cpus_per_worker, compute.gpus_per_worker)
-        return training * (1 + evaluation_flops(trial) / trial.flops)
+        whole = training_seconds(trial, compute.cpus_per_worker, compute.gpus_per_worker)
+        return whole * (self.flops(trial) + evaluation_flops(trial)) / trial.flops
+
+    @cached_property
+    def _seconds(self) -> dict[str, float]:
+        return {trial.trial_id: self.seconds(trial) for trial in self.trials}
 
     @property
     def gpu_hours(self) -> float:
         """Estimated hours of devices (GPUs, or CPU workers where there are none)."""
-        return sum(self.seconds(trial) * trial.num_workers for trial in self.trials) / 3600
+        return sum(self._seconds[trial.trial_id] * trial.num_workers for trial in self.trials) / 3600
 
-    @property
+    @cached_property
     def makespan_hours(self) -> float:
         """Estimated hours from start to end: longest first, each to the gang that is free soonest."""
-        free = [0.0] * min(self.sweep.compute.gangs, len(self.trials))
-        for trial in self.trials:
-            heapq.heapreplace(free, free[0] + self.seconds(trial))
-        return max(free) / 3600
+        return self.makespan_on(self.sweep.compute.gangs)
+
+    def makespan_on(self, gangs: int) -> float:
+        """As `makespan_hours`, on another number of gangs."""
+        return makespan.makespan(self.trials, gangs, lambda trial: self._seconds[trial.trial_id]) / 3600
+
+    @cached_property
+    def makespan_bound_hours(self) -> float:
+        """Hours that no order of the trials beats on as many gangs."""
+        seconds = self._seconds
+        return makespan.lower_bound(self.trials, self.sweep.compute.gangs, lambda t: seconds[t.trial_id]) / 3600
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -80,6 +120,47 @@ class Plan:
         """Bytes of measurements and curves."""
         return self.num_cells * MEASUREMENT_BYTES
 
+    def remaining(self, measured: Collection[tuple[str, int]], checkpoints: Mapping[str, Sequence[int]]) -> Plan:
+        """The plan of what is not measured yet.
+
+        Args:
+            measured: (trial_id, samples) of the measurements that are there.
+            checkpoints: samples of the checkpoints that are there, by trial_id.
+        """
+        lacking = {t.trial_id: [m for m in t.milestones if (t.trial_id, m) not in measured] for t in self.trials}
+        points: dict[str, set[int]] = {}
+        for trial in self.trials:
+            stored = checkpoints.get(trial.trial_id, ())
+            if trial.trunk is not None and lacking[trial.trial_id] and not stored:
+                points.setdefault(trial.trunk, set()).add(trial.first)
+        trials, starts = [], {}
+        for trial in self.trials:
+            have = checkpoints.get(trial.trial_id, ())
+            needed = sorted(points.get(trial.trial_id, set()) - set(have))
+            if not (lacking[trial.trial_id] or needed):
+                continue
+            keep = [
+                (m, b) for m, b in zip(trial.milestones, trial.budgets, strict=True) if m in lacking[trial.trial_id]
+            ]
+            trials.append(
+                dataclasses.replace(
+                    trial,
+                    milestones=tuple(m for m, _ in keep),
+                    budgets=tuple(b for _, b in keep),
+                    branch_points=tuple(needed),
+                )
+            )
+            usable = [samples for samples in have if samples <= min([m for m, _ in keep] + needed)]
+            starts[trial.trial_id] = max(usable, default=0)
+        rest = Plan(
+            self.sweep,
+            self.source,
+            tuple(trials),
+            {key: value for key, value in starts.items() if value},
+            cells_measured=self.num_cells - sum(map(len, lacking.values())),
+        )
+        return dataclasses.replace(rest, flops_measured=self.flops_planned - rest.flops_planned)
+
     def as_json(self) -> dict[str, Any]:
         """The plan as `ditlaw plan --json` prints it and `plan.json` keeps it."""
         compute = self.sweep.compute
@@ -89,14 +170,17 @@ class Plan:
             "digest": self.digest,
             "num_cells": self.num_cells,
             "num_trials": len(self.trials),
+            "cells_measured": self.cells_measured,
+            "flops_measured": self.flops_measured,
             "flops_separate": self.flops_separate,
             "flops_planned": self.flops_planned,
             "flops_evaluation": self.flops_evaluation,
             "gpu_hours": self.gpu_hours,
             "makespan_hours": self.makespan_hours,
+            "makespan_bound_hours": self.makespan_bound_hours,
             "checkpoint_bytes": self.checkpoint_bytes,
             "results_bytes": self.results_bytes,
-            "arms": list(self.sweep.arms),
+            "arms": self.arms,
             "gangs": compute.gangs,
             "trials": [self._trial_json(trial) for trial in self.trials],
             "spec_path": str(self.source.path),
@@ -113,12 +197,18 @@ class Plan:
             "parameterization": trial.parameterization.name,
             "learning_rate": trial.optimizer.learning_rate,
             "seed": trial.seed,
+            "batch_size": trial.batch_size,
             "params_total": trial.params_total,
+            "params_backbone": trial.params_backbone,
+            "flops_per_sample": trial.flops_per_sample,
             "milestones": list(trial.milestones),
             "budgets": list(trial.budgets),
-            "flops": trial.flops,
+            "trunk": trial.trunk,
+            "branch_points": list(trial.branch_points),
+            "samples_start": self.start(trial),
+            "flops": self.flops(trial),
             "flops_evaluation": evaluation_flops(trial),
-            "seconds": self.seconds(trial),
+            "seconds": self._seconds[trial.trial_id],
             "state_bytes": state_bytes(trial),
             "gang": {
                 "workers": trial.num_workers,
@@ -131,8 +221,72 @@ class Plan:
 
 
 def make(path: Path) -> Plan:
-    """Plan the spec at `path`; raise SpecError with every problem of it."""
-    sweep, source = load(path)
-    plan = Plan(sweep=sweep, source=source, trials=tuple(grid.expand(sweep, source)))
-    longest_first = sorted(plan.trials, key=lambda trial: (-plan.seconds(trial), trial.trial_id))
-    return Plan(sweep=sweep, source=source, trials=tuple(longest_first))
+    """Plan the spec at `path`.
+
+    Raises:
+        SpecError: every problem of it, those of its language and those of its grid alike.
+    """
+    source = read(path)
+    try:
+        sweep = Sweep.model_validate(source.data)
+    except ValidationError as error:
+        problems = [problem_of(detail, source.data, Sweep) for detail in error.errors()]
+        raise SpecError(source, [*problems, *_further_problems(source, problems)]) from None
+    trials = expand(sweep, source)
+    plan = Plan(sweep, source, tuple(trials))
+    return dataclasses.replace(plan, trials=tuple(makespan.by_length(trials, plan.seconds)))
+
+
+def expand(sweep: Sweep, source: Source) -> list[Trial]:
+    """The trials of `sweep` in the order of the spec; raise SpecError with everything that cannot be."""
+    trials, problems = _trials(sweep, source)
+    if problems:
+        raise SpecError(source, problems)
+    return trials
+
+
+def _trials(sweep: Sweep, source: Source) -> tuple[list[Trial], list[Problem]]:
+    grid = Grid(sweep, source)
+    trials = share(sweep, grid.cells, grid.problems)
+    return trials, _in_order(grid.problems, source)
+
+
+def _in_order(problems: Sequence[Problem], source: Source) -> list[Problem]:
+    """As the file goes."""
+    return sorted(problems, key=lambda problem: source.place(problem.location)[1])
+
+
+def _further_problems(source: Source, problems: Sequence[Problem]) -> Iterator[Problem]:
+    """Problems of the grid that a spec would have once the values in `problems` are gone, where that can be told."""
+    rest = copy.deepcopy(source.data)
+    for problem in problems:
+        _drop(rest, problem.location)
+    try:
+        sweep = Sweep.model_validate(rest)
+    except ValidationError:
+        return
+    told = [problem.location for problem in problems]
+    for problem in _trials(sweep, source)[1]:
+        if not any(_related(problem.location, location) for location in told):
+            yield problem
+
+
+def _drop(data: Any, location: tuple[str | int, ...]) -> None:
+    """Take the value at `location` out of a tree; of a list the whole item that holds it is taken."""
+    parents: list[Any] = [data]
+    for part in location[:-1]:
+        try:
+            parents.append(parents[-1][part])
+        except (KeyError, IndexError, TypeError):
+            return
+    for parent, part in reversed(list(zip(parents, location, strict=False))):
+        if isinstance(parent, dict) and isinstance(part, str):
+            parent.pop(part, None)
+            return
+
+
+def _related(one: tuple[str | int, ...], two: tuple[str | int, ...]) -> bool:
+    """Whether one location lies within the other, lists taken whole."""
+    plain = [tuple(part for part in location if isinstance(part, str)) for location in (one, two)]
+    short, long = sorted(plain, key=len)
+    return long[: len(short)] == short

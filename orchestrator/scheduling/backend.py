@@ -23,6 +23,8 @@ class Assignment:
     gang: str
     milestones: tuple[int, ...]
     """The milestones that are not measured yet."""
+    branch_points: tuple[int, ...] = ()
+    """The samples at which cooldowns branch off and no checkpoint is kept yet."""
     samples_spent: int
     """Samples that earlier attempts trained, lost ones included."""
     checkpoint_seconds: float
@@ -84,7 +86,9 @@ class GangShape:
     def of(cls, compute: Compute) -> Self:
         """The gangs that a sweep asks for."""
         return cls(
-            workers=compute.workers, cpus_per_worker=compute.cpus_per_worker, gpus_per_worker=compute.gpus_per_worker
+            workers=1 if compute.workers == "auto" else compute.workers,
+            cpus_per_worker=compute.cpus_per_worker,
+            gpus_per_worker=compute.gpus_per_worker,
         )
 
 

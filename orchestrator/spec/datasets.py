@@ -25,6 +25,8 @@ class Dataset:
     train_images: int
     validation_images: int
     files: tuple[DataFile, ...]
+    max_epochs: float = 1000.0
+    """Most passes over the training images that a sweep may ask for unasked: beyond, nothing new is learnt."""
 
     @property
     def num_classes(self) -> int:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -39,6 +40,30 @@ def canonical_json(value: Any) -> str:
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+_KEPT = "_canonical_json"
+
+
+def fields_json(values: Mapping[str, Any]) -> str:
+    """`canonical_json` of a mapping, with the text of each frozen dataclass in it worked out once an object."""
+    parts = (f"{json.dumps(name, ensure_ascii=False)}:{_text(values[name])}" for name in sorted(values))
+    return "{" + ",".join(parts) + "}"
+
+
+def _text(value: Any) -> str:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return canonical_json(value)
+    kept = vars(value).get(_KEPT)
+    if kept is None:
+        kept = canonical_json(value)
+        object.__setattr__(value, _KEPT, kept)
+    return str(kept)
+
+
 def digest(value: Any, length: int = 16) -> str:
     """The first `length` hexadecimal digits of the SHA-256 of `canonical_json(value)`."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+    return digest_text(canonical_json(value), length)
+
+
+def digest_text(text: str, length: int = 16) -> str:
+    """The first `length` hexadecimal digits of the SHA-256 of `text`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

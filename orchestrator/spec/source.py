@@ -1,4 +1,9 @@
-"""A YAML file with the line of every key, and the problems found in it."""
+"""A YAML file with the line of every key, the files it includes, and the problems found in them.
+
+`include: base.yaml` (or a list) takes another spec as the ground: its mappings are merged key by key with those of the
+file that includes it, whose values win. Lists are replaced whole, and so are `budgets`, mappings whose `name` or `rule`
+differs, and keys given as null, which are dropped.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,10 @@ from typing import Any
 import yaml
 
 Location = tuple[str | int, ...]
+Place = tuple[Path, int]
+"""A file and a line of it, from 1."""
+INCLUDE = "include"
+MAX_INCLUDES = 32
 
 
 @dataclass(frozen=True)
@@ -31,27 +40,102 @@ class SpecError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed YAML document: plain data, and the line (from 1) of every key and item in it."""
+    """A parsed YAML document with what it includes: plain data, and the place of every key and item in it."""
 
     path: Path
     text: str
+    """All of it as one YAML document: the file itself, or with includes what they come to."""
     data: Any
-    lines: dict[Location, int]
+    places: dict[Location, Place]
 
-    def line(self, location: Location) -> int:
-        """The line of `location`, or of its nearest ancestor that stands in the file."""
-        while location and location not in self.lines:
+    def place(self, location: Location) -> Place:
+        """The file and line of `location`, or of its nearest ancestor that stands in a file."""
+        while location and location not in self.places:
             location = location[:-1]
-        return self.lines.get(location, 1)
+        return self.places.get(location, (self.path, 1))
 
     def describe(self, problem: Problem) -> str:
         """`file:line: key.path: message`."""
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem.location).lstrip(".")
-        return f"{self.path}:{self.line(problem.location)}: {where + ': ' if where else ''}{problem.message}"
+        path, line = self.place(problem.location)
+        return f"{path}:{line}: {where + ': ' if where else ''}{problem.message}"
 
 
 def read(path: Path) -> Source:
-    """Read `path`; raise SpecError for text that is not YAML, duplicate keys or keys that are not text."""
+    """Read `path` and what it includes.
+
+    Raises:
+        SpecError: a file is not there or not YAML, files include each other in a circle, a key is given twice or is
+            not text.
+    """
+    return _read(path, ())
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> Source:
+    source = _read_one(path)
+    if INCLUDE not in source.data:
+        return source
+    included = source.data.pop(INCLUDE)
+    names = included if isinstance(included, list) else [included]
+    problems, grounds = [], []
+    chain = (*chain, path.resolve())
+    for index, name in enumerate(names):
+        at: Location = (INCLUDE, index) if isinstance(included, list) else (INCLUDE,)
+        if not isinstance(name, str):
+            problems.append(Problem(at, f"got {name!r}; wanted the path of a YAML file, from this file's folder"))
+            continue
+        target = path.parent / name
+        if target.resolve() in chain:
+            circle = " -> ".join(file.name for file in (*chain[chain.index(target.resolve()) :], target))
+            problems.append(Problem(at, f"is a circle of files that include each other: {circle}; drop one"))
+        elif len(chain) > MAX_INCLUDES:
+            problems.append(Problem(at, f"is more than {MAX_INCLUDES} files deep; wanted fewer"))
+        elif not target.is_file():
+            problems.append(Problem(at, f"got {name!r}, and there is no file {target}; wanted a path from this folder"))
+        else:
+            grounds.append(_read(target, chain))
+    if problems:
+        raise SpecError(source, problems)
+    data: dict[str, Any] = {}
+    places: dict[Location, Place] = {}
+    for layer in (*grounds, source):
+        data = _merged(data, layer.data, (), places, layer.places)
+    places[()] = source.place(())
+    return Source(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True), data, places)
+
+
+def _merged(
+    ground: dict[str, Any],
+    upper: dict[str, Any],
+    at: Location,
+    places: dict[Location, Place],
+    upper_places: dict[Location, Place],
+) -> dict[str, Any]:
+    """`upper` laid over `ground`; `places` is brought up to date."""
+    result = dict(ground)
+    for key, value in upper.items():
+        here = (*at, key)
+        below = ground.get(key)
+        if isinstance(below, dict) and isinstance(value, dict) and key != "budgets" and not _other_kind(below, value):
+            result[key] = _merged(below, value, here, places, upper_places)
+            continue
+        for location in [location for location in places if location[: len(here)] == here]:
+            del places[location]
+        if value is None:
+            result.pop(key, None)
+            continue
+        result[key] = value
+        places |= {location: place for location, place in upper_places.items() if location[: len(here)] == here}
+    return result
+
+
+def _other_kind(ground: dict[str, Any], upper: dict[str, Any]) -> bool:
+    """Whether two mappings are different alternatives of a union."""
+    return any(tag in ground and tag in upper and ground[tag] != upper[tag] for tag in ("name", "rule"))
+
+
+def _read_one(path: Path) -> Source:
+    """One file by itself, its `include` not yet followed."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,11 +148,11 @@ def read(path: Path) -> Source:
         data = _construct(node, (), lines, problems) if node else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        source = Source(path, text, None, {(): mark.line + 1 if mark else 1})
+        source = Source(path, text, None, {(): (path, mark.line + 1 if mark else 1)})
         raise SpecError(source, [Problem((), f"is not YAML: {error.problem}")]) from None
     except yaml.YAMLError as error:
         raise SpecError(Source(path, text, None, {}), [Problem((), f"is not YAML: {error}")]) from None
-    source = Source(path, text, data, lines)
+    source = Source(path, text, data, {location: (path, line) for location, line in lines.items()})
     if not isinstance(data, dict):
         kind = type(data).__name__ if data is not None else "nothing"
         problems.append(Problem((), f"holds {kind}; wanted a mapping of keys such as name, models, arms and budgets"))

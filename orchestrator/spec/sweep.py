@@ -6,87 +6,26 @@ when the grid is expanded, in `orchestrator.planning.grid`; both report through 
 
 from __future__ import annotations
 
-import re
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from models.config import SP, Block, CompleteP, MlpKind, MuP, Objective, Positions, RectifiedFlow
 from orchestrator.spec.datasets import DATASETS
-from orchestrator.spec.source import Location, Problem, Source, SpecError, nearest, read
+from orchestrator.spec.ladder import Ladder, Size
+from orchestrator.spec.problems import problem_of
+from orchestrator.spec.recipe import Training
+from orchestrator.spec.section import Name, Numbers, PositiveFloat, Section
+from orchestrator.spec.source import Source, SpecError, read
 from orchestrator.spec.trial import Sampler
+from orchestrator.spec.values import spread
 
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-LearningRates = Annotated[
-    list[PositiveFloat],
-    Field(min_length=1),
-    BeforeValidator(
-        lambda value: value if isinstance(value, list) else [value], json_schema_input_type=float | list[float]
-    ),
-]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+RULE_KEYS = {"from", "to", "count", "factor", "scale", "around", "each_side"}
 
 
-class Section(BaseModel):
-    """One mapping of the spec: unknown keys are refused, values are frozen, docstrings become editor help."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number_is_true_or_false(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as booleans, which would count as 1 and 0."""
-        if info.field_name is not None and cls.model_fields[info.field_name].annotation is not bool:
-            found = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, bool)]
-            if found:
-                got = str(found[0]).lower()
-                raise ValueError(f"got {got}; wanted no true or false here (YAML reads yes and no as such)")
-        return value
-
-
-class Size(Section):
-    """One model of the ladder: a published `preset`, or `width` and `depth`."""
-
-    name: Name
-    """Name of the size in tables and plots."""
-    preset: str | None = None
-    """A published size of the family with its patch, such as S/2 or XL/4; gives width, depth, heads and patch."""
-    width: int | None = Field(default=None, ge=1)
-    """Size of the residual stream."""
-    depth: int | None = Field(default=None, ge=1)
-    """Transformer blocks."""
-    heads: int | None = Field(default=None, ge=1)
-    """Attention heads; or give `head_dim` for all sizes."""
-    patch: int | None = None
-    """Side of a square patch, pixels."""
-
-    @model_validator(mode="after")
-    def _preset_or_shape(self) -> Self:
-        given = [key for key in ("width", "depth", "heads", "patch") if getattr(self, key) is not None]
-        if self.preset is not None and given:
-            raise ValueError(
-                f"size {self.name} gives preset and {', '.join(given)}; wanted preset alone, or width and depth"
-            )
-        if self.preset is None and not {"width", "depth"} <= set(given):
-            missing = [key for key in ("width", "depth") if key not in given]
-            raise ValueError(
-                f"size {self.name} gives no {' and no '.join(missing)}; wanted width and depth, or a preset"
-            )
-        return self
+def _sizes_kind(value: Any) -> str:
+    return "list" if isinstance(value, list) else "rule"
 
 
 class Models(Section):
@@ -120,67 +59,109 @@ class Models(Section):
     """Biases of the attention's and the MLP's linear maps."""
     learn_sigma: bool = False
     """Predict a second set of channels, the learned variance of DDPM."""
-    sizes: list[Size] = Field(min_length=1)
-    """The models, smallest to largest."""
+    sizes: Annotated[
+        Annotated[list[Size], Field(min_length=1), Tag("list")] | Annotated[Ladder, Tag("rule")],
+        Discriminator(_sizes_kind),
+    ]
+    """The models, smallest to largest: a list, or a rule such as {rule: width, widths: [64, 128], depth: 4}."""
+
+
+Axes = dict[str, Annotated[list[Any], Field(min_length=1), BeforeValidator(spread)]]
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+ParameterizationSection = Annotated[Annotated[SP | MuP | CompleteP, Discriminator("name")], BeforeValidator(_by_name)]
+ObjectiveSection = Annotated[Annotated[Objective, Discriminator("name")], BeforeValidator(_by_name)]
 
 
 class Arm(Section):
-    """A group of trials that is compared with the other arms; its keys override `training`."""
+    """A group of trials that is compared with the other arms; its keys override those of the sweep."""
 
-    parameterization: Annotated[
-        Annotated[SP | MuP | CompleteP, Discriminator("name")],
-        BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
-    ] = SP()
+    parameterization: ParameterizationSection = SP()
     """How initialisation and learning rates depend on width and depth: sp, {name: mup, base_width: ...} or
     {name: completep, base_width: ..., base_depth: ...}."""
-    learning_rate: LearningRates | None = None
-    """Base learning rate, or a list to sweep over; default: training.learning_rate."""
+    learning_rate: Numbers | None = None
+    """Base learning rate, or several to sweep over; default: training.learning_rate."""
+    models: dict[str, Any] = {}
+    """Keys of `models` that are other in this arm, such as {qk_norm: true}, or a family with its sizes."""
+    objective: Annotated[dict[str, Any], BeforeValidator(_by_name)] | None = None
+    """The objective of this arm, where it is another."""
+    training: dict[str, Any] = {}
+    """Keys of `training` that are other in this arm, such as {schedule: constant}."""
+    axes: Axes = {}
+    """Axes of this arm alone, or other values for one of the sweep's."""
 
 
-class Ema(Section):
-    """Power-function EMA (Karras et al. 2024): its length is a fixed share of the training so far."""
+def _spread_by_size(value: Any) -> Any:
+    """Budgets for all sizes, or a mapping from a size's name to its own."""
+    if isinstance(value, dict) and not set(value) & RULE_KEYS:
+        return {name: spread(budgets) for name, budgets in value.items()}
+    return spread(value)
 
-    relative_std: float = Field(default=0.1, gt=0, lt=0.28)
-    """Standard deviation of the averaging window, as a share of the samples seen."""
 
+_Budgets = Annotated[
+    Annotated[list[PositiveFloat], Field(min_length=1), Tag("all")]
+    | Annotated[dict[str, Annotated[list[PositiveFloat], Field(min_length=1)]], Field(min_length=1), Tag("by size")],
+    Discriminator(lambda value: "by size" if isinstance(value, dict) else "all"),
+    BeforeValidator(_spread_by_size),
+]
 
-class Training(Section):
-    """The recipe shared by every trial."""
-
-    learning_rate: LearningRates = [1e-3]
-    """Base learning rate of AdamW (at base_width under µP), or a list to sweep over."""
-    batch_size: int = Field(default=256, ge=1)
-    """Samples a step, over all workers."""
-    warmup_samples: int = Field(default=0, ge=0)
-    """Samples of linear warmup; the rate is constant afterwards."""
-    betas: tuple[Decay, Decay] = (0.9, 0.99)
-    """Adam's decay rates."""
-    eps: float = Field(default=1e-8, gt=0)
-    """Adam's epsilon."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay."""
-    gradient_clip: PositiveFloat | None = None
-    """Largest global gradient norm; absent: no clipping."""
-    ema: Ema = Ema()
-    """Averaging of the weights that are measured."""
+BudgetKind = Literal["flops", "samples", "tokens_per_param", "gpu_hours"]
+BUDGET_KINDS: tuple[BudgetKind, ...] = ("flops", "samples", "tokens_per_param", "gpu_hours")
 
 
 class Budgets(Section):
-    """Where trials are measured; exactly one of the keys. Budgets of one configuration share one trajectory."""
+    """Where trials are measured: exactly one of flops, samples, tokens_per_param and gpu_hours.
 
-    flops: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
+    Each is a number, a list, a rule such as {from: 1e17, to: 1e19, count: 5}, or a mapping from sizes to these.
+    Budgets of one configuration share one trajectory.
+    """
+
+    flops: _Budgets | None = None
     """Training FLOPs (3 x forward, 1 multiply-add = 2 FLOPs), as 1e11."""
-    samples: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)] | None = None
+    samples: _Budgets | None = None
     """Training samples."""
+    tokens_per_param: _Budgets | None = None
+    """Training tokens over the model's backbone parameters; a token is a patch."""
+    gpu_hours: _Budgets | None = None
+    """Hours of one `device`, turned into FLOPs at the speed that it reaches on a large model in this precision."""
+    device: str | None = None
+    """The device of gpu_hours, such as h100-80gb; default: compute.device."""
+    max_epochs: PositiveFloat | None = None
+    """Most passes over the training images that a budget may ask for; default: the dataset's own limit."""
+
+    @property
+    def kind(self) -> BudgetKind:
+        """The key that is given."""
+        return next(kind for kind in BUDGET_KINDS if getattr(self, kind) is not None)
+
+    def of(self, size: str) -> list[float]:
+        """The budgets of a size, in the unit of `kind`; none where sizes have their own and this one is not named."""
+        values = getattr(self, self.kind)
+        found: list[float] = values.get(size, []) if isinstance(values, dict) else values
+        return found
+
+    def location(self, size: str, index: int) -> tuple[str | int, ...]:
+        """Where the spec gives one budget of a size."""
+        by_size = isinstance(getattr(self, self.kind), dict)
+        return ("budgets", self.kind, *([size] if by_size else []), index)
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        given = [name for name in ("flops", "samples") if getattr(self, name) is not None]
+        given = [kind for kind in BUDGET_KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"gives {' and '.join(given) or 'no budget'}; wanted exactly one of flops, samples")
+            wanted = ", ".join(BUDGET_KINDS)
+            raise ValueError(f"gives {' and '.join(given) or 'no budget'}; wanted exactly one of {wanted}")
         values = getattr(self, given[0])
-        if len(set(values)) != len(values):
-            raise ValueError(f"{given[0]} holds the same budget twice; wanted different ones, got {values}")
+        for where, listed in values.items() if isinstance(values, dict) else [("", values)]:
+            if len(set(listed)) != len(listed):
+                of = f" of {where}" if where else ""
+                raise ValueError(f"{given[0]}{of} holds the same budget twice; wanted different ones, got {listed}")
+        if self.device is not None and self.gpu_hours is None:
+            raise ValueError("gives a device and no gpu_hours; wanted both or neither (compute.device is where to run)")
         return self
 
 
@@ -217,8 +198,12 @@ class Compute(Section):
 
     gangs: int = Field(default=1, ge=1, le=100_000)
     """Groups of workers that run trials side by side."""
-    workers: int = Field(default=1, ge=1, le=100_000)
-    """Workers of a gang; they split the batch."""
+    device: str | None = None
+    """The device trials run on, such as h100-80gb or cpu (`ditlaw plan` lists them): gives memory and speed."""
+    workers: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = 1
+    """Workers of a gang; they split the batch. auto: the fewest in whose memory a trial fits."""
+    max_workers: int = Field(default=64, ge=1, le=100_000)
+    """Most workers of a gang where they are chosen."""
     cpus_per_worker: float = Field(default=1, ge=0.01, le=10_000)
     """CPUs of a worker; also its threads."""
     gpus_per_worker: float = Field(default=0, ge=0, le=1)
@@ -227,17 +212,34 @@ class Compute(Section):
     """Arithmetic of the training step; master weights are fp32."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; default 0 for fp32 and 1 for bf16 (0 with bf16 is refused)."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Samples of one forward and backward pass on a worker, which divides its share of the batch; auto: the most that
+    fit the device, or all of them where no device is named."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Keep only the inputs of blocks and compute them again in the backward pass; auto: where a trial fits no other
+    way."""
+    offload: bool = False
+    """Keep master weights and optimizer state in the memory of the host (ZeRO-Offload)."""
     checkpoint_minutes: PositiveFloat = 5.0
     """Longest time between checkpoints; every budget makes one too."""
 
+    @property
+    def stage(self) -> Literal[0, 1, 2, 3]:
+        """The ZeRO stage as given, or the default of the precision."""
+        if self.zero_stage is not None:
+            return self.zero_stage
+        return 0 if self.precision == "fp32" else 1
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
+        if self.workers == "auto" and self.device is None:
+            raise ValueError("workers auto needs to know the memory: wanted a device, such as h100-80gb, or a number")
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError(
                 "precision bf16 with zero_stage 0 takes a spurious Adam step in DeepSpeed and bends the law; "
                 "wanted zero_stage 1, 2 or 3, or precision fp32"
             )
-        if self.workers > 1 and self.gpus_per_worker not in (0, 1):
+        if self.workers != 1 and self.gpus_per_worker not in (0, 1):
             raise ValueError(
                 f"workers {self.workers} with gpus_per_worker {self.gpus_per_worker:g}: the workers of a gang cannot "
                 "share a device; wanted gpus_per_worker 0 or 1, or one worker"
@@ -246,7 +248,7 @@ class Compute(Section):
 
 
 class Sweep(Section):
-    """A sweep: models x arms x learning rates x seeds, each measured at every budget."""
+    """A sweep: models x arms x axes x seeds, each measured at every budget."""
 
     name: Name
     """Name of the sweep; its results lie in results/<name> unless --results says otherwise."""
@@ -256,15 +258,19 @@ class Sweep(Section):
     """What the models learn."""
     models: Models
     """The model ladder."""
-    objective: Annotated[
-        Annotated[Objective, Discriminator("name")],
-        BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
-    ] = RectifiedFlow()
+    objective: ObjectiveSection = RectifiedFlow()
     """The training objective: its name, or {name: ..., and its options}."""
     arms: dict[Name, Arm] = Field(min_length=1)
     """The groups to compare."""
     training: Training = Training()
     """The recipe."""
+    axes: Axes = {}
+    """Hyperparameters to sweep over, by their place in the spec: {training.weight_decay: [0, 0.1]}; of a name that
+    only one section has, the name is enough: {qk_norm: [true, false]}. Values are a list or a rule."""
+    constraints: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    """Conditions that a cell must meet, as "learning_rate * width <= 1 or arm == 'mup'"; others are left out. Names:
+    arm, size, seed, width, depth, params, batch_size, learning_rate, samples, tokens, flops, epochs, steps,
+    tokens_per_param and every axis."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)] = [0]
     """Seeds of initialisation, data order, times and noise."""
     budgets: Budgets
@@ -282,101 +288,9 @@ class Sweep(Section):
 
 
 def load(path: Path) -> tuple[Sweep, Source]:
-    """Read and validate the spec at `path`; raise SpecError with all its problems."""
+    """Read and validate the spec at `path` with what it includes; raise SpecError with all its problems."""
     source = read(path)
     try:
         return Sweep.model_validate(source.data), source
     except ValidationError as error:
-        raise SpecError(source, [_problem(detail, source.data) for detail in error.errors()]) from None
-
-
-def _problem(detail: ErrorDetails, data: Any) -> Problem:
-    """A pydantic error as a Problem: location as in the file, and what was got, wanted and can be done."""
-    location = _in_file(detail["loc"], data)
-    got, kind = detail["input"], detail["type"]
-    if kind == "extra_forbidden" or kind == "unexpected_keyword_argument":
-        known = _fields(location[:-1], data)
-        wanted = f"; wanted one of {', '.join(known)}" if known else ""
-        return Problem(location, f"is not a key here{wanted}{nearest(str(location[-1]), known)}")
-    if kind == "missing" and isinstance(got, list):
-        return Problem(location, f"got {_short(got)}; wanted {1 + int(detail['loc'][-1])} values")
-    if kind in ("missing", "missing_argument"):
-        return Problem(location, "is missing; wanted a value")
-    if kind == "string_pattern_mismatch":
-        wanted = "letters, digits, '.', '_' and '-' (64 at most), a letter or digit first"
-        return Problem(location, f"got {_short(got)}; wanted {wanted}")
-    if kind in ("union_tag_not_found", "union_tag_invalid") and location[:1] == ("objective",):
-        return _unknown_objective(location, got)
-    if kind in ("union_tag_not_found", "union_tag_invalid"):
-        alternatives = (
-            "{name: sp} or {name: mup, base_width: ...} or {name: completep, base_width: ..., base_depth: ...}"
-        )
-        return Problem(location, f"got {_short(got)}; wanted {alternatives}")
-    message = detail["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return Problem(location, message)
-    if kind == "too_short":
-        return Problem(location, "is empty; wanted at least one")
-    wanted = re.sub(r"^(Input|Value) should (be )?", "", message)
-    return Problem(location, f"got {_short(got)}; wanted {wanted}")
-
-
-def _unknown_objective(location: Location, got: Any) -> Problem:
-    """An objective without a name, or with one that nothing has."""
-    known = [kind.name for kind in get_args(Objective)]
-    name = got.get("name") if isinstance(got, dict) else got
-    wanted = f"wanted a name among {', '.join(known)}"
-    if name is None:
-        return Problem(location, f"got {_short(got)} without a name; {wanted}")
-    return Problem(location, f"got {_short(name)}; {wanted}{nearest(str(name), known)}")
-
-
-def _in_file(loc: tuple[int | str, ...], data: Any) -> Location:
-    """`loc` without the union tags and type names that pydantic puts between a file's own keys."""
-    location: list[int | str] = []
-    for index, part in enumerate(loc):
-        if isinstance(data, dict) and part in data:
-            data = data[str(part)]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        elif index < len(loc) - 1 or isinstance(data, list) or not isinstance(data, dict):
-            continue
-        elif part == data.get("name"):
-            continue  # the tag of a union, of which a whole alternative is wrong
-        location.append(part)
-    return tuple(location)
-
-
-def _fields(location: Location, data: Any) -> list[str]:
-    """The keys that the language knows in the mapping at `location`."""
-    kind: Any = Sweep
-    for part in location:
-        fields = getattr(kind, "model_fields", {})
-        kind = fields[part].annotation if part in fields else _item(kind)
-        data = data[part]
-        kind = _section(kind, data)
-    names = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
-    return list(names)
-
-
-def _item(kind: Any) -> Any:
-    arguments = get_args(kind)
-    return arguments[-1] if arguments else None
-
-
-def _section(kind: Any, data: Any) -> Any:
-    """Strip Annotated and choose the alternative of a union by its `name`."""
-    while get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    if isinstance(data, list):
-        return kind
-    if get_origin(kind) in (Union, types.UnionType):
-        choices = [choice for choice in get_args(kind) if choice is not type(None)]
-        named = [c for c in choices if isinstance(data, dict) and getattr(c, "name", None) == data.get("name")]
-        return (named or choices)[0]
-    return kind
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise SpecError(source, [problem_of(detail, source.data, Sweep) for detail in error.errors()]) from None

@@ -5,12 +5,12 @@ Imported by planning (without torch) and by workers alike, and sent between proc
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from models.config import ModelConfig, Objective, Parameterization
-from orchestrator.spec.identity import digest
+from orchestrator.spec.identity import digest, digest_text, fields_json
 
 Precision = Literal["fp32", "bf16"]
 Sampler = Literal["ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m"]
@@ -92,6 +92,24 @@ class Divergence:
     factor: float = 4.0
 
 
+DETERMINANTS = (
+    "dataset",
+    "model",
+    "parameterization",
+    "objective",
+    "optimizer",
+    "schedule",
+    "ema",
+    "batch_size",
+    "seed",
+    "precision",
+    "zero_stage",
+    "evaluation",
+    "divergence",
+)
+"""The fields of a trial that determine its result."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One training trajectory.
@@ -152,29 +170,10 @@ class Trial:
             assert self.milestones == (self.schedule.end,), "a cooldown is measured at its end"
             assert not self.branch_points, "nothing branches off a cooldown"
 
-    @property
+    @cached_property
     def trial_id(self) -> str:
         """16 hexadecimal digits of the SHA-256 of what determines the result."""
-        return digest(
-            {
-                name: getattr(self, name)
-                for name in (
-                    "dataset",
-                    "model",
-                    "parameterization",
-                    "objective",
-                    "optimizer",
-                    "schedule",
-                    "ema",
-                    "batch_size",
-                    "seed",
-                    "precision",
-                    "zero_stage",
-                    "evaluation",
-                    "divergence",
-                )
-            }
-        )
+        return digest_text(fields_json({name: getattr(self, name) for name in DETERMINANTS}))
 
     def cell_id(self, milestone: int) -> str:
         """Identity of one measurement of this trajectory."""
@@ -186,15 +185,14 @@ class Trial:
         seed = f" seed {self.seed}" if self.seed else ""
         return f"{self.arm} {self.size} lr {self.optimizer.learning_rate:g}{seed}"
 
-    @property
+    @cached_property
     def trunk(self) -> str | None:
         """trial_id of the trajectory whose checkpoint at `schedule.start` this one begins with; None for others."""
         if not isinstance(self.schedule, CooldownSchedule):
             return None
         constant = ConstantSchedule(warmup_samples=self.schedule.warmup_samples)
-        return dataclasses.replace(
-            self, schedule=constant, milestones=(), budgets=(), branch_points=(self.schedule.start,)
-        ).trial_id
+        own = {name: getattr(self, name) for name in DETERMINANTS}
+        return digest_text(fields_json({**own, "schedule": constant}))
 
     @property
     def first(self) -> int:

@@ -11,6 +11,7 @@ import json
 import logging
 import secrets
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,17 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one trial below `<results>/checkpoints`."""
+    """The checkpoints of one trial below `<results>/checkpoints`.
 
-    def __init__(self, results: Path, trial_id: str) -> None:
-        self.trial_id = trial_id
+    The newest KEEP stay, and those at the samples in `keep`, off which others will branch.
+    """
+
+    def __init__(self, results: Path, trial_id: str, keep: Collection[int] = ()) -> None:
+        self.trial_id, self.keep = trial_id, {checkpoint_name(samples) for samples in keep}
         self.results, self.folder = results, checkpoints_folder(results, trial_id)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint so that it is there whole or not at all, then drop all but the newest KEEP."""
+        """Write a checkpoint so that it is there whole or not at all, then drop those that are not kept."""
         final = self.folder / checkpoint_name(checkpoint.samples)
         if final.exists() and self._read(final) is not None:
             return
@@ -65,8 +69,24 @@ class Checkpoints:
         temporary.rename(final)
         sync_folder(self.folder)
         for old in self._folders()[KEEP:]:
-            if old != final:
+            if old != final and old.name not in self.keep:
                 shutil.rmtree(old, ignore_errors=True)
+
+    def at(self, samples: int) -> Checkpoint:
+        """The checkpoint at exactly `samples`, from which another trial branches off.
+
+        Raises:
+            ValueError: it is not there or not whole. Training the trunk again would silently spend its compute twice.
+        """
+        folder = self.folder / checkpoint_name(samples)
+        checkpoint = self._read(folder) if folder.is_dir() else None
+        if checkpoint is None:
+            what = "is not whole" if folder.is_dir() else "is not there"
+            raise ValueError(
+                f"the checkpoint {folder}, with which the trial begins, {what}. Restore it from a backup, or delete "
+                f"{self.folder} to train its trunk again from the start."
+            )
+        return checkpoint
 
     def newest(self, at_most: int) -> Checkpoint | None:
         """The newest whole checkpoint of at most `at_most` samples; None if the trial has to start at 0.

@@ -1,5 +1,7 @@
 """One attempt of a trial, from its newest checkpoint to its last milestone.
 
+A cooldown begins with its trunk's checkpoint at the point where it branches off; a trunk saves one at each such point.
+
 Everything random is a function of (seed, stream, samples seen), so an attempt that goes on from a checkpoint does
 exactly what an undisturbed one would have done. At a milestone the checkpoint comes before the measurement: whatever
 dies in between, the next attempt resumes at the milestone and measures the same weights.
@@ -25,6 +27,7 @@ from models.parameterization import parameter_groups
 from orchestrator.results.schema import SCHEMA_VERSION
 from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
+from orchestrator.spec.trial import CooldownSchedule, Schedule
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
 from orchestrator.training.data.images import to_float
 from orchestrator.training.data.order import batch_indices, torch_generator
@@ -51,7 +54,7 @@ class Attempt:
         self.assignment, self.member = assignment, member
         self.trial = trial = assignment.trial
         self.store = Store(member.results)
-        self.checkpoints = Checkpoints(member.results, trial.trial_id)
+        self.checkpoints = Checkpoints(member.results, trial.trial_id, keep=trial.branch_points)
         self.images, self.labels = member.dataset(trial.dataset, "train")
         self.objective = build_objective(trial.objective)
         model = build(trial.model, trial.parameterization, trial.seed).to(member.device)
@@ -80,23 +83,31 @@ class Attempt:
         self._report("starting")
 
     def run(self) -> tuple[AttemptOutcome, str | None]:
-        """Train to each milestone, save, measure. Returns the outcome and its reason."""
+        """Train to each milestone and branch point, save, measure. Returns the outcome and its reason."""
         milestones = self.assignment.milestones
-        for index, milestone in enumerate(milestones):
-            assert self.samples <= milestone, f"at {self.samples} samples, past the unmeasured milestone {milestone}"
-            stopped = self._train_until(milestone)
+        for stop in self._stops:
+            assert self.samples <= stop, f"at {self.samples} samples, past the milestone or branch point {stop}"
+            stopped = self._train_until(stop)
+            left = tuple(m for m in milestones if m >= stop)
             if self.counters.diverged is not None:
-                self._write_diverged(milestones[index:])
+                self._write_diverged(left)
                 return "diverged", self.counters.diverged
             self._save()
             if stopped:
                 return "stopped", "asked to stop"
-            loss = self._measure(milestone)
+            if stop not in milestones:
+                continue
+            loss = self._measure(stop)
             if not math.isfinite(loss):
-                self.counters.diverged = f"validation loss is {loss} at {milestone} samples"
-                self._write_diverged(milestones[index:])
+                self.counters.diverged = f"validation loss is {loss} at {stop} samples"
+                self._write_diverged(left)
                 return "diverged", self.counters.diverged
         return "completed", None
+
+    @property
+    def _stops(self) -> list[int]:
+        """Where there is something left to do: unmeasured milestones and branch points without a checkpoint."""
+        return sorted({*self.assignment.milestones, *self.assignment.branch_points})
 
     def close(self, outcome: AttemptOutcome, reason: str | None) -> None:
         """Write what is left of the curve and the attempt's row, and release the engine."""
@@ -149,10 +160,8 @@ class Attempt:
         return x.to(device), y[mine].to(device), t.to(device), noise[mine].to(device)
 
     def _rate_scale(self) -> float:
-        """Linear warmup in samples, then 1."""
-        warmup = self.trial.schedule.warmup_samples
-        after = self.samples + self.trial.batch_size
-        return min(1.0, after / warmup) if warmup else 1.0
+        """The schedule's share of the base rate for the step at `samples`."""
+        return rate_scale(self.trial.schedule, self.samples, self.trial.batch_size)
 
     # Looking at losses, which makes the host wait for the device.
 
@@ -232,7 +241,9 @@ class Attempt:
         self.last_save = time.perf_counter()
 
     def _restore(self) -> None:
-        checkpoint = self.checkpoints.newest(at_most=self.assignment.milestones[0])
+        checkpoint = self.checkpoints.newest(at_most=self._stops[0])
+        if checkpoint is None and self.trial.trunk is not None:
+            checkpoint = Checkpoints(self.member.results, self.trial.trunk).at(self.trial.first)
         if checkpoint is None:
             return
         self.samples, self.counters = checkpoint.samples, Counters.from_json(checkpoint.counters)
@@ -318,7 +329,8 @@ class Attempt:
             "wall_seconds": self._wall_seconds(),
             "gpu_hours": self._wall_seconds() * self.member.world_size / 3600,
             "flops_useful": flops,
-            "flops_wasted": max(0, self.assignment.samples_spent - self.samples_start) * trial.flops_per_sample,
+            "flops_wasted": max(0, self.assignment.samples_spent - (self.samples_start - trial.first))
+            * trial.flops_per_sample,
             "created_at": datetime.now(UTC),
         }
 
@@ -340,6 +352,19 @@ class Attempt:
             "evaluation_seconds": self.evaluation_seconds,
             "startup_seconds": self.startup_seconds,
         }
+
+
+def rate_scale(schedule: Schedule, samples: int, batch_size: int) -> float:
+    """The learning rate of the step at `samples`, over the base rate.
+
+    Warmup rises to 1 with its last step. A cooldown begins at 1 and falls over its steps, so that a further step after
+    its last one would have rate 0: no step is wasted.
+    """
+    if isinstance(schedule, CooldownSchedule) and samples >= schedule.start:
+        x = (samples - schedule.start) / (schedule.end - schedule.start)
+        return 1.0 - (x if schedule.shape == "linear" else math.sqrt(x))
+    warmup = schedule.warmup_samples
+    return min(1.0, (samples + batch_size) / warmup) if warmup else 1.0
 
 
 def run_attempt(assignment: Assignment, member: GangMember) -> tuple[AttemptOutcome, str | None]:

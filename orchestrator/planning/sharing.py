@@ -1,0 +1,135 @@
+"""From cells to trials: what is the same training is trained once.
+
+Under a constant schedule the cells that differ only in their budget are prefixes of one trajectory, so they become the
+milestones of one trial. Under warmup-stable-decay each cell is a cooldown of its own, which branches off a trunk that
+all of them share: the trajectory of the constant schedule, and so also that of an arm which has one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from orchestrator.planning.grid import Cell, Target
+from orchestrator.spec.recipe import WarmupStableDecay
+from orchestrator.spec.source import Problem
+from orchestrator.spec.sweep import Sweep
+from orchestrator.spec.trial import ConstantSchedule, CooldownSchedule, Evaluation, Optimizer, PowerEma, Schedule, Trial
+
+ZeroStage = Literal[0, 1, 2, 3]
+
+
+def share(sweep: Sweep, cells: Sequence[Cell], problems: list[Problem]) -> list[Trial]:
+    """The trials that measure every cell once, in the order of the cells.
+
+    Two arms (or sizes) whose cells are the same training under two names are a problem: the comparison would be of a
+    thing with itself.
+    """
+    maker = _Maker(sweep)
+    trials: dict[str, Trial] = {}
+    for group in _groups(cells):
+        for trial in maker.trials(group):
+            known = trials.get(trial.trial_id)
+            if known is None:
+                trials[trial.trial_id] = trial
+            elif known.milestones and trial.milestones:
+                names = f"{known.arm} {known.size} and {trial.arm} {trial.size}"
+                message = f"{names} at learning rate {trial.optimizer.learning_rate:g} are the same training; drop one"
+                problem = Problem(("arms", group[0].variant.arm), message)
+                if problem not in problems:
+                    problems.append(problem)
+            else:
+                trials[trial.trial_id] = _merged(known, trial)
+    return list(trials.values())
+
+
+def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that differ only in their budget."""
+    found: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        key = (id(cell.variant), cell.model.name, cell.learning_rate, cell.seed, cell.target.batch_size)
+        found.setdefault(key, []).append(cell)
+    return list(found.values())
+
+
+def _merged(one: Trial, two: Trial) -> Trial:
+    """One trajectory that is measured for one arm and is the trunk of another; named after what is measured."""
+    named = one if one.milestones else two
+    points = sorted({*one.branch_points, *two.branch_points})
+    return dataclasses.replace(named, branch_points=tuple(points))
+
+
+class _Maker:
+    """Makes trials of groups of cells; parts that many trials have in common are made once."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._evaluation = Evaluation(**sweep.evaluation.model_dump())
+        self._optimizers: dict[tuple[int, float], Optimizer] = {}
+        self._emas: dict[float, PowerEma] = {}
+
+    def trials(self, cells: Sequence[Cell]) -> list[Trial]:
+        training = cells[0].variant.training
+        constant = ConstantSchedule(warmup_samples=training.warmup_samples)
+        if not isinstance(training.schedule, WarmupStableDecay):
+            return [self._trial(cells[0], constant, [cell.target for cell in cells])]
+        branches = [
+            self._trial(cell, _cooldown(training.warmup_samples, training.schedule, cell.target), [cell.target])
+            for cell in cells
+        ]
+        points = sorted({branch.first for branch in branches})
+        return [self._trial(cells[0], constant, [], tuple(points)), *branches]
+
+    def _trial(
+        self, cell: Cell, schedule: Schedule, targets: Sequence[Target], branch_points: tuple[int, ...] = ()
+    ) -> Trial:
+        variant, model, compute = cell.variant, cell.model, self._sweep.compute
+        return Trial(
+            dataset=self._sweep.dataset,
+            model=model.config,
+            parameterization=variant.parameterization,
+            objective=variant.objective,
+            optimizer=self._optimizer(cell),
+            schedule=schedule,
+            ema=self._ema(variant.training.ema.relative_std),
+            batch_size=cell.target.batch_size,
+            seed=cell.seed,
+            precision=compute.precision,
+            zero_stage=compute.zero_stage
+            if compute.zero_stage is not None
+            else (0 if compute.precision == "fp32" else 1),
+            evaluation=self._evaluation,
+            sweep=self._sweep.name,
+            arm=variant.label,
+            size=model.name,
+            milestones=tuple(target.samples for target in targets),
+            budgets=tuple(target.budget for target in targets),
+            num_workers=1 if compute.workers == "auto" else compute.workers,
+            branch_points=branch_points,
+            flops_per_sample=model.cost.training_flops,
+            params_total=model.cost.params_total,
+            params_backbone=model.cost.params_backbone,
+            params_matmul=model.cost.params_matmul,
+        )
+
+    def _optimizer(self, cell: Cell) -> Optimizer:
+        training = cell.variant.training
+        key = (id(training), cell.learning_rate)
+        if key not in self._optimizers:
+            self._optimizers[key] = Optimizer(
+                learning_rate=cell.learning_rate,
+                betas=training.betas,
+                eps=training.eps,
+                weight_decay=training.weight_decay,
+                gradient_clip=training.gradient_clip,
+            )
+        return self._optimizers[key]
+
+    def _ema(self, relative_std: float) -> PowerEma:
+        return self._emas.setdefault(relative_std, PowerEma(relative_std=relative_std))
+
+
+def _cooldown(warmup: int, schedule: WarmupStableDecay, target: Target) -> CooldownSchedule:
+    assert target.branch is not None, "the grid gives every cooldown its start"
+    return CooldownSchedule(warmup_samples=warmup, start=target.branch, end=target.samples, shape=schedule.shape)
