@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import SPEC, plan_of
+from orchestrator.cli.common import SPEC, plan_of, refusing
+
+if TYPE_CHECKING:
+    from orchestrator.planning.plan import Plan
 
 
 @click.command()
 @SPEC
+@click.option("--results", type=click.Path(path_type=Path), help="Results folder; default: results/<sweep>.")
+@click.option("--from-scratch", is_flag=True, help="Plan as if nothing were measured yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def plan(spec: Path, as_json: bool) -> None:
-    """Show the cells, trials, FLOPs, memory, hours and disk of SPEC. Touches nothing."""
+def plan(spec: Path, results: Path | None, from_scratch: bool, as_json: bool) -> None:
+    """Show the cells, trials, FLOPs, memory, hours and disk of SPEC. Touches nothing.
+
+    What is measured already, by this or any other sweep beside its results folder, is not planned again.
+    """
     planned = plan_of(spec)
+    if not from_scratch:
+        planned = _remaining(planned, results or Path("results") / planned.sweep.name)
     if as_json:
         click.echo(json.dumps(planned.as_json(), indent=2))
         return
@@ -24,6 +35,17 @@ def plan(spec: Path, as_json: bool) -> None:
     from orchestrator.console import plan_view
 
     Console().print(plan_view(planned))
+
+
+def _remaining(plan: Plan, folder: Path) -> Plan:
+    """What is left of `plan`; the results are opened only where there are some."""
+    if not folder.parent.is_dir() or not any((place / "measurements").is_dir() for place in folder.parent.iterdir()):
+        return plan
+    from orchestrator.results.holdings import holdings
+
+    with refusing():
+        held = holdings(folder, [trial.trial_id for trial in plan.trials])
+    return plan.remaining(held.measured, held.checkpoints)
 
 
 @click.command()

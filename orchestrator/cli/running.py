@@ -139,6 +139,7 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
         with store.lock():
             store.claim(plan.sweep.name, plan.digest)
             write_json(folder / "plan.json", planned)
+            _adopt(plan, store)
             tracker = MlflowTracker(folder, tracking_uri, plan.sweep.name)
             tracker.start(planned, files=[plan.source.path])
             try:
@@ -154,6 +155,20 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
     finally:
         backend.close()
     return state
+
+
+def _adopt(plan: Plan, store: Store) -> None:
+    """Take over what other sweeps of the same folder have measured and trained of this one's trials."""
+    from orchestrator.results.holdings import adopt_checkpoints, adopt_measurements, holdings
+
+    trial_ids = [trial.trial_id for trial in plan.trials]
+    rows = adopt_measurements(store, [(trial.trial_id, m) for trial in plan.trials for m in trial.milestones])
+    held = holdings(store.folder, trial_ids, beside=False)
+    rest = plan.remaining(held.measured, held.checkpoints)
+    stops = {trial.trial_id: sorted({*trial.milestones, *trial.branch_points}) for trial in rest.trials}
+    checkpoints = adopt_checkpoints(store, stops)
+    if rows or checkpoints:
+        click.echo(f"Taken over from other sweeps: {rows} measurements, {checkpoints} checkpoints.")
 
 
 def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker) -> State:

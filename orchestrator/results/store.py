@@ -59,7 +59,7 @@ class Store:
 
     def parts(self, kind: Kind) -> list[Path]:
         """The parts of a kind, oldest first. A part never changes once it is listed."""
-        return _parts(self.folder, kind)
+        return parts_of(self.folder, kind)
 
     def check(self, sweep_name: str) -> None:
         """Raises ValueError when the folder belongs to another sweep, or holds something that is not results."""
@@ -215,7 +215,8 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(Path(path), (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _parts(folder: Path, kind: Kind) -> list[Path]:
+def parts_of(folder: Path, kind: Kind) -> list[Path]:
+    """The parts of a kind in a results folder, oldest first; none where there is no such folder."""
     try:
         names = sorted(entry.name for entry in os.scandir(folder / kind))
     except (FileNotFoundError, NotADirectoryError):
@@ -224,7 +225,7 @@ def _parts(folder: Path, kind: Kind) -> list[Path]:
 
 
 def _read(folder: Path, kind: Kind) -> pd.DataFrame:
-    return read_parts(_parts(folder, kind), kind).to_pandas()
+    return read_parts(parts_of(folder, kind), kind).to_pandas()
 
 
 def _table(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
