@@ -70,13 +70,12 @@ class Variants:
         return {**self._sweep.axes, **arm.axes}
 
     def _of(self, name: str, arm: Arm) -> Iterator[Variant]:
-        places = {axis: self._place(name, arm, axis) for axis in self._axes(arm)}
-        if None in places.values():
-            return
-        axes = self._axes(arm)
+        found = {axis: self._place(name, arm, axis) for axis in self._axes(arm)}
+        places = {axis: place for axis, place in found.items() if place is not None}  # the others are problems told
+        axes = {axis: values for axis, values in self._axes(arm).items() if axis in places}
         for combination in itertools.product(*axes.values()):
             values = dict(zip(axes, combination, strict=True))
-            variant = self._variant(name, arm, {axis: place for axis, place in places.items() if place}, values)
+            variant = self._variant(name, arm, places, values)
             if variant is not None:
                 yield variant
 
@@ -166,7 +165,7 @@ class Variants:
         models = [f"models.{key}" for key in Models.model_fields if key != "sizes"]
         objective = {"name": "", **(arm.objective or {})}["name"] or sweep.objective.name
         kinds = [kind for kind in get_args(Objective) if kind.name == objective]
-        objectives = [f"objective.{f.name}" for kind in kinds for f in dataclasses.fields(kind)]
+        objectives = [f"objective.{f.name}" for kind in kinds for f in dataclasses.fields(kind) if f.name != "name"]
         tables = [f"parameterization.{f.name}" for f in dataclasses.fields(arm.parameterization) if f.name != "name"]
         return training + nested + models + objectives + tables
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 
@@ -43,20 +44,29 @@ def canonical_json(value: Any) -> str:
 _KEPT = "_canonical_json"
 
 
-def fields_json(values: Mapping[str, Any]) -> str:
-    """`canonical_json` of a mapping, with the text of each frozen dataclass in it worked out once an object."""
-    parts = (f"{json.dumps(name, ensure_ascii=False)}:{_text(values[name])}" for name in sorted(values))
-    return "{" + ",".join(parts) + "}"
-
-
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """`canonical_json(value)`; of a frozen dataclass worked out once an object and kept with it."""
+    if isinstance(value, str):
+        return _quoted(value)
+    if type(value) is int:
+        return str(value)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return canonical_json(value)
-    kept = vars(value).get(_KEPT)
+    kept: str | None = value.__dict__.get(_KEPT)
     if kept is None:
         kept = canonical_json(value)
         object.__setattr__(value, _KEPT, kept)
-    return str(kept)
+    return kept
+
+
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def mapping_json(texts: Mapping[str, str]) -> str:
+    """`canonical_json` of a mapping of which the texts of the values are known."""
+    return "{" + ",".join(f"{_quoted(name)}:{texts[name]}" for name in sorted(texts)) + "}"
 
 
 def digest(value: Any, length: int = 16) -> str:

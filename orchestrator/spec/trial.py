@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from models.config import ModelConfig, Objective, Parameterization
-from orchestrator.spec.identity import digest, digest_text, fields_json
+from orchestrator.spec.identity import digest, digest_text, mapping_json, text_of
 
 Precision = Literal["fp32", "bf16"]
 Sampler = Literal["ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m"]
@@ -173,7 +173,11 @@ class Trial:
     @cached_property
     def trial_id(self) -> str:
         """16 hexadecimal digits of the SHA-256 of what determines the result."""
-        return digest_text(fields_json({name: getattr(self, name) for name in DETERMINANTS}))
+        return digest_text(mapping_json(self._texts))
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        return {name: text_of(getattr(self, name)) for name in DETERMINANTS}
 
     def cell_id(self, milestone: int) -> str:
         """Identity of one measurement of this trajectory."""
@@ -191,8 +195,7 @@ class Trial:
         if not isinstance(self.schedule, CooldownSchedule):
             return None
         constant = ConstantSchedule(warmup_samples=self.schedule.warmup_samples)
-        own = {name: getattr(self, name) for name in DETERMINANTS}
-        return digest_text(fields_json({**own, "schedule": constant}))
+        return digest_text(mapping_json({**self._texts, "schedule": text_of(constant)}))
 
     @property
     def first(self) -> int:
