@@ -1,76 +1,20 @@
-"""What a person sees of a plan and of a running sweep. Builds what the CLI prints; prints nothing itself."""
+"""What a person sees of a running sweep. Builds what the CLI prints; prints nothing itself."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.planning.placement import state_bytes
-from orchestrator.planning.plan import Plan
+from orchestrator.magnitudes import clock, duration
 from orchestrator.scheduling.driver import Snapshot
 
 CALM_SECONDS = 10.0
 """Time between two lines of progress where there is no terminal."""
-
-
-def plan_view(plan: Plan) -> RenderableType:
-    """The plan as a table of trials and its totals."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("trial", "arm", "size", "parameters", "lr", "seed", "milestones (steps)", "FLOPs", "about"):
-        table.add_column(column, justify="left" if column in ("trial", "arm", "size") else "right", overflow="fold")
-    shown = plan.trials[:MAX_TRIALS_SHOWN]
-    for trial in shown:
-        table.add_row(
-            trial.trial_id[:8],
-            trial.arm,
-            trial.size,
-            f"{trial.params_total:,}",
-            f"{trial.optimizer.learning_rate:g}",
-            str(trial.seed),
-            " ".join(str(milestone // trial.batch_size) for milestone in trial.milestones),
-            f"{trial.flops:.3g}",
-            duration(plan.seconds(trial)),
-        )
-    hidden = len(plan.trials) - len(shown)
-    more = [Text(f"... and {hidden:,} more trials (--json lists them all)")] if hidden else []
-    return Group(Text(plan.sweep.name, style="bold"), *_question(plan), Text(), table, *more, Text(), _totals(plan))
-
-
-MAX_TRIALS_SHOWN = 60
-
-
-def _question(plan: Plan) -> Iterator[Text]:
-    if plan.sweep.question:
-        yield Text(plan.sweep.question)
-
-
-def _totals(plan: Plan) -> Table:
-    compute = plan.sweep.compute
-    saved = plan.flops_separate / plan.flops_planned
-    gpus = compute.gpus_per_worker > 0
-    totals = Table(box=None, show_header=False, pad_edge=False)
-    totals.add_column(style="dim")
-    totals.add_column()
-    totals.add_row("cells", f"{plan.num_cells:,} measurements from {len(plan.trials):,} trials")
-    totals.add_row("training", f"{plan.flops_planned:.3g} FLOPs; {saved:.2f}x less than one run a cell")
-    share = plan.flops_evaluation / plan.flops_planned
-    totals.add_row("evaluation", f"{plan.flops_evaluation:.3g} FLOPs ({share:.0%} of training)")
-    totals.add_row(
-        "gangs",
-        f"{compute.gangs} of {compute.workers} x {compute.cpus_per_worker:g} CPU"
-        + (f" + {compute.gpus_per_worker:g} GPU" if gpus else "")
-        + f", {compute.precision}, ZeRO-{plan.trials[0].zero_stage}",
-    )
-    totals.add_row("state", f"{size(max(state_bytes(trial) for trial in plan.trials))} for the largest, no activations")
-    totals.add_row("time", f"about {duration(3600 * plan.makespan_hours)}" + (" (assumed GPU speed)" if gpus else ""))
-    totals.add_row("disk", f"{size(plan.checkpoint_bytes)} checkpoints, {size(plan.results_bytes)} results")
-    return totals
 
 
 class LiveView:
@@ -150,24 +94,3 @@ def _headline(snapshot: Snapshot) -> str:
     elif not snapshot.progress:
         parts.append("starting workers")
     return ", ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss."""
-    return f"{int(seconds) // 60:3d}:{int(seconds) % 60:02d}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the largest unit that suits, as 12 s, 3.5 min, 2.1 h, 4.0 days."""
-    for unit, length, limit in (("s", 1.0, 120), ("min", 60.0, 7200), ("h", 3600.0, 172_800)):
-        if seconds < limit:
-            return f"{seconds / length:.0f} s" if unit == "s" else f"{seconds / length:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes as 12 MB, 3.4 GB."""
-    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= length:
-            return f"{num_bytes / length:.3g} {unit}"
-    return f"{num_bytes:.0f} B"

@@ -18,23 +18,25 @@ if TYPE_CHECKING:
 @SPEC
 @click.option("--results", type=click.Path(path_type=Path), help="Results folder; default: results/<sweep>.")
 @click.option("--from-scratch", is_flag=True, help="Plan as if nothing were measured yet.")
+@click.option("--map", "picture", type=click.Path(path_type=Path), help="Draw the isoFLOP map into this PNG or PDF.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def plan(spec: Path, results: Path | None, from_scratch: bool, as_json: bool) -> None:
+def plan(spec: Path, results: Path | None, from_scratch: bool, picture: Path | None, as_json: bool) -> None:
     """Show the cells, trials, FLOPs, memory, hours and disk of SPEC. Touches nothing.
 
     What is measured already, by this or any other sweep beside its results folder, is not planned again.
     """
-    planned = plan_of(spec)
-    if not from_scratch:
-        planned = _remaining(planned, results or Path("results") / planned.sweep.name)
+    whole = plan_of(spec)
+    planned = whole if from_scratch else _remaining(whole, results or Path("results") / whole.sweep.name)
+    if picture is not None:
+        _draw(whole, picture)
     if as_json:
         click.echo(json.dumps(planned.as_json(), indent=2))
         return
     from rich.console import Console
 
-    from orchestrator.console import plan_view
+    from orchestrator.plan_view import plan_view
 
-    Console().print(plan_view(planned))
+    Console().print(plan_view(planned, whole))
 
 
 def _remaining(plan: Plan, folder: Path) -> Plan:
@@ -46,6 +48,14 @@ def _remaining(plan: Plan, folder: Path) -> Plan:
     with refusing():
         held = holdings(folder, [trial.trial_id for trial in plan.trials])
     return plan.remaining(held.measured, held.checkpoints)
+
+
+def _draw(plan: Plan, path: Path) -> None:
+    from analysis.plan_map import plan_map
+    from orchestrator.plan_view import map_cells
+
+    with refusing():
+        plan_map(map_cells(plan), plan.sweep.name).savefig(path, dpi=160)
 
 
 @click.command()

@@ -1,0 +1,222 @@
+"""What a person sees of a plan. Builds what the CLI prints; prints nothing itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.magnitudes import count, duration, size
+from orchestrator.planning.placement import state_bytes
+from orchestrator.planning.plan import Plan
+from orchestrator.spec.trial import Trial
+
+MAX_TRIALS_SHOWN = 24
+MAX_GROUPS_SHOWN = 40
+MAX_MAP_COLUMNS = 10
+
+
+def plan_view(plan: Plan, whole: Plan) -> RenderableType:
+    """What is left to run of a sweep, and what it costs.
+
+    Args:
+        plan: what is left.
+        whole: the sweep as if nothing were measured yet.
+    """
+    parts: list[RenderableType] = [Text(plan.sweep.name, style="bold")]
+    if plan.sweep.question:
+        parts.append(Text(plan.sweep.question))
+    parts.append(Text())
+    if plan.trials:
+        parts += [_trials(plan) if len(plan.trials) <= MAX_TRIALS_SHOWN else _groups(plan), Text()]
+    if (drawn := _map(plan, whole)) is not None:
+        parts += [drawn, Text()]
+    return Group(*parts, _totals(plan, whole), *_warnings(plan))
+
+
+# The trials.
+
+
+def _trials(plan: Plan) -> Table:
+    """A row a trial, in the order they run."""
+    table = _table("trial", "arm", "size", "params", "lr", "seed", "measured after steps", "FLOPs", "about", left=3)
+    for trial in plan.trials:
+        table.add_row(
+            trial.trial_id[:8],
+            trial.arm,
+            trial.size,
+            count(trial.params_backbone),
+            f"{trial.optimizer.learning_rate:g}",
+            str(trial.seed),
+            _stops(trial),
+            f"{plan.flops(trial):.3g}",
+            duration(plan.seconds(trial)),
+        )
+    return table
+
+
+def _stops(trial: Trial) -> str:
+    steps = " ".join(str(milestone // trial.batch_size) for milestone in trial.milestones)
+    if trial.trunk is not None:
+        return f"{steps}, cooled from {trial.first // trial.batch_size}"
+    if not trial.milestones:
+        return f"trunk to {trial.last // trial.batch_size}"
+    return steps
+
+
+def _groups(plan: Plan) -> Group:
+    """A row an arm and size, longest trial first: of many trials a list says nothing."""
+    table = _table("arm", "size", "params", "trials", "lr", "seeds", "batch", "longest", "FLOPs", "about", left=2)
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for trial in plan.trials:
+        groups.setdefault((trial.arm, trial.size), []).append(trial)
+    for (arm, name), trials in list(groups.items())[:MAX_GROUPS_SHOWN]:
+        longest = max(trials, key=lambda trial: trial.last)
+        table.add_row(
+            arm,
+            name,
+            count(longest.params_backbone),
+            f"{len(trials):,}",
+            _span([trial.optimizer.learning_rate for trial in trials]),
+            str(len({trial.seed for trial in trials})),
+            _span([trial.batch_size for trial in trials]),
+            f"{longest.last // longest.batch_size:,} steps",
+            f"{sum(map(plan.flops, trials)):.3g}",
+            duration(sum(map(plan.seconds, trials))),
+        )
+    first = plan.trials[0]
+    notes = [
+        Text(f"Longest first: {first.name}, {duration(plan.seconds(first))}. --json lists every trial.", style="dim")
+    ]
+    if len(groups) > MAX_GROUPS_SHOWN:
+        notes.insert(0, Text(f"... and {len(groups) - MAX_GROUPS_SHOWN:,} more arms and sizes", style="dim"))
+    return Group(table, *notes)
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+# The map: which sizes are measured at which budgets.
+
+
+def _map(plan: Plan, whole: Plan) -> Table | None:
+    """Sizes by budgets, each with its tokens a parameter; dim where it is measured already, empty where nobody asks.
+
+    None where there is only one of either.
+    """
+    cells = map_cells(whole)
+    columns = sorted({cell["x"] for cell in cells})
+    params_of = {cell["size"]: cell["params"] for cell in cells}
+    rows = sorted(((params, name) for name, params in params_of.items()), reverse=True)
+    if len(columns) < 2 or len(rows) < 2:
+        return None
+    to_run = {(trial.size, x) for trial in plan.trials for x in _columns_of(trial)}
+    ratio = {(cell["size"], cell["x"]): cell["tokens_per_param"] for cell in cells}
+    shown = columns if len(columns) <= MAX_MAP_COLUMNS else columns[:: math.ceil(len(columns) / MAX_MAP_COLUMNS)]
+    kind = "FLOPs" if cells[0]["in_flops"] else "samples"
+    table = Table(box=None, header_style="dim", pad_edge=False, title_style="bold", title_justify="left")
+    table.title = f"Tokens a parameter, by size and {kind}"
+    table.add_column("size")
+    table.add_column("params", justify="right")
+    for x in shown:
+        table.add_column(f"{x:.3g}", justify="right")
+    for params, name in rows:
+        row = [Text(name), Text(count(params))]
+        for x in shown:
+            value = ratio.get((name, x))
+            style = "" if (name, x) in to_run else "dim"
+            row.append(Text("" if value is None else f"{value:.3g}", style=style))
+        table.add_row(*row)
+    return table
+
+
+def map_cells(plan: Plan) -> list[dict[str, Any]]:
+    """Every measurement as a point: size, params, samples, flops, tokens_per_param, arm, trial, and its column x."""
+    return [
+        {
+            "arm": trial.arm,
+            "size": trial.size,
+            "params": trial.params_backbone,
+            "samples": milestone,
+            "flops": milestone * trial.flops_per_sample,
+            "tokens_per_param": milestone * trial.model.tokens / trial.params_backbone,
+            "trial": trial.trunk or trial.trial_id,
+            "in_flops": budget is not None,
+            "x": budget if budget is not None else float(milestone),
+        }
+        for trial in plan.trials
+        for milestone, budget in zip(trial.milestones, trial.budgets, strict=True)
+    ]
+
+
+def _columns_of(trial: Trial) -> Iterator[float]:
+    for milestone, budget in zip(trial.milestones, trial.budgets, strict=True):
+        yield budget if budget is not None else float(milestone)
+
+
+# Totals.
+
+
+def _totals(plan: Plan, whole: Plan) -> Table:
+    totals = Table(box=None, show_header=False, pad_edge=False)
+    totals.add_column(style="dim")
+    totals.add_column()
+    for name, text in _total_rows(plan, whole):
+        totals.add_row(name, text)
+    return totals
+
+
+def _total_rows(plan: Plan, whole: Plan) -> Iterator[tuple[str, str]]:
+    compute = plan.sweep.compute
+    measured = f"; {plan.cells_measured:,} are measured already" if plan.cells_measured else ""
+    yield "cells", f"{plan.num_cells:,} measurements from {len(plan.trials):,} trials{measured}"
+    if not plan.trials:
+        return
+    saved = whole.flops_separate / whole.flops_planned
+    yield (
+        "training",
+        f"{plan.flops_planned:.3g} FLOPs; sharing makes the sweep {saved:.2f}x cheaper than one run a cell",
+    )
+    yield "evaluation", f"{plan.flops_evaluation:.3g} FLOPs ({_share(plan)} of training)"
+    trial = plan.trials[0]
+    workers = _span([trial.num_workers for trial in plan.trials])
+    each = f"{compute.cpus_per_worker:g} CPU" + (
+        f" + {compute.gpus_per_worker:g} GPU" if compute.gpus_per_worker > 0 else ""
+    )
+    yield "gangs", f"{compute.gangs} of {workers} x {each}, {compute.precision}, ZeRO-{trial.zero_stage}"
+    yield "state", f"{size(max(state_bytes(trial) for trial in plan.trials))} for the largest, no activations"
+    bound = plan.makespan_bound_hours / plan.makespan_hours
+    yield (
+        "time",
+        (
+            f"about {duration(3600 * plan.makespan_hours)}; no order takes less than {bound:.0%} of that "
+            f"({plan.gpu_hours:.3g} device hours)"
+        ),
+    )
+    yield "disk", f"{size(plan.checkpoint_bytes)} checkpoints, {size(plan.results_bytes)} results"
+
+
+def _share(plan: Plan) -> str:
+    return f"{plan.flops_evaluation / plan.flops_planned:.0%}" if plan.flops_planned else "all"
+
+
+def _warnings(plan: Plan) -> Iterator[Text]:
+    if plan.flops_evaluation > plan.flops_planned > 0:
+        yield Text(
+            "Evaluation costs more than training. Lower evaluation.loss_images, sample_images or sampler_steps, or "
+            "measure at fewer budgets.",
+            style="yellow",
+        )
+
+
+def _table(*columns: str, left: int) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    return table
