@@ -17,6 +17,9 @@ Precision = Literal["fp32", "bf16"]
 FLOPS_DEFINITION = "3x-forward-matmul-v1"
 """Name of the definition used here: training = 3 x forward, forward = matrix products only. A column of every row."""
 
+REDUCE_BUCKET = 100_000_000
+"""Gradients that ZeRO reduces at a time: 0.2 GB in bf16, where a collective has long reached its full bandwidth."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -111,42 +114,14 @@ def preset_table() -> str:
     return "\n".join(lines)
 
 
-def state_bytes(config: ModelConfig, precision: Precision, zero_stage: int, world_size: int) -> int:
-    """Bytes of training state on each of `world_size` workers: what is held between two steps, and no activations.
-
-    Counted a parameter: weights and gradients in the precision of the step (4 bytes, or 2 in bf16), fp32 master weights
-    (none at ZeRO 0, whose fp32 weights are the master), two fp32 Adam moments, and an fp32 EMA, which every worker
-    holds whole. ZeRO 1 divides master and moments by the workers, 2 gradients too, 3 weights too (Rajbhandari et al.
-    2019, arXiv 1910.02054, figure 1). Not counted: buffers of communication, and the copy of the weights that is
-    evaluated.
-
-    Raises:
-        ValueError: the stage is none, there is no worker, or it is ZeRO 0 in bf16, which has no master weights.
-    """
-    if zero_stage not in (0, 1, 2, 3) or world_size < 1:
-        raise ValueError(
-            f"got zero_stage {zero_stage} and world_size {world_size}; wanted a stage of 0 to 3 and at least 1 worker"
-        )
-    if precision == "bf16" and zero_stage == 0:
-        raise ValueError("got bf16 at zero_stage 0, which keeps no fp32 master weights; wanted stage 1, 2 or 3")
-    params = cost(config).params_total
-    size = 2 if precision == "bf16" else 4
-
-    def share(sharded_from: int) -> int:
-        return -(-params // world_size) if zero_stage >= sharded_from else params
-
-    master_and_moments = (8 if zero_stage == 0 else 12) * share(1)
-    return size * share(3) + size * share(2) + master_and_moments + 4 * params
-
-
 @singledispatch
 def activation_bytes(config: ModelConfig, precision: Precision, checkpointing: bool) -> int:
     """Bytes that one sample adds to a training step: every tensor that autograd saves for the backward pass, once.
 
     Eager, with an attention kernel that does not keep its logits (flash or memory-efficient), from the model's input to
-    the squared error. fp32 is as on the CPU, where an RMS norm is not one kernel; bf16 as under CUDA's autocast: bf16
-    weights, adaLN in fp32, an RMS norm in one kernel. Not counted: weights, and what lives shorter than from the
-    forward to the backward pass (gradients of activations, work space).
+    the squared error. fp32 is as on the CPU, where an RMS norm is not one kernel; in bf16, as DeepSpeed has it, weights
+    and all activations but the error are bf16, without autocast, and an RMS norm is one kernel. Not counted: weights,
+    and what lives shorter than from the forward to the backward pass (see `working_bytes`).
 
     Args:
         config: the model.
@@ -175,8 +150,8 @@ def _dit_activation_bytes(config: DiTConfig, precision: Precision, checkpointing
 
 
 def _norm_bytes(config: DiTConfig, size: int) -> int:
-    """An adaLN: the stream and its norm in fp32 with mean and deviation, 1 + scale, and the input of the next map."""
-    return config.tokens * ((4 + 4 + size) * config.width + 8) + 4 * config.width
+    """An adaLN: the stream and its norm with mean and deviation in fp32, 1 + scale, and the input of the next map."""
+    return config.tokens * (3 * size * config.width + 8) + size * config.width
 
 
 def _dit_block_bytes(config: DiTConfig, size: int) -> int:
@@ -192,3 +167,22 @@ def _dit_block_bytes(config: DiTConfig, size: int) -> int:
     log_sum_exp = 4 * config.tokens * config.heads * (3 if config.qk_norm and size == 2 else 1)  # and norms, fused
     vectors = size * config.modulation_vectors * width
     return size * config.tokens * per_token + log_sum_exp + vectors + norms * _norm_bytes(config, size)
+
+
+@singledispatch
+def working_bytes(config: ModelConfig, precision: Precision) -> int:
+    """Bytes of one sample that live within a block only: in a forward pass without gradients, and on top of
+    `activation_bytes` in a backward pass.
+
+    Raises:
+        ValueError: no closed form is registered for the class of `config`.
+    """
+    known = [family.__name__ for family in working_bytes.registry if family is not object]
+    raise ValueError(f"no working bytes for {type(config).__name__}; wanted one of {known}")
+
+
+@working_bytes.register
+def _dit_working_bytes(config: DiTConfig, precision: Precision) -> int:
+    """At the MLP's non-linearity, the widest place: the stream, the norm, and the hidden layer before and after."""
+    hidden = config.mlp_hidden * (2 if config.mlp == "gelu" else 4)
+    return (2 if precision == "bf16" else 4) * config.tokens * (2 * config.width + hidden)

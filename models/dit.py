@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.blocks import (
     Attention,
@@ -174,7 +175,11 @@ class DiT(TaggedModule):
             x = x + self.positions.to(x.dtype)
         condition = F.silu(self.t_embedder(t) + self.y_embedder(y))  # [b, d]
         for block in self.blocks:
-            x = block(x, condition, self.rotation)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                # A block draws nothing, so there is no random state to keep.
+                x = checkpoint(block, x, condition, self.rotation, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, condition, self.rotation)
         x = self.final_layer(x, condition)  # [b, n, patch * patch * c_out]
         return rearrange(
             x, "b (h w) (p q c) -> b c (h p) (w q)", h=config.image_size // config.patch, p=config.patch, q=config.patch

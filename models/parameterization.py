@@ -65,6 +65,9 @@ class TaggedModule(nn.Module):
 
     config: ModelConfig
     tags: ClassVar[TagTable]
+    activation_checkpointing: bool = False
+    """Blocks keep only their input, and are computed again in the backward pass. Set on a built model: it changes no
+    number, so it is not part of the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)

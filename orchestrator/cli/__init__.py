@@ -12,6 +12,7 @@ import logging
 import click
 
 from orchestrator.cli.analysing import fit, report
+from orchestrator.cli.benching import bench
 from orchestrator.cli.datasets import data
 from orchestrator.cli.inspecting import coord_check, solver_statistics
 from orchestrator.cli.planning import plan, schema
@@ -32,5 +33,5 @@ def main(verbose: bool) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else logging.WARNING)
 
 
-for command in (plan, schema, run, sync, fit, report, data, coord_check, solver_statistics):
+for command in (plan, schema, run, sync, fit, report, data, coord_check, solver_statistics, bench):
     main.add_command(command)

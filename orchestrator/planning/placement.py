@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from models import cost
+from orchestrator.planning.memory import memory
 from orchestrator.spec.trial import Evaluation, Trial
 
 CHECKPOINT_BYTES_PER_PARAM = 16
@@ -54,8 +54,15 @@ def sampling_passes(evaluation: Evaluation) -> float:
 
 def state_bytes(trial: Trial) -> int:
     """Bytes of weights, gradients, optimizer, EMA and the model measured with it, on one worker; no activations."""
-    state = cost.state_bytes(trial.model, trial.precision, trial.zero_stage, trial.num_workers)
-    return state + 4 * trial.params_total
+    needed = memory(
+        trial.model,
+        micro_batch=trial.micro_batch or trial.batch_size // trial.num_workers,
+        micro_steps=trial.micro_steps,
+        precision=trial.precision,
+        zero_stage=trial.zero_stage,
+        num_workers=trial.num_workers,
+    )
+    return needed.state + needed.gradients
 
 
 def checkpoint_bytes(trial: Trial) -> int:

@@ -6,6 +6,8 @@ trial may stop on one gang and go on with another.
 
 from __future__ import annotations
 
+import gc
+import inspect
 import logging
 import os
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.cost import REDUCE_BUCKET
 from orchestrator.spec.trial import Optimizer, Precision
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,7 +52,8 @@ class Engine:
         module: the model, on its device, in float32.
         groups: parameter groups (`params`, `names`, `lr`, `weight_decay`, `eps`, `name`).
         optimizer: AdamW's settings.
-        micro_batch: samples a step on this worker.
+        micro_batch: samples of one forward and backward pass on this worker.
+        micro_steps: forward and backward passes of one optimizer step.
         precision: "fp32", or "bf16" arithmetic with fp32 master weights.
         zero_stage: 0 to 3; 0 only with fp32, as DeepSpeed takes a spurious Adam step with bf16 there.
     """
@@ -61,12 +65,14 @@ class Engine:
         optimizer: Optimizer,
         *,
         micro_batch: int,
+        micro_steps: int = 1,
         precision: Precision,
         zero_stage: int,
     ) -> None:
         assert not (precision == "bf16" and zero_stage == 0), "refused by the sweep's validation"
-        self.zero_stage, self.precision = zero_stage, precision
+        self.zero_stage, self.precision, self.micro_steps = zero_stage, precision, micro_steps
         self._named = dict(module.named_parameters())
+        params = sum(parameter.numel() for parameter in self._named.values())
         self._rates = [float(group["lr"]) for group in groups]
         self._weight_decays = [float(group["weight_decay"]) for group in groups]
         self._epsilons = [float(group["eps"]) for group in groups]
@@ -76,9 +82,10 @@ class Engine:
         )
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_accumulation_steps": 1,
+            "gradient_accumulation_steps": micro_steps,
             "gradient_clipping": optimizer.gradient_clip or 0.0,
-            "zero_optimization": {"stage": zero_stage},
+            # A bucket is allocated whole, whatever the model's size; DeepSpeed's own takes 1 GB in bf16.
+            "zero_optimization": {"stage": zero_stage, "reduce_bucket_size": min(REDUCE_BUCKET, params)},
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": precision == "bf16"},
             "steps_per_print": 2**62,
@@ -97,7 +104,11 @@ class Engine:
             group["lr"] = rate * scale
 
     def step(self, loss: Tensor) -> None:
-        """One optimizer step on the mean over workers of `loss`."""
+        """Take in the mean loss of a micro-batch; every `micro_steps`-th call takes the optimizer step.
+
+        The step is on the mean over these calls and over the workers. ZeRO 1 to 3 in bf16 also sum the micro-batches'
+        gradients in bf16.
+        """
         self._engine.backward(loss)
         self._engine.step()
 
@@ -121,12 +132,13 @@ class Engine:
     def load_state(self, state: dict[str, Tensor], loss: Callable[[], Tensor]) -> None:
         """Take over what `state()` gave, on any number of workers. Collective.
 
-        `loss` computes any loss of the model: ZeRO makes its optimizer state in a first step, which is taken at
-        learning rate zero and then overwritten.
+        `loss` computes any loss of the model on a micro-batch: ZeRO makes its optimizer state in a first step, which is
+        taken at learning rate zero and then overwritten.
         """
         if self.zero_stage > 0:
             self.set_rate(0.0)
-            self.step(loss() * 0.0)
+            for _ in range(self.micro_steps):
+                self.step(loss() * 0.0)
             self._link_moments()
         for name, parameter in self._named.items():
             self._load_parameter(parameter, state[f"param/{name}"], {m: state[f"{m}/{name}"] for m in MOMENTS})
@@ -135,8 +147,14 @@ class Engine:
         self._check_groups()
 
     def close(self) -> None:
-        """Release DeepSpeed's buffers and hooks."""
+        """Release the model, DeepSpeed's buffers and hooks: the gang's next trial wants the memory."""
         self._engine.destroy()
+        device = self._engine.device
+        del self._engine, self._optimizer, self._named
+        if self.zero_stage == 3:
+            _forget_modules()
+        if device.type == "cuda":
+            gc.collect()  # DeepSpeed's objects refer to each other
 
     def _load_parameter(self, parameter: nn.Parameter, value: Tensor, moments: dict[str, Tensor]) -> None:
         value = value.to(self._engine.device)
@@ -201,6 +219,16 @@ class Engine:
         assert rates == self._rates, f"learning rates per group are {rates}; wanted {self._rates}"
         assert decays == self._weight_decays, f"weight decays per group are {decays}; wanted {self._weight_decays}"
         assert epsilons == self._epsilons, f"Adam's epsilons per group are {epsilons}; wanted {self._epsilons}"
+
+
+def _forget_modules() -> None:
+    """Empty what ZeRO-3 keeps in globals of every model it ever ran: a list, and the cache of a method."""
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator
+    method = coordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(method).nonlocals["func"].cache_clear()
 
 
 def _deepspeed() -> Any:

@@ -58,7 +58,9 @@ class Attempt:
         self.images, self.labels = member.dataset(trial.dataset, "train")
         self.objective = build_objective(trial.objective)
         model = build(trial.model, trial.parameterization, trial.seed).to(member.device)
+        model.activation_checkpointing = trial.activation_checkpointing
         self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
+        self.micro_batch = trial.micro_batch or trial.batch_size // member.world_size
         optimizer = trial.optimizer
         self.engine = Engine(
             model,
@@ -66,7 +68,8 @@ class Attempt:
                 model, trial.parameterization, optimizer.learning_rate, optimizer.weight_decay, optimizer.eps
             ),
             optimizer,
-            micro_batch=trial.batch_size // member.world_size,
+            micro_batch=self.micro_batch,
+            micro_steps=trial.micro_steps,
             precision=trial.precision,
             zero_stage=trial.zero_stage,
         )
@@ -124,7 +127,7 @@ class Attempt:
         batch, steps = self.trial.batch_size, self.samples // self.trial.batch_size
         stop = False
         while self.samples < milestone and self.counters.diverged is None and not stop:
-            self.pending.append(self._step())
+            self.pending.append(self.step())
             self.samples += batch
             steps += 1
             if is_curve_step(steps):
@@ -135,14 +138,25 @@ class Attempt:
         self.train_seconds += time.perf_counter() - began
         return stop and self.samples < milestone
 
-    def _step(self) -> Tensor:
-        """One optimizer step; returns this worker's mean loss, not waited for."""
-        x, y, t, noise = self._batch(self.samples)
-        loss: Tensor = self.objective.loss(self.engine.forward, x, y, t, noise).mean()
+    def step(self) -> Tensor:
+        """One optimizer step; returns this worker's mean loss, not waited for. The caller advances `samples`."""
         self.engine.set_rate(self._rate_scale())
-        self.engine.step(loss)
+        losses = []
+        for micro_batch in self._micro_batches():
+            loss = self._loss(micro_batch)
+            self.engine.step(loss)
+            losses.append(loss.detach())
         self.ema.update(self.engine.parameters(), self.samples, self.samples + self.trial.batch_size)
-        return loss.detach()
+        return torch.stack(losses).mean()
+
+    def _micro_batches(self) -> list[tuple[Tensor, ...]]:
+        """This worker's share of the batch at `samples`, in pieces of `micro_batch` samples."""
+        return list(zip(*(tensor.split(self.micro_batch) for tensor in self._batch(self.samples)), strict=True))
+
+    def _loss(self, micro_batch: tuple[Tensor, ...]) -> Tensor:
+        """The mean loss of a micro-batch."""
+        x, y, t, noise = micro_batch
+        return self.objective.loss(self.engine.forward, x, y, t, noise).mean()
 
     def _batch(self, samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """This worker's share of the batch at `samples`; draws are made for the whole batch and then divided."""
@@ -247,10 +261,8 @@ class Attempt:
         if checkpoint is None:
             return
         self.samples, self.counters = checkpoint.samples, Counters.from_json(checkpoint.counters)
-        x, y, t, noise = self._batch(self.samples)
-        self.engine.load_state(
-            checkpoint.tensors, lambda: self.objective.loss(self.engine.forward, x, y, t, noise).mean()
-        )
+        micro_batch = self._micro_batches()[0]
+        self.engine.load_state(checkpoint.tensors, lambda: self._loss(micro_batch))
         torch._foreach_copy_(
             self.ema.tensors, [checkpoint.tensors[f"ema/{n}"].to(self.member.device) for n in self.names]
         )

@@ -1,0 +1,71 @@
+"""Commands that measure this machine: `bench memory`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orchestrator.bench.memory import Outcome
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine."""
+
+
+@click.command()
+@click.option("--size", "sizes", multiple=True, help="Only cases of this size, as XL/2; may be given again.")
+@click.option("--steps", default=5, show_default=True, type=click.IntRange(min=1), help="Timed steps of a case.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the raw figures to this file.")
+def memory(sizes: tuple[str, ...], steps: int, json_path: Path | None) -> None:
+    """Peak memory and speed of training steps on the first GPU, beside what planning's model says."""
+    import torch
+    from rich.console import Console
+
+    from orchestrator.bench.memory import cases, environment, measure
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    chosen = [case for case in cases(device.type == "cuda") if not sizes or case.size in sizes]
+    if not chosen:
+        raise click.BadParameter(f"no case is of {', '.join(sizes)}", param_hint="--size")
+    outcomes = []
+    for outcome in measure(chosen, steps, device):
+        outcomes.append(outcome)
+        click.echo(f"{len(outcomes)}/{len(chosen)} {outcome.case.name}: {outcome.error or 'done'}", err=True)
+        if json_path is not None:  # after every case: a run that is cut short keeps what it has
+            figures = {**environment(device), "cases": [outcome.as_json() for outcome in outcomes]}
+            json_path.write_text(json.dumps(figures, indent=1) + "\n")
+    Console().print(_memory_table(outcomes))
+
+
+def _memory_table(outcomes: list[Outcome]) -> Table:
+    from rich.table import Table
+
+    gib = 2**30
+    table = Table(box=None, pad_edge=False)
+    for title in ("case", "measured GiB", "modelled", "ratio", "images/s", "TFLOP/s"):
+        table.add_column(title, justify="left" if title == "case" else "right", no_wrap=True)
+    for outcome in outcomes:
+        modelled = f"{outcome.modelled_training_bytes / gib:.2f}"
+        if outcome.error is not None:
+            table.add_row(outcome.case.name, outcome.error.split(":")[0], modelled, "", "", "")
+            continue
+        table.add_row(
+            outcome.case.name,
+            f"{outcome.training_bytes / gib:.2f}" if outcome.training_bytes else "",
+            modelled,
+            f"{outcome.ratio:.3f}" if outcome.ratio else "",
+            f"{outcome.images_per_second:.4g}" if outcome.images_per_second else "",
+            f"{outcome.flops_per_second / 1e12:.4g}" if outcome.flops_per_second else "",
+        )
+    return table
+
+
+for command in (memory,):
+    bench.add_command(command)
