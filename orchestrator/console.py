@@ -47,7 +47,7 @@ class LiveView:
                 self._losses[progress.trial_id] = progress.loss
         for note in snapshot.notes:
             self.say(f"! {note}")
-        for trial_id in snapshot.state.done - self._told:
+        for trial_id in snapshot.state.done.keys() - self._told:
             self._told.add(trial_id)
             loss = f"  training loss {self._losses[trial_id]:.4f}" if trial_id in self._losses else ""
             trial = snapshot.trials[trial_id]
@@ -60,11 +60,11 @@ class LiveView:
 
     def _table(self, snapshot: Snapshot) -> RenderableType:
         gangs = Table(box=None, show_header=False, pad_edge=False)
-        for gang, status in sorted(snapshot.state.gangs.items()):
+        for gang, known in snapshot.state.gangs.items():
             progress = snapshot.progress.get(gang)
             if progress is None:
                 trial_id = snapshot.state.running.get(gang)
-                name = snapshot.trials[trial_id].name if trial_id else status
+                name = snapshot.trials[trial_id].name if trial_id else known.status
                 gangs.add_row(gang, name, "", "", "", "")
                 continue
             trial = snapshot.trials[progress.trial_id]
@@ -72,12 +72,12 @@ class LiveView:
             gangs.add_row(
                 gang,
                 trial.name,
-                ProgressBar(total=trial.milestones[-1], completed=progress.samples, width=24),
-                f"{progress.samples:,}/{trial.milestones[-1]:,}",
+                ProgressBar(total=trial.last, completed=progress.samples, width=24),
+                f"{progress.samples:,}/{trial.last:,}",
                 f"loss {progress.loss:.4f}" if progress.loss is not None else progress.phase,
                 progress.phase if progress.phase == "evaluating" else rate,
             )
-        waiting = f"{len(snapshot.state.done)} trials done, {len(snapshot.state.waiting)} waiting"
+        waiting = f"{len(snapshot.state.done)} trials done, {snapshot.state.num_waiting} waiting"
         total = ProgressBar(total=snapshot.flops_planned, completed=snapshot.flops_done, width=None)
         return Group(Text(_headline(snapshot)), total, gangs, Text(waiting, style="dim"))
 

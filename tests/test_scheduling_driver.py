@@ -17,7 +17,7 @@ from orchestrator.scheduling.backend import Assignment, Progress
 from orchestrator.scheduling.books import Books
 from orchestrator.scheduling.driver import Driver
 from orchestrator.scheduling.local_backend import LocalBackend
-from orchestrator.scheduling.scheduler import State
+from orchestrator.scheduling.state import Policy, State
 from orchestrator.tracking.recording import RecordingTracker
 
 Driven = tuple[State, Store, list[str]]
@@ -68,7 +68,8 @@ def drive(plan: Plan, tmp_path: Path):
         backend = LocalBackend(lambda: worker)
         tracker = RecordingTracker()
         tracker.start(plan.as_json())
-        driver = Driver(plan, read, backend, tracker.run_id, lambda snapshot: notes.extend(snapshot.notes))
+        policy = Policy(backoff_seconds=0.0)
+        driver = Driver(plan, read, backend, tracker.run_id, lambda snapshot: notes.extend(snapshot.notes), policy)
         state = driver.run()
         notes.extend(driver.snapshot().notes)
         backend.close()

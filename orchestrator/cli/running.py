@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.scheduling.backend import Backend
     from orchestrator.scheduling.books import Books
     from orchestrator.scheduling.driver import Driver
-    from orchestrator.scheduling.scheduler import State
+    from orchestrator.scheduling.state import State
     from orchestrator.tracking.tracker import Tracker
 
 
@@ -72,6 +72,7 @@ def run(
             _refresh(planned, store)
             say_where(folder, tracking_uri)
             return
+        books.check_trunks()
         if not retrain:
             _refuse_retraining(planned, folder, books)
         state = _execute(planned, store, address, data, tracking_uri)
@@ -102,7 +103,7 @@ def _refuse_retraining(plan: Plan, folder: Path, books: Books) -> None:
     """Never start at 0 unasked what has been trained before."""
     lost = books.to_retrain()
     if lost:
-        flops = sum(books.lacking(trial)[-1] * trial.flops_per_sample for trial in lost)
+        flops = sum(books.stops(trial)[-1] * trial.flops_per_sample for trial in lost)
         names = ", ".join(f"{trial.name} ({trial.trial_id})" for trial in lost[:5]) + (", ..." if len(lost) > 5 else "")
         raise ValueError(
             f"{len(lost)} trials of {plan.sweep.name} were trained before and have no checkpoint in "
@@ -135,7 +136,8 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
     folder, planned = store.folder, plan.as_json()
     backend = RayBackend(address, folder, data)
     try:
-        backend.check(GangShape.of(plan.sweep.compute))
+        for workers in sorted({trial.num_workers for trial in plan.trials}):
+            backend.check(GangShape.of(plan.sweep.compute, workers))
         with store.lock():
             store.claim(plan.sweep.name, plan.digest)
             write_json(folder / "plan.json", planned)
@@ -212,8 +214,8 @@ def _finish(folder: Path, state: State) -> None:
         fail(f"Given up: {state.broken}. See {folder / 'logs'}; the same command goes on from here.")
     for trial_id, reason in state.given_up.items():
         click.echo(f"Trial {trial_id} was given up: {reason}; see {folder / 'logs' / trial_id}", err=True)
-    if state.waiting and state.stopping:
-        click.echo(f"Stopped with {len(state.waiting)} trials to go. The same command goes on from here.")
+    if state.num_waiting and state.stopping:
+        click.echo(f"Stopped with {state.num_waiting} trials to go. The same command goes on from here.")
         sys.exit(130)
     if state.given_up:
         sys.exit(1)

@@ -46,10 +46,21 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine: what it has of each resource, less what others hold there."""
+
+    name: str
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class GangReady:
     """A gang has joined its process group and waits for work."""
 
     gang: str
+    nodes: tuple[str, ...] = ()
+    """The node of each worker, by rank; empty where the backend does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +82,36 @@ class GangLost:
     reason: str
 
 
-Event = GangReady | AttemptEnded | GangLost
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved:
+    """A trial has a finished checkpoint at exactly `samples`."""
+
+    trial_id: str
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeAdded:
+    """A node has joined, or one that is there has another size now."""
+
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeDraining:
+    """A node will go soon: a preemption notice, or its owner's wish."""
+
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeLost:
+    """A node is gone. Its gangs are reported lost one by one."""
+
+    node: str
+
+
+Event = GangReady | AttemptEnded | GangLost | CheckpointSaved | NodeAdded | NodeDraining | NodeLost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +123,16 @@ class GangShape:
     gpus_per_worker: float
 
     @classmethod
-    def of(cls, compute: Compute) -> Self:
-        """The gangs that a sweep asks for."""
-        return cls(
-            workers=1 if compute.workers == "auto" else compute.workers,
-            cpus_per_worker=compute.cpus_per_worker,
-            gpus_per_worker=compute.gpus_per_worker,
-        )
+    def of(cls, compute: Compute, workers: int) -> Self:
+        """The gang that a trial of so many workers asks for."""
+        return cls(workers=workers, cpus_per_worker=compute.cpus_per_worker, gpus_per_worker=compute.gpus_per_worker)
 
 
 class Backend(Protocol):
     """Runs gangs somewhere. Calls return at once; what happened comes from `events`."""
+
+    def nodes(self) -> Sequence[Node]:
+        """The machines as they are now; `events` tells of changes."""
 
     def start_gang(self, gang: str, shape: GangShape) -> None:
         """Begin to start a gang; GangReady or GangLost follows."""

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+from orchestrator.planning.columns import planned_columns
 from orchestrator.planning.plan import Plan
-from orchestrator.results.checkpoints import checkpoint_folders
+from orchestrator.results.checkpoints import checkpoint_folders, checkpoint_name, checkpoints_folder
+from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
 from orchestrator.results.store import Store, read_attempts, read_curves, read_parts
 from orchestrator.scheduling.backend import Assignment, Progress
 from orchestrator.spec.trial import Trial
 
 
 class Books:
-    """The books of one sweep. Opening them reads; only `close_abandoned`, `claim` and `enter_lost` write."""
+    """The books of one sweep. Opening them reads; `close_abandoned`, `claim`, `enter_...` and `drop_...` write."""
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self._plan, self._store = plan, store
+        self._trials = {trial.trial_id: trial for trial in plan.trials}
+        self._branches: dict[str, list[Trial]] = {}
+        for trial in plan.trials:
+            if trial.trunk is not None:
+                self._branches.setdefault(trial.trunk, []).append(trial)
         self._seen: set[Path] = set()
         self._measured: set[tuple[str, int]] = set()
         self._spent: dict[str, int] = {}
@@ -40,10 +48,47 @@ class Books:
         """The milestones of a trial that are not measured."""
         return tuple(m for m in trial.milestones if (trial.trial_id, m) not in self._measured)
 
+    def needed(self, trial: Trial) -> tuple[int, ...]:
+        """The branch points of a trial at which a checkpoint is still to be made: a branch has to begin there."""
+        points = {branch.first for branch in self._branches.get(trial.trial_id, []) if self.waits(branch)}
+        return tuple(point for point in trial.branch_points if point in points)
+
+    def stops(self, trial: Trial) -> tuple[int, ...]:
+        """Where a trial still has something to do: unmeasured milestones and needed branch points, ascending."""
+        return tuple(sorted({*self.lacking(trial), *self.needed(trial)}))
+
+    def waits(self, trial: Trial) -> bool:
+        """Whether a trial cannot begin yet: its trunk's checkpoint is not there, and it has none of its own."""
+        if trial.trunk is None or not self.lacking(trial) or self.checkpoints(trial.trial_id):
+            return False
+        return not self.has_checkpoint(trial.trunk, trial.first)
+
+    def checkpoints(self, trial_id: str) -> list[int]:
+        """Samples of the finished checkpoints of a trial, newest first."""
+        return [int(folder.name) for folder in checkpoint_folders(self._store.folder, trial_id)]
+
+    def has_checkpoint(self, trial_id: str, samples: int) -> bool:
+        """Whether a trial has a finished checkpoint at exactly `samples`."""
+        return (checkpoints_folder(self._store.folder, trial_id) / checkpoint_name(samples)).is_dir()
+
     @property
     def waiting(self) -> list[Trial]:
-        """Trials with something left to measure, in the plan's order."""
-        return [trial for trial in self._plan.trials if self.lacking(trial)]
+        """Trials with something left to do, in the plan's order."""
+        return [trial for trial in self._plan.trials if self.stops(trial)]
+
+    def check_trunks(self) -> None:
+        """Raise ValueError if a branch could never begin: no checkpoint, and nothing in the plan that will make it."""
+        for trial in self._plan.trials:
+            if self.waits(trial):
+                assert trial.trunk is not None
+                trunk = self._trials.get(trial.trunk)
+                if trunk is None or trial.first not in trunk.branch_points:
+                    folder = checkpoints_folder(self._store.folder, trial.trunk) / checkpoint_name(trial.first)
+                    raise ValueError(
+                        f"{trial.name} ({trial.trial_id}) begins with the checkpoint {folder}, which is not there, and "
+                        f"no trial of {self._plan.sweep.name} makes it; wanted one of them. Put the checkpoint back, "
+                        "or plan its trunk too."
+                    )
 
     @property
     def num_measured(self) -> int:
@@ -53,7 +98,7 @@ class Books:
     @property
     def flops_done(self) -> float:
         """Training FLOPs that need not be spent again, as far as measurements show."""
-        return sum(self._reached(trial) * trial.flops_per_sample for trial in self._plan.trials)
+        return sum((self._reached(trial) - trial.first) * trial.flops_per_sample for trial in self._plan.trials)
 
     def spent(self, trial_id: str) -> int:
         """Samples that all attempts of a trial have trained, lost ones included."""
@@ -67,11 +112,24 @@ class Books:
         """Trials that were trained before and would have to start at 0: no checkpoint is left to go on from."""
         found = []
         for trial in self.waiting:
-            first = self.lacking(trial)[0]
-            usable = [f for f in checkpoint_folders(self._store.folder, trial.trial_id) if int(f.name) <= first]
-            if not usable and self._was_measured(trial):
+            have, first = self.checkpoints(trial.trial_id), self.stops(trial)[0]
+            if trial.trunk is None and not any(samples <= first for samples in have) and self._was_trained(trial):
                 found.append(trial)
         return found
+
+    def drop_branch_points(self, trunk_id: str) -> None:
+        """Delete a trunk's checkpoints at branch points off which everything is measured; its newest one stays."""
+        trunk = self._trials.get(trunk_id)
+        if trunk is None:
+            return
+        needed = {branch.first for branch in self._branches.get(trunk_id, []) if self.lacking(branch)}
+        for samples in self.checkpoints(trunk_id)[1:]:
+            if samples in trunk.branch_points and samples not in needed:
+                folder = checkpoints_folder(self._store.folder, trunk_id) / checkpoint_name(samples)
+                gone = folder.with_name(f".{folder.name}.gone")  # never a half-deleted one under its own name
+                with contextlib.suppress(OSError):
+                    folder.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
     def claim(self, trial_id: str) -> int:
         """The next attempt's number, taken by creating its log file: no two attempts ever share one."""
@@ -107,8 +165,26 @@ class Books:
         span = (last.samples_start, last.samples) if last else (0, 0)
         return self._enter(assignment.trial, assignment.attempt, assignment.gang, began, span, reason)
 
+    def enter_diverged(self, trial: Trial, reason: str) -> None:
+        """Enter a branch that can never begin as diverged, at each milestone: divergence is a result."""
+        attempt, now = self.claim(trial.trial_id), datetime.now(UTC)
+        known = {"schema_version": SCHEMA_VERSION, "outcome": "diverged", "reason": reason, "attempt": attempt}
+        spent = {"wall_seconds": 0.0, "gpu_hours": 0.0, "flops_useful": 0.0, "flops_wasted": 0.0, "created_at": now}
+        empty: dict[str, object] = dict.fromkeys(MEASUREMENT.names)
+        rows = [empty | planned_columns(trial, milestone) | known | spent for milestone in self.lacking(trial)]
+        self._store.append_measurements(rows)
+        self._enter(trial, attempt, None, now, (trial.first, trial.first), reason, "diverged")
+        self.refresh()
+
     def _enter(
-        self, trial: Trial, attempt: int, gang: str | None, began: datetime, span: tuple[int, int], reason: str
+        self,
+        trial: Trial,
+        attempt: int,
+        gang: str | None,
+        began: datetime,
+        span: tuple[int, int],
+        reason: str,
+        outcome: str = "failed",
     ) -> int:
         start, end = span
         row = {
@@ -118,7 +194,7 @@ class Books:
             "host": None,
             "started_at": began,
             "ended_at": max(began, datetime.now(UTC)),
-            "outcome": "failed",
+            "outcome": outcome,
             "reason": reason,
             "samples_start": start,
             "samples_end": end,
@@ -137,7 +213,12 @@ class Books:
         return self._store.folder / "logs" / trial_id
 
     def _reached(self, trial: Trial) -> int:
-        return max((m for m in trial.milestones if (trial.trial_id, m) in self._measured), default=0)
+        """Samples up to which a trial need not be trained again."""
+        stops = set(self.stops(trial))
+        return max((s for s in (*trial.milestones, *trial.branch_points) if s not in stops), default=trial.first)
 
-    def _was_measured(self, trial: Trial) -> bool:
-        return any(trial_id == trial.trial_id for trial_id, _ in self._measured)
+    def _was_trained(self, trial: Trial) -> bool:
+        """Whether anything is left of earlier training: measurements of it or its branches, or checkpoints."""
+        family = {trial.trial_id, *(branch.trial_id for branch in self._branches.get(trial.trial_id, []))}
+        measured = any(trial_id in family for trial_id, _ in self._measured)
+        return measured or any(self.checkpoints(trial_id) for trial_id in family)

@@ -14,13 +14,34 @@ from functools import partial
 from orchestrator.planning.plan import Plan
 from orchestrator.results.store import Store
 from orchestrator.scheduling import scheduler
-from orchestrator.scheduling.backend import Assignment, AttemptEnded, Backend, Event, GangLost, GangShape, Progress
+from orchestrator.scheduling.backend import (
+    Assignment,
+    AttemptEnded,
+    Backend,
+    CheckpointSaved,
+    Event,
+    GangLost,
+    Progress,
+)
 from orchestrator.scheduling.books import Books
-from orchestrator.scheduling.scheduler import Action, RunTrial, StartGang, State, StopAttempt, StopGang, StopRequested
+from orchestrator.scheduling.capacity import Cluster
+from orchestrator.scheduling.jobs import jobs_of
+from orchestrator.scheduling.scheduler import StopRequested, Tick
+from orchestrator.scheduling.state import (
+    Action,
+    Limit,
+    Policy,
+    RecordDiverged,
+    RunTrial,
+    StartGang,
+    State,
+    StopAttempt,
+    StopGang,
+    opening,
+)
 from orchestrator.spec.trial import Trial
 
 TICK_SECONDS = 0.2
-MAX_FAILURES = 2
 
 
 @dataclass
@@ -50,6 +71,10 @@ class Driver:
         backend: where gangs run.
         run_id: the tracker's run of a trial, or None while it has none.
         listen: called a few times a second with the state of things.
+        policy: how the scheduler behaves; by default it asks for one gang more than fits, for an autoscaler to see.
+
+    Raises:
+        ValueError: a trial begins with a checkpoint that is not there and that nothing makes.
     """
 
     def __init__(
@@ -59,11 +84,13 @@ class Driver:
         backend: Backend,
         run_id: Callable[[str], str | None],
         listen: Callable[[Snapshot], None],
+        policy: Policy | None = None,
     ) -> None:
         self._plan, self._store, self._backend = plan, store, backend
         self._run_id, self._listen = run_id, listen
         self._trials = {trial.trial_id: trial for trial in plan.trials}
         self._books = Books(plan, store)
+        self._books.check_trunks()
         self._books.close_abandoned()
         self._flops_before = self._books.flops_done
         self._running: dict[str, tuple[Assignment, datetime]] = {}
@@ -72,10 +99,17 @@ class Driver:
         self._began = time.monotonic()
         self._stop = False
         self._notes: list[str] = []
-        self._shape = GangShape.of(plan.sweep.compute)
-        order = tuple(trial.trial_id for trial in self._books.waiting)
-        gangs = min(plan.sweep.compute.gangs, len(order))
-        self._state = State(order=order, waiting=order, max_gangs=gangs, max_failures=MAX_FAILURES)
+        waiting = self._books.waiting
+        for trial in plan.trials:
+            if trial.branch_points:
+                self._books.drop_branch_points(trial.trial_id)
+        self._state = opening(
+            jobs_of(plan, waiting, self._books.waits),
+            Cluster.of(backend.nodes()),
+            {plan.sweep.name: Limit(gangs=plan.sweep.compute.gangs)},
+            policy or Policy(ahead=True),
+            {trial.trial_id: max(self._books.checkpoints(trial.trial_id), default=0) for trial in waiting},
+        )
 
     def request_stop(self) -> None:
         """Let every attempt save and end; safe to call from a signal handler."""
@@ -83,22 +117,25 @@ class Driver:
 
     def opening(self) -> str:
         """What there is to do, in a line."""
-        plan, trials, have = self._plan, len(self._state.order), self._books.num_measured
+        plan, trials, have = self._plan, len(self._state.jobs), self._books.num_measured
         there = f" ({have} are there)" if have else ""
         to_make = f"{plan.num_cells - have} measurements to make{there}"
-        gangs = self._state.max_gangs
+        gangs = min(plan.sweep.compute.gangs, trials)
         return f"{plan.sweep.name}: {to_make}; {_count(trials, 'trial')}, {_count(gangs, 'gang')}"
 
     def run(self) -> State:
         """Run until everything is measured, given up or stopped."""
         self._apply(*scheduler.begin(self._state))
         while not self._state.finished:
+            self._tell(Tick(time.monotonic() - self._began))
             if self._stop and not self._state.stopping:
-                self._apply(*scheduler.step(self._state, StopRequested()))
+                self._tell(StopRequested())
             for event in self._backend.events(TICK_SECONDS):
                 for checked in self._record(event):
-                    self._apply(*scheduler.step(self._state, checked))
+                    self._tell(checked)
             self._last |= self._backend.progress()
+            for saved in self._branch_points_saved():
+                self._tell(saved)
             self._listen(self.snapshot())
         return self._state
 
@@ -120,18 +157,25 @@ class Driver:
             notes=notes,
         )
 
+    def _tell(self, event: Event | StopRequested | Tick) -> None:
+        self._apply(*scheduler.step(self._state, event))
+
     def _apply(self, state: State, actions: list[Action]) -> None:
         self._state = state
         for action in actions:
             match action:
-                case StartGang(gang):
-                    self._backend.start_gang(gang, self._shape)
+                case StartGang(gang, shape):
+                    self._backend.start_gang(gang, shape)
                 case RunTrial(gang, trial_id):
                     self._run(gang, self._trials[trial_id])
                 case StopAttempt(gang):
                     self._backend.request_stop(gang)
                 case StopGang(gang):
                     self._backend.stop_gang(gang)
+                case RecordDiverged(trial_id, reason):
+                    trial = self._trials[trial_id]
+                    self._books.enter_diverged(trial, reason)
+                    self._notes.append(f"{trial.name} diverged: {reason}")
 
     def _run(self, gang: str, trial: Trial) -> None:
         assignment = Assignment(
@@ -139,6 +183,7 @@ class Driver:
             attempt=self._books.claim(trial.trial_id),
             gang=gang,
             milestones=self._books.lacking(trial),
+            branch_points=self._books.needed(trial),
             samples_spent=self._books.spent(trial.trial_id),
             checkpoint_seconds=60 * self._plan.sweep.compute.checkpoint_minutes,
             mlflow_run_id=self._run_id(trial.trial_id),
@@ -150,7 +195,7 @@ class Driver:
         """Keep the books of an attempt that has ended, and tell the scheduler what the store says of it.
 
         The store decides: an attempt that says it is complete and whose measurements are not there has failed, and a
-        gang that died after its last measurement leaves nothing to repeat.
+        gang that died after its last measurement leaves nothing to repeat. Checkpoints are told of first.
         """
         if isinstance(event, GangLost):
             self._notes.append(f"{event.gang} was lost: {event.reason}")
@@ -159,27 +204,45 @@ class Driver:
         assignment, began = self._running.pop(event.gang)
         trial, last = assignment.trial, self._last_of(event.gang, assignment)
         self._books.refresh()
-        lacking = self._books.lacking(trial)
+        lacking = self._books.stops(trial)
+        saved: list[Event] = [
+            CheckpointSaved(trial_id=trial.trial_id, samples=samples)
+            for samples in reversed(self._books.checkpoints(trial.trial_id))
+        ]
+        if trial.trunk is not None:
+            self._books.drop_branch_points(trial.trunk)
         ended = partial(AttemptEnded, gang=event.gang, trial_id=trial.trial_id, attempt=assignment.attempt)
         if isinstance(event, GangLost) or event.outcome == "failed":
             reason = event.reason or "no reason given"
             self._flops_ended += self._books.enter_lost(assignment, began, last, reason) * trial.flops_per_sample
             if not lacking:
-                return [ended(outcome="completed", reason=None), event]
+                return [*saved, ended(outcome="completed", reason=None), event]
             where = f"logs/{trial.trial_id}/{assignment.attempt}.log"
             self._notes.append(f"{trial.name}: attempt {assignment.attempt} failed ({where}): {reason}")
-            return [event]
-        start = last.samples_start if last else 0
-        end = trial.milestones[-1] if event.outcome != "stopped" else (last.samples if last else 0)
+            return [*saved, event]
+        start = last.samples_start if last else trial.first
+        end = trial.last if event.outcome != "stopped" else (last.samples if last else trial.first)
         self._books.spend(trial.trial_id, end - start)
         self._flops_ended += (end - start) * trial.flops_per_sample
         if event.outcome == "diverged":
             self._notes.append(f"{trial.name} diverged: {event.reason}")
-        if event.outcome != "stopped" and lacking:
+        missing = {"completed": lacking, "diverged": self._books.lacking(trial)}.get(event.outcome)
+        if missing:
             reason = f"its workers do not write to the folder that the driver reads, {self._store.folder}"
             self._notes.append(f"{trial.name}: {reason}")
-            return [ended(outcome="failed", reason=reason)]
-        return [event]
+            return [*saved, ended(outcome="failed", reason=reason)]
+        return [*saved, event]
+
+    def _branch_points_saved(self) -> list[CheckpointSaved]:
+        """The checkpoints for which branches wait and that running trunks have made since the last look."""
+        state, found = self._state, []
+        for trunk in state.running.values():
+            points = {state.blocked[branch][1] for branch in state.branches.get(trunk, ()) if branch in state.blocked}
+            reached = max((last.samples for last in self._last.values() if last.trial_id == trunk), default=0)
+            for samples in sorted(point for point in points if point <= reached):
+                if self._books.has_checkpoint(trunk, samples):
+                    found.append(CheckpointSaved(trial_id=trunk, samples=samples))
+        return found
 
     def _last_of(self, gang: str, assignment: Assignment) -> Progress | None:
         """The last progress known of an attempt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from orchestrator.scheduling.backend import (
     GangLost,
     GangReady,
     GangShape,
+    Node,
     Progress,
 )
 
@@ -36,6 +38,9 @@ class LocalBackend:
         self._workers: dict[str, LocalWorker] = {}
         self._events: queue.Queue[Event] = queue.Queue()
         self._threads: list[threading.Thread] = []
+
+    def nodes(self) -> Sequence[Node]:
+        return [Node(name="local", cpus=os.cpu_count() or 1)]
 
     def start_gang(self, gang: str, shape: GangShape) -> None:
         assert shape.workers == 1, "a local gang has one worker"

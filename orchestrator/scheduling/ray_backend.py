@@ -18,16 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray._private.state import available_resources_per_node  # for developers, as yet nowhere else
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.scheduling.backend import Assignment, AttemptEnded, Event, GangLost, GangReady, GangShape, Progress
+from orchestrator.scheduling.backend import (
+    Assignment,
+    AttemptEnded,
+    Event,
+    GangLost,
+    GangReady,
+    GangShape,
+    Node,
+    NodeAdded,
+    NodeLost,
+    Progress,
+)
 
 log = logging.getLogger(__name__)
 
 WORKER = "orchestrator.training.worker:Worker"
 POLL_SECONDS = 0.5
 """Time between two looks at the progress of the gangs."""
+NODES_SECONDS = 2.0
+"""Time between two looks at the nodes."""
 
 
 class Member:
@@ -61,6 +75,8 @@ class Member:
 class _Gang:
     shape: GangShape
     group: PlacementGroup
+    nodes: tuple[str, ...] = ()
+    """The node of each worker, once they are placed."""
     members: list[Any] = field(default_factory=list)
     waits_for: str = "placement"
     pending: list[Any] = field(default_factory=list)
@@ -87,6 +103,9 @@ class RayBackend:
         self._events: list[Event] = []
         self._last_poll = 0.0
         _connect(address)
+        self._nodes: dict[str, Node] = {}
+        self._last_nodes = 0.0
+        self._look_at_nodes()
 
     def check(self, shape: GangShape) -> None:
         """Raise ValueError if the nodes as they are now could never hold one such gang."""
@@ -99,6 +118,9 @@ class RayBackend:
                     f"one node); the cluster's nodes have {have}. Lower compute.workers or compute."
                     f"{resource.lower()}s_per_worker in the spec, or join a larger cluster with --address."
                 )
+
+    def nodes(self) -> Sequence[Node]:
+        return list(self._nodes.values())
 
     def start_gang(self, gang: str, shape: GangShape) -> None:
         bundle = {"CPU": shape.cpus_per_worker}
@@ -118,6 +140,7 @@ class RayBackend:
 
     def events(self, timeout: float) -> Sequence[Event]:
         deadline = time.monotonic() + timeout
+        self._events += self._look_at_nodes()
         while not self._events:
             pending = {reference: name for name, gang in self._gangs.items() for reference in gang.pending}
             left = max(0.0, deadline - time.monotonic())
@@ -170,6 +193,7 @@ class RayBackend:
 
     def _next(self, name: str, gang: _Gang, answers: list[Any]) -> None:
         if gang.waits_for == "placement":
+            gang.nodes = _placed_on(gang.group)
             gang.members = [self._member(name, gang, rank) for rank in range(gang.shape.workers)]
             gang.waits_for, gang.pending = "address", [gang.members[0].address.remote()]
         elif gang.waits_for == "address":
@@ -178,7 +202,7 @@ class RayBackend:
             gang.pending = [m.join.remote(rank, world, host, port) for rank, m in enumerate(gang.members)]
         elif gang.waits_for == "join":
             gang.waits_for, gang.pending = "work", []
-            self._events.append(GangReady(gang=name))
+            self._events.append(GangReady(gang=name, nodes=gang.nodes))
         else:
             assert gang.assignment is not None
             outcome, reason = answers[0]
@@ -199,6 +223,28 @@ class RayBackend:
             )
         else:
             self._events.append(GangLost(gang=name, reason=reason))
+
+    def _look_at_nodes(self) -> list[NodeAdded | NodeLost]:
+        """What has changed about the nodes. A node counts for what is free there or held by gangs of this driver:
+        other drivers of the cluster have the rest."""
+        if time.monotonic() - self._last_nodes < NODES_SECONDS:
+            return []
+        self._last_nodes = time.monotonic()
+        before, self._nodes = self._nodes, self._nodes_now()
+        lost = [NodeLost(node=name) for name in before if name not in self._nodes]
+        return lost + [NodeAdded(node=node) for name, node in self._nodes.items() if before.get(name) != node]
+
+    def _nodes_now(self) -> dict[str, Node]:
+        found = {
+            name: Node(name=name, cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0))
+            for name, free in available_resources_per_node().items()
+        }
+        for gang in self._gangs.values():
+            for name in gang.nodes or _placed_on(gang.group):
+                if (node := found.get(name)) is not None:
+                    cpus, gpus = node.cpus + gang.shape.cpus_per_worker, node.gpus + gang.shape.gpus_per_worker
+                    found[name] = Node(name=name, cpus=round(cpus, 4), gpus=round(gpus, 4))
+        return found
 
     def _member(self, name: str, gang: _Gang, rank: int) -> Any:
         threads = max(1, int(gang.shape.cpus_per_worker))
@@ -225,6 +271,13 @@ class RayBackend:
             with contextlib.suppress(Exception):
                 gang.progress = ray.get(ready[0])
         gang.progress_reference = gang.members[0].progress.remote()
+
+
+def _placed_on(group: PlacementGroup) -> tuple[str, ...]:
+    """The node of each bundle; empty while there is no room for the group."""
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    placed = tuple(nodes[rank] for rank in sorted(nodes))
+    return placed if all(placed) else ()
 
 
 def _environment(threads: int, use_gpu: bool) -> dict[str, str]:

@@ -1,19 +1,33 @@
 """The scheduler: a pure function from (state, event) to (state, actions). It knows nothing of Ray, clocks or files.
 
-Trials wait in the order of the plan (longest first, so that no long one is left for the end) and go to whichever gang
-is free. An attempt that fails, or whose gang is lost, is tried again up to a limit; divergence is a result and is not.
-A lost gang is replaced while work is waiting for it.
+Time comes in as the event `Tick`. A state is made of persistent maps (`scheduling/persistent.py`), so that a step costs
+O(log n) and leaves the state that it started from as it was: any schedule of events can be replayed, or tried out.
+
+Jobs wait in the order of priority and length, and go to whichever gang of their kind is free (`admission.py`). One
+that fails, or whose gang is lost, is tried again after a while, up to a limit; a new checkpoint clears the count, for
+what gets on is not stuck. Divergence is a result and is not tried again. A cooldown waits until its trunk's checkpoint
+is there; if the trunk ends without it, so does the cooldown. A lost gang is replaced while work waits for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass
 
-from orchestrator.scheduling.backend import AttemptEnded, Event, GangLost, GangReady
+from orchestrator.scheduling.admission import dispatch
+from orchestrator.scheduling.backend import (
+    AttemptEnded,
+    CheckpointSaved,
+    Event,
+    GangLost,
+    GangReady,
+    Node,
+    NodeAdded,
+    NodeDraining,
+    NodeLost,
+)
+from orchestrator.scheduling.state import Action, Gang, RecordDiverged, State, StopAttempt
+from orchestrator.scheduling.turn import Turn
 
-GangState = Literal["starting", "idle", "busy"]
 MAX_GANG_LOSSES = 3
 """Gangs lost in a row, none of them having come up, before the sweep is given up."""
 MAX_FAILURES_IN_A_ROW = 6
@@ -21,171 +35,210 @@ MAX_FAILURES_IN_A_ROW = 6
 
 
 @dataclass(frozen=True)
-class StartGang:
-    """Start this gang."""
-
-    gang: str
-
-
-@dataclass(frozen=True)
-class RunTrial:
-    """Run the next attempt of a trial on a gang."""
-
-    gang: str
-    trial_id: str
-
-
-@dataclass(frozen=True)
-class StopAttempt:
-    """Ask a gang's attempt to save and end."""
-
-    gang: str
-
-
-@dataclass(frozen=True)
-class StopGang:
-    """End a gang that is not needed any more, or not to be trusted."""
-
-    gang: str
-
-
-Action = StartGang | RunTrial | StopAttempt | StopGang
-
-
-@dataclass(frozen=True)
 class StopRequested:
     """A person wants the sweep to stop, to be continued later."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """What the scheduler knows."""
+@dataclass(frozen=True)
+class Tick:
+    """It is `now`, in seconds since any fixed moment; earlier than the last Tick changes nothing."""
 
-    order: tuple[str, ...]
-    """All trials to run, in the plan's order."""
-    waiting: tuple[str, ...]
-    """Those that wait, in the same order."""
-    max_gangs: int
-    max_failures: int
-    """Failed attempts of a trial before it is given up."""
-    gangs: Mapping[str, GangState] = field(default_factory=dict)
-    running: Mapping[str, str] = field(default_factory=dict)
-    """Trial by gang."""
-    failures: Mapping[str, int] = field(default_factory=dict)
-    """Failed attempts by trial."""
-    done: frozenset[str] = frozenset()
-    given_up: Mapping[str, str] = field(default_factory=dict)
-    """Trials that failed too often, with the last reason."""
-    stopping: bool = False
-    gangs_named: int = 0
-    losses: int = 0
-    """Gangs lost since the last one came up."""
-    failures_in_a_row: int = 0
-    """Failed attempts since the last one that did not fail."""
-    broken: str | None = None
-    """Why the sweep is given up, if so."""
-
-    @property
-    def finished(self) -> bool:
-        """Nothing runs and nothing will."""
-        return not self.running and (not self.waiting or self.stopping or self.broken is not None)
-
-    @property
-    def succeeded(self) -> bool:
-        """Everything is measured."""
-        return not self.running and not self.waiting and not self.given_up
+    now: float
 
 
 def begin(state: State) -> tuple[State, list[Action]]:
-    """The first actions: start as many gangs as there is work for."""
-    return _fill(state)
+    """The first actions: start the gangs for which there is work and room."""
+    turn = Turn(state)
+    dispatch(turn)
+    return turn.state, turn.actions
 
 
-def step(state: State, event: Event | StopRequested) -> tuple[State, list[Action]]:
-    """The state after `event`, and what to do now. Events of unknown gangs change nothing."""
-    if isinstance(event, StopRequested):
-        if state.stopping:
-            return state, []
-        return replace(state, stopping=True), [StopAttempt(gang) for gang in state.running]
-    if event.gang not in state.gangs:
-        return state, []
-    if isinstance(event, GangReady):
-        state = replace(state, gangs={**state.gangs, event.gang: "idle"}, losses=0)
-        return _fill(state)
-    if isinstance(event, AttemptEnded):
-        return _attempt_ended(state, event)
-    return _gang_lost(state, event)
+def step(state: State, event: Event | StopRequested | Tick) -> tuple[State, list[Action]]:
+    """The state after `event`, and what to do now. Events of unknown gangs, trials and nodes change nothing."""
+    turn = Turn(state)
+    match event:
+        case Tick(now):
+            if now <= state.now:
+                return state, []
+            turn.state = state._replace(now=now)
+            if now < state.wakes_at:
+                return turn.state, []
+            _release_delayed(turn)
+        case StopRequested():
+            turn.state = state._replace(stopping=True)
+            turn.actions += [] if state.stopping else [StopAttempt(gang) for gang in state.running]
+        case GangReady():
+            _gang_ready(turn, event)
+        case AttemptEnded():
+            _attempt_ended(turn, event)
+        case GangLost():
+            _gang_lost(turn, event)
+        case CheckpointSaved():
+            _checkpoint_saved(turn, event)
+        case NodeAdded(node=node):
+            turn.state = state._replace(cluster=state.cluster.with_node(node))
+        case NodeDraining(node=name):
+            _node_draining(turn, name)
+        case NodeLost(node=name):
+            _node_lost(turn, name)
+    if turn.state is not state:
+        dispatch(turn)
+    return turn.state, turn.actions
 
 
-def _attempt_ended(state: State, event: AttemptEnded) -> tuple[State, list[Action]]:
-    if state.running.get(event.gang) != event.trial_id:
-        return state, []
-    running = {gang: trial for gang, trial in state.running.items() if gang != event.gang}
+def _release_delayed(turn: Turn) -> None:
+    """Let the jobs whose wait is over begin again."""
+    while (key := turn.state.delayed.key_at(0)) is not None and key[0] <= turn.state.now:
+        turn.state = turn.state._replace(delayed=turn.state.delayed.without(key))
+        turn.queue(key[1])
+
+
+def _gang_ready(turn: Turn, event: GangReady) -> None:
+    state = turn.state
+    gang = state.gangs.get(event.gang)
+    if gang is None or gang.status not in ("asked", "starting"):
+        return
+    placement = gang.placement
+    if event.nodes:
+        placement = state.cluster.release(placement).placed_on(gang.kind.shape, event.nodes)
+    asked = None if state.asked == gang.name else state.asked
+    turn.state = state._replace(losses=0, asked=asked)
+    ready = gang._replace(placement=placement)
+    turn.replace(gang, ready)
+    turn.free(ready)
+
+
+def _attempt_ended(turn: Turn, event: AttemptEnded) -> None:
+    state, trial_id = turn.state, event.trial_id
+    if state.running.get(event.gang) != trial_id:
+        return
+    gang = state.gangs[event.gang]
+    turn.state = state._replace(running=state.running.without(event.gang))
     if event.outcome == "failed":
         # Its process group may be stuck half-way through a collective: start afresh.
-        state = replace(state, running=running, gangs=_without(state.gangs, event.gang))
-        state, actions = _fill(_failed(state, event.trial_id, event.reason or "failed"))
-        return state, [StopGang(event.gang), *actions]
-    state = replace(state, running=running, gangs={**state.gangs, event.gang: "idle"}, failures_in_a_row=0)
+        turn.end(gang)
+        _failed(turn, trial_id, event.reason or "failed")
+        return
+    turn.state = turn.state._replace(failures_in_a_row=0)
     if event.outcome == "stopped":
-        state = _wait(state, event.trial_id)
+        turn.queue(trial_id)
+    elif event.outcome == "diverged":
+        _diverged(turn, trial_id, event.reason or "diverged")
     else:
-        state = replace(state, done=state.done | {event.trial_id})
-    return _fill(state)
+        _done(turn, trial_id)
+        for branch in _waiting_branches(turn.state, trial_id):
+            _given_up(turn, branch, f"its trunk {trial_id} ended without a checkpoint to begin with")
+    turn.free(gang)
 
 
-def _gang_lost(state: State, event: GangLost) -> tuple[State, list[Action]]:
-    trial = state.running.get(event.gang)
-    running = {gang: other for gang, other in state.running.items() if gang != event.gang}
-    losses = state.losses + 1 if state.gangs[event.gang] == "starting" else state.losses
-    state = replace(state, running=running, gangs=_without(state.gangs, event.gang), losses=losses)
-    if trial is not None:
-        state = _failed(state, trial, event.reason)
+def _gang_lost(turn: Turn, event: GangLost) -> None:
+    state = turn.state
+    gang = state.gangs.get(event.gang)
+    if gang is None:
+        return
+    trial_id = state.running.get(gang.name)
+    unborn = gang.status in ("asked", "starting") and not gang.adrift
+    losses = state.losses + unborn
+    turn.state = state._replace(running=state.running.without(gang.name), losses=losses)
+    turn.end(gang)
     if losses >= MAX_GANG_LOSSES:
-        state = replace(state, broken=f"no workers could be started: {event.reason}")
-    state, actions = _fill(state)
-    return state, [StopGang(event.gang), *actions]
+        turn.state = turn.state._replace(broken=f"no workers could be started: {event.reason}")
+    if trial_id is not None:
+        _failed(turn, trial_id, event.reason, excused=gang.adrift)
 
 
-def _failed(state: State, trial_id: str, reason: str) -> State:
-    """Count a failed attempt; the trial waits again, or is given up."""
-    count, in_a_row = state.failures.get(trial_id, 0) + 1, state.failures_in_a_row + 1
-    state = replace(state, failures={**state.failures, trial_id: count}, failures_in_a_row=in_a_row)
-    if in_a_row >= MAX_FAILURES_IN_A_ROW:
-        state = replace(state, broken=f"{in_a_row} attempts failed in a row, the last one: {reason}")
-    if count > state.max_failures:
-        return replace(state, given_up={**state.given_up, trial_id: reason})
-    return _wait(state, trial_id)
+def _checkpoint_saved(turn: Turn, event: CheckpointSaved) -> None:
+    """Count the progress, and let the branches that begin there begin."""
+    state, trial_id = turn.state, event.trial_id
+    if trial_id not in state.jobs:
+        return
+    if event.samples > state.saved.get(trial_id, 0):
+        saved = state.saved.set(trial_id, event.samples)
+        failures = state.failures.without(trial_id)
+        turn.state = state._replace(saved=saved, failures=failures, failures_in_a_row=0)
+    for branch in _waiting_branches(turn.state, trial_id):
+        if turn.state.blocked[branch] == (trial_id, event.samples):
+            turn.state = turn.state._replace(blocked=turn.state.blocked.without(branch))
+            turn.queue(branch)
 
 
-def _wait(state: State, trial_id: str) -> State:
-    """Put a trial back among the waiting, at its place in the plan: longest first stays longest first."""
-    return replace(state, waiting=tuple(t for t in state.order if t == trial_id or t in state.waiting))
+def _node_draining(turn: Turn, name: str) -> None:
+    """Nothing new goes to the node; what runs there saves and ends."""
+    if name not in turn.state.cluster.totals:
+        return
+    turn.state = turn.state._replace(cluster=turn.state.cluster.with_node(Node(name=name, cpus=0.0)))
+    _forget_reservation_on(turn, name)
+    for gang in _gangs_on(turn.state, name):
+        leaving = gang._replace(leaving=True)
+        turn.replace(gang, leaving)
+        if gang.status == "busy":
+            turn.actions.append(StopAttempt(gang.name))
+        elif gang.status in ("idle", "held"):
+            turn.end(leaving)
 
 
-def _fill(state: State) -> tuple[State, list[Action]]:
-    """Give waiting trials to idle gangs, start the gangs that are missing, end those that nothing waits for."""
-    actions: list[Action] = []
-    gangs, running, waiting = dict(state.gangs), dict(state.running), list(state.waiting)
-    halted = state.stopping or state.broken is not None
-    for gang in sorted(gang for gang, status in gangs.items() if status == "idle"):
-        if waiting and not halted:
-            running[gang] = waiting.pop(0)
-            gangs[gang] = "busy"
-            actions.append(RunTrial(gang, running[gang]))
-        elif halted or not running:
-            del gangs[gang]
-            actions.append(StopGang(gang))
-    named = state.gangs_named
-    starting = sum(status == "starting" for status in gangs.values())
-    while not halted and len(gangs) < state.max_gangs and starting < len(waiting):
-        gang = f"gang-{named}"
-        named, starting = named + 1, starting + 1
-        gangs[gang] = "starting"
-        actions.append(StartGang(gang))
-    changed = replace(state, gangs=gangs, running=running, waiting=tuple(waiting), gangs_named=named)
-    return changed, actions
+def _node_lost(turn: Turn, name: str) -> None:
+    """The node's resources are gone; that its gangs are lost is told by events of their own."""
+    if name not in turn.state.cluster.totals:
+        return
+    _forget_reservation_on(turn, name)
+    for gang in _gangs_on(turn.state, name):
+        elsewhere = tuple(allotment for allotment in gang.placement if allotment.node != name)
+        turn.replace(gang, gang._replace(placement=elsewhere, adrift=True))
+    turn.state = turn.state._replace(cluster=turn.state.cluster.without_node(name))
 
 
-def _without(gangs: Mapping[str, GangState], gang: str) -> dict[str, GangState]:
-    return {name: status for name, status in gangs.items() if name != gang}
+def _forget_reservation_on(turn: Turn, node: str) -> None:
+    if turn.state.reservation is not None and node in turn.state.reservation.nodes:
+        turn.drop_reservation()
+
+
+def _gangs_on(state: State, node: str) -> list[Gang]:
+    return [gang for gang in state.gangs.values() if any(allotment.node == node for allotment in gang.placement)]
+
+
+def _done(turn: Turn, trial_id: str) -> None:
+    turn.retire(trial_id)
+    turn.state = turn.state._replace(done=turn.state.done.set(trial_id, None))
+
+
+def _diverged(turn: Turn, trial_id: str, reason: str) -> None:
+    """Enter the result, and the same for the branches that cannot begin any more."""
+    _done(turn, trial_id)
+    turn.state = turn.state._replace(diverged=turn.state.diverged.set(trial_id, reason))
+    for branch in _waiting_branches(turn.state, trial_id):
+        why = f"its trunk {trial_id} diverged: {reason}"
+        _diverged(turn, branch, why)
+        turn.actions.append(RecordDiverged(branch, why))
+
+
+def _failed(turn: Turn, trial_id: str, reason: str, excused: bool = False) -> None:
+    """Count a failed attempt; the trial waits again, or is given up. An excused one is not counted."""
+    if excused:
+        turn.queue(trial_id)
+        return
+    state = turn.state
+    policy, count, in_a_row = state.policy, state.failures.get(trial_id, 0) + 1, state.failures_in_a_row + 1
+    turn.state = state._replace(failures=state.failures.set(trial_id, count), failures_in_a_row=in_a_row)
+    if in_a_row >= MAX_FAILURES_IN_A_ROW and state.broken is None:
+        broken = f"{in_a_row} attempts failed in a row, the last one: {reason}"
+        turn.state = turn.state._replace(broken=broken)
+    if count > policy.max_failures:
+        _given_up(turn, trial_id, reason)
+    elif policy.backoff_seconds > 0:
+        wait = min(policy.backoff_seconds * 2 ** (count - 1), policy.backoff_limit_seconds)
+        turn.state = turn.state._replace(delayed=turn.state.delayed.set((state.now + wait, trial_id), None))
+    else:
+        turn.queue(trial_id)
+
+
+def _given_up(turn: Turn, trial_id: str, reason: str) -> None:
+    """Give a trial up, and the branches that wait for it."""
+    turn.retire(trial_id)
+    turn.state = turn.state._replace(given_up=turn.state.given_up.set(trial_id, reason))
+    for branch in _waiting_branches(turn.state, trial_id):
+        _given_up(turn, branch, f"its trunk {trial_id} was given up: {reason}")
+
+
+def _waiting_branches(state: State, trunk: str) -> list[str]:
+    return [branch for branch in state.branches.get(trunk, ()) if branch in state.blocked]

@@ -1,0 +1,49 @@
+"""From a plan to the scheduler's jobs: the shape of each trial's gang, how long it takes, and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from orchestrator.planning.plan import Plan
+from orchestrator.scheduling.backend import GangShape
+from orchestrator.scheduling.state import Job, Kind
+from orchestrator.spec.trial import Trial
+
+
+def jobs_of(plan: Plan, trials: Iterable[Trial], waits: Callable[[Trial], bool], priority: int = 0) -> list[Job]:
+    """The jobs of some trials of a plan, in their order.
+
+    Args:
+        plan: gives the estimated seconds and the gangs.
+        trials: those to run.
+        waits: whether a branch still lacks the checkpoint with which it begins.
+        priority: of all of them.
+    """
+    trials = list(trials)
+    after: dict[tuple[str, int], float] = {}
+    for trial in trials:
+        if trial.trunk is not None and waits(trial):
+            point = trial.trunk, trial.first
+            after[point] = max(after.get(point, 0.0), plan.seconds(trial))
+    return [_job(plan, trial, waits, after, priority) for trial in trials]
+
+
+def _job(
+    plan: Plan, trial: Trial, waits: Callable[[Trial], bool], after: dict[tuple[str, int], float], priority: int
+) -> Job:
+    seconds = plan.seconds(trial)
+    share = [(point - trial.first) / (trial.last - trial.first) for point in trial.branch_points]
+    chains = [
+        part * seconds + after.get((trial.trial_id, point), 0.0)
+        for point, part in zip(trial.branch_points, share, strict=True)
+    ]
+    return Job(
+        trial_id=trial.trial_id,
+        kind=Kind(plan.sweep.name, GangShape.of(plan.sweep.compute, trial.num_workers)),
+        seconds=seconds,
+        chain=max(chains, default=None),
+        first=trial.first,
+        last=trial.last,
+        priority=priority,
+        waits_for=(trial.trunk, trial.first) if trial.trunk is not None and waits(trial) else None,
+    )
