@@ -218,5 +218,5 @@ def _warnings(plan: Plan) -> Iterator[Text]:
 def _table(*columns: str, left: int) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=index >= left)
     return table

@@ -239,6 +239,13 @@ def test_constraints_leave_cells_out(plan):
     }  # fmt: skip
 
 
+def test_what_a_constraint_leaves_out_is_no_problem(plan, refused):
+    models, budgets = sizes(rule="width", widths=[16, 256], depth=1), {"flops": [1e8, 1e10]}
+    assert "less than one step of size w256" in refused(models=models, budgets=budgets)
+    found = plan(models=models, budgets=budgets, constraints=["steps >= 1"])
+    assert {(t.size, t.budgets) for t in found.trials} == {("w16", (1e8, 1e10)), ("w256", (1e10,))}
+
+
 @pytest.mark.parametrize(
     ("constraints", "message"),
     [

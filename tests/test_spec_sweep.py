@@ -90,7 +90,7 @@ def test_completep_is_a_parameterization_of_a_sweep(spec):
         ("width: 16", "width: 20", "7: models.sizes[1].width: got width 20, which heads of size 8 do not divide"),
         ("patch: 7", "patch: 5", "6: models.sizes[0]: size a: patch 5 does not divide image_size 28"),
         ("2e8, 4e8", "1e6, 4e8", "12: budgets.flops[0]: got 1e+06 flops, less than one step of size a"),
-        ("2e8, 4e8", "2e8, 2.0001e8", "the same 33 steps of size a as another budget"),
+        ("2e8, 4e8", "2e8, 2.0001e8", "comes to the same 33 steps of size a as another budget; drop one"),
         ("flops: [2e8, 4e8]", "flops: [2e8], samples: [3]", "gives flops and samples; wanted exactly one"),
         ("flops: [2e8, 4e8]", "flops: []", "12: budgets.flops: is empty; wanted at least one"),
         ("  sp: {parameterization: sp}", "  sp: {parameterization: {name: ntk}}", "wanted {name: sp} or {name: mup"),
@@ -112,7 +112,11 @@ def test_completep_is_a_parameterization_of_a_sweep(spec):
         ("name: small", "name: ../small", "1: name: got '../small'; wanted letters, digits"),
         ("name: small", "name: small\nname: again", "2: name: is given twice, first on line 1; keep one"),
         ("name: small", "name: small\ndataset: cifar", "dataset 'cifar' is not known; wanted one of fashion-mnist"),
-        ("name: small", "name: small\ncompute: {workers: 5}", "5 workers, which do not divide training.batch_size 32"),
+        (
+            "name: small",
+            "name: small\ncompute: {workers: 5}",
+            "a batch of 32, which 5 workers do not divide",
+        ),
         ("name: small", "name: small\ncompute: {precision: bf16, zero_stage: 0}", "spurious Adam step"),
         ("name: b", "name: a", "6: models.sizes[1]: got size a a second time"),
         (

@@ -30,8 +30,10 @@ class Target(NamedTuple):
     batch_size: int
     budget: float | None
     """The FLOPs asked for; None where samples were."""
-    branch: int | None
+    branch: int | None = None
     """Samples at which its cooldown begins; None under a constant schedule."""
+    problem: Problem | None = None
+    """Why it cannot be; told unless the constraints leave its cells out."""
 
 
 class Cell(NamedTuple):
@@ -62,17 +64,18 @@ class Grid:
             return []
         found = variants.all()
         self._check(found)
-        if self.problems:
-            return []
         each = sum(
             len(self._targets_of(variant, model)) * len(variant.training.learning_rate)
             for variant in found
             for model in self._ladder(variant).models
         )
-        if self.problems or self._too_many(each * len(sweep.seeds)):
+        if self._too_many(each * len(sweep.seeds)):
             return []
-        cells = list(self._all(found))
-        return self._constrained(cells, conditions)
+        cells = self._constrained(list(self._all(found)), conditions)
+        for target in dict.fromkeys(cell.target for cell in cells):
+            if target.problem is not None:
+                self._refuse(target.problem.location, target.problem.message)
+        return [] if self.problems else cells
 
     def _all(self, variants: Sequence[Variant]) -> Iterator[Cell]:
         for variant in variants:
@@ -124,84 +127,74 @@ class Grid:
         key = (id(variant.training), model.name, id(variant.models))
         if key not in self._targets:
             ladder = self._ladder(variant)
-            found = []
+            found: list[tuple[Target, Location]] = []
             for index, budget in enumerate(self._sweep.budgets.of(model.name)):
                 if ladder.around is not None and model.name not in ladder.around(self._flops(budget)):
                     continue
                 at = self._sweep.budgets.location(model.name, index)
-                target = self._target(variant.training, model, budget, at)
-                if target is not None:
-                    found.append((target, budget, at))
+                found.append((self._target(variant.training, model, budget, at), at))
             self._targets[key] = self._apart(model, found)
         return self._targets[key]
 
-    def _target(self, training: Training, model: SizedModel, budget: float, at: Location) -> Target | None:
+    def _target(self, training: Training, model: SizedModel, budget: float, at: Location) -> Target:
         kind, per_sample = self._sweep.budgets.kind, model.cost.training_flops
-        asked = f"got {budget:g} {kind.replace('_', ' ')}"
-        in_flops = kind in ("flops", "gpu_hours")
-        flops = self._flops(budget) if in_flops else None
+        flops = self._flops(budget) if kind in ("flops", "gpu_hours") else None
         if flops is not None:
             samples = flops / per_sample
         else:
             samples = budget if kind == "samples" else budget * model.params / model.cost.tokens
         batch = batch_size_of(training.batch_size, samples, samples * per_sample)
         steps = steps_of_flops(flops, per_sample, batch) if flops is not None else steps_of_samples(samples, batch)
-        if steps == 0:
-            need = f"{per_sample * batch:.3g} FLOPs" if flops is not None else f"{batch} samples"
-            message = (
-                f"{asked}, less than one step of size {model.name} at batch size {batch}; wanted at "
-                f"least {need}. Raise the budget, lower training.batch_size or drop the size."
-            )
-            self._refuse(at, message)
-            return None
-        if steps * batch >= 2**53:
-            self._refuse(at, f"{asked}, {steps * batch:.3g} samples of size {model.name}; wanted less than 2^53")
-            return None
-        if not self._within_epochs(steps * batch, model, asked, at):
-            return None
-        workers = self._sweep.compute.workers
-        if workers != "auto" and batch % workers:
-            where = "training.batch_size" if isinstance(training.batch_size, int) else "the batch size"
-            message = f"got {workers} workers, which do not divide {where} {batch}; wanted a divisor of it"
-            self._refuse(("compute", "workers"), message)
-            return None
         branch = None
         if isinstance(training.schedule, WarmupStableDecay):
             branch = cooldown_start(steps, training.schedule.cooldown) * batch
-            if not training.warmup_samples <= branch or branch in (0, steps * batch):
-                message = (
-                    f"{asked}, {steps} steps of size {model.name}: no step is left between a warmup of "
-                    f"{training.warmup_samples} samples and a cooldown of {training.schedule.cooldown:.0%}; wanted a "
-                    "larger budget, a shorter warmup or a smaller batch"
-                )
-                self._refuse(at, message)
-                return None
-        return Target(steps * batch, batch, flops, branch)
+        wrong = self._wrong(training, model, steps, batch, branch)
+        asked = f"got {budget:g} {kind.replace('_', ' ')}, "
+        return Target(steps * batch, batch, flops, branch, Problem(at, asked + wrong) if wrong else None)
 
-    def _within_epochs(self, samples: int, model: SizedModel, asked: str, at: Location) -> bool:
-        data = DATASETS[self._sweep.dataset]
-        most = self._sweep.budgets.max_epochs or data.max_epochs
-        epochs = samples / data.train_images
-        if epochs > most:
-            message = (
-                f"{asked}, {epochs:,.0f} passes over the {data.train_images:,} images of {data.name} with size "
-                f"{model.name}; wanted at most {most:g}. Lower the budget, drop the size or raise budgets.max_epochs."
+    def _wrong(self, training: Training, model: SizedModel, steps: int, batch: int, branch: int | None) -> str | None:
+        """What is wrong with so many steps, if anything."""
+        data, samples, workers = DATASETS[self._sweep.dataset], steps * batch, self._sweep.compute.workers
+        if steps == 0:
+            in_flops = self._sweep.budgets.kind in ("flops", "gpu_hours")
+            need = f"{model.cost.training_flops * batch:.3g} FLOPs" if in_flops else f"{batch} samples"
+            return (
+                f"less than one step of size {model.name} at batch size {batch}; wanted at least {need}. Raise the "
+                "budget, lower training.batch_size or drop the size."
             )
-            self._refuse(at, message)
-        return epochs <= most
+        if samples >= 2**53:
+            return f"{samples:.3g} samples of size {model.name}; wanted less than 2^53"
+        epochs, most = samples / data.train_images, self._sweep.budgets.max_epochs or data.max_epochs
+        if epochs > most:
+            return (
+                f"{epochs:,.0f} passes over the {data.train_images:,} images of {data.name} with size {model.name}; "
+                f"wanted at most {most:g}. Lower the budget, drop the size or raise budgets.max_epochs."
+            )
+        if branch is not None and not 0 < max(1, training.warmup_samples) <= branch < samples:
+            schedule = training.schedule
+            assert isinstance(schedule, WarmupStableDecay), "only they branch"
+            return (
+                f"{steps} steps of size {model.name}: no step is left between a warmup of {training.warmup_samples} "
+                f"samples and a cooldown of {schedule.cooldown:.0%}; wanted a larger budget, a shorter warmup or a "
+                "smaller batch"
+            )
+        if workers != "auto" and batch % workers:
+            return f"a batch of {batch}, which {workers} workers do not divide; wanted compute.workers to divide it"
+        return None
 
-    def _apart(self, model: SizedModel, found: Sequence[tuple[Target, float, Location]]) -> list[Target]:
+    def _apart(self, model: SizedModel, found: Sequence[tuple[Target, Location]]) -> list[Target]:
         """The targets of a size in order; two budgets that come to the same steps are a problem."""
         seen: set[tuple[int, int]] = set()
-        for target, budget, at in found:
+        apart = []
+        for target, at in found:
             key = (target.samples, target.batch_size)
-            if key in seen:
+            if key in seen and target.problem is None:
                 steps = target.samples // target.batch_size
-                asked = f"{budget:g} {self._sweep.budgets.kind.replace('_', ' ')}"
-                message = f"got {asked}, the same {steps} steps of size {model.name} as another budget; drop one"
-                self._refuse(at, message)
+                message = f"comes to the same {steps} steps of size {model.name} as another budget; drop one"
+                target = target._replace(problem=Problem(at, message))
             seen.add(key)
-        return sorted((target for target, _, _ in found), key=lambda target: (target.samples, target.batch_size))
+            apart.append(target)
+        return sorted(apart, key=lambda target: (target.samples, target.batch_size))
 
     # Constraints.
 
@@ -297,8 +290,6 @@ class Grid:
             ladder = self._ladder(variant)
             names |= {model.name for model in ladder.models}
             self._check_variance(variant, ladder)
-            for model in ladder.models:
-                self._targets_of(variant, model)
         self._check_sizes_of_budgets(names)
 
     def _check_variance(self, variant: Variant, ladder: Ladder) -> None:
@@ -329,8 +320,8 @@ class Grid:
                 self._refuse(("seeds", index), f"got seed {seed} a second time; wanted each once")
             seen.add(seed)
 
-    def _refuse(self, at: Location, message: str) -> None:
-        problem = Problem(at, message)
+    def _refuse(self, location: Location, message: str) -> None:
+        problem = Problem(location, message)
         if problem not in self.problems:
             self.problems.append(problem)
 
