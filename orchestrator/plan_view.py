@@ -70,10 +70,18 @@ def _stops(trial: Trial) -> str:
 
 def _groups(plan: Plan) -> Group:
     """A row an arm and size, longest trial first: of many trials a list says nothing."""
-    table = _table("arm", "size", "params", "trials", "lr", "seeds", "batch", "longest", "FLOPs", "about", left=2)
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in plan.trials:
         groups.setdefault((trial.arm, trial.size), []).append(trial)
+    varied = {
+        "lr": lambda trials: _span([trial.optimizer.learning_rate for trial in trials]),
+        "seeds": lambda trials: str(len({trial.seed for trial in trials})),
+        "batch": lambda trials: _span([trial.batch_size for trial in trials]),
+        "workers": lambda trials: _span([trial.num_workers for trial in trials]),
+    }
+    told = {name: {of(trials) for trials in groups.values()} for name, of in varied.items()}
+    columns = [name for name, values in told.items() if len(values) > 1]
+    table = _table("arm", "size", "params", "trials", *columns, "longest", "FLOPs", "about", left=2)
     for (arm, name), trials in list(groups.items())[:MAX_GROUPS_SHOWN]:
         longest = max(trials, key=lambda trial: trial.last)
         table.add_row(
@@ -81,17 +89,15 @@ def _groups(plan: Plan) -> Group:
             name,
             count(longest.params_backbone),
             f"{len(trials):,}",
-            _span([trial.optimizer.learning_rate for trial in trials]),
-            str(len({trial.seed for trial in trials})),
-            _span([trial.batch_size for trial in trials]),
+            *(varied[column](trials) for column in columns),
             f"{longest.last // longest.batch_size:,} steps",
             f"{sum(map(plan.flops, trials)):.3g}",
             duration(sum(map(plan.seconds, trials))),
         )
+    common = ", ".join(f"{name} {values.pop()}" for name, values in told.items() if len(values) == 1)
     first = plan.trials[0]
-    notes = [
-        Text(f"Longest first: {first.name}, {duration(plan.seconds(first))}. --json lists every trial.", style="dim")
-    ]
+    longest_first = f"Longest first: {first.name}, {duration(plan.seconds(first))}. --json lists every trial."
+    notes = [Text(f"All with {common}. {longest_first}" if common else longest_first, style="dim")]
     if len(groups) > MAX_GROUPS_SHOWN:
         notes.insert(0, Text(f"... and {len(groups) - MAX_GROUPS_SHOWN:,} more arms and sizes", style="dim"))
     return Group(table, *notes)

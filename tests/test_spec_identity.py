@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -24,6 +25,26 @@ JSON = st.recursive(
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=5))
 def test_key_order_does_not_matter(value):
     assert digest(value) == digest(dict(reversed(list(value.items()))))
+
+
+@given(JSON)
+def test_the_text_is_plain_json(value):
+    plain = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert canonical_json(value) == plain
+
+
+def test_what_is_kept_with_an_object_is_its_own():
+    @dataclasses.dataclass
+    class Loose:
+        x: int = 1
+
+    loose = Loose()
+    assert canonical_json(loose) == '{"":"Loose","x":1}'
+    loose.x = 2
+    assert canonical_json(loose) == '{"":"Loose","x":2}'
+    one = MuP(base_width=8)
+    assert canonical_json(one) == canonical_json(one) == '{"":"MuP","base_width":8,"name":"mup"}'
+    assert canonical_json(dataclasses.replace(one, base_width=9)) == '{"":"MuP","base_width":9,"name":"mup"}'
 
 
 def test_alternatives_with_the_same_fields_differ():

@@ -1,10 +1,10 @@
-"""Commands that measure this machine: `bench memory`."""
+"""Commands that measure this machine: `bench memory`, `bench plan`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -67,5 +67,25 @@ def _memory_table(outcomes: list[Outcome]) -> Table:
     return table
 
 
-for command in (memory,):
+@click.command()
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Times; the median counts.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(repeats: int, as_json: bool) -> None:
+    """Time and memory of planning 10,000 cells."""
+    from orchestrator.bench.plan import run
+
+    _show(run(repeats), as_json)
+
+
+def _show(figures: dict[str, Any], as_json: bool) -> None:
+    """A flat object: as JSON for programs, a line a figure for people."""
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        click.echo(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+
+
+for command in (memory, plan):
     bench.add_command(command)

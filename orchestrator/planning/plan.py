@@ -82,18 +82,21 @@ class Plan:
 
     def seconds(self, trial: Trial) -> float:
         """Estimated seconds of `trial` on a gang, evaluation included."""
+        return self._seconds[trial.trial_id]
+
+    def _estimate(self, trial: Trial) -> float:
         compute = self.sweep.compute
         whole = training_seconds(trial, compute.cpus_per_worker, compute.gpus_per_worker)
         return whole * (self.flops(trial) + evaluation_flops(trial)) / trial.flops
 
     @cached_property
     def _seconds(self) -> dict[str, float]:
-        return {trial.trial_id: self.seconds(trial) for trial in self.trials}
+        return {trial.trial_id: self._estimate(trial) for trial in self.trials}
 
     @property
     def gpu_hours(self) -> float:
         """Estimated hours of devices (GPUs, or CPU workers where there are none)."""
-        return sum(self._seconds[trial.trial_id] * trial.num_workers for trial in self.trials) / 3600
+        return sum(self.seconds(trial) * trial.num_workers for trial in self.trials) / 3600
 
     @cached_property
     def makespan_hours(self) -> float:
@@ -102,13 +105,12 @@ class Plan:
 
     def makespan_on(self, gangs: int) -> float:
         """As `makespan_hours`, on another number of gangs."""
-        return makespan.makespan(self.trials, gangs, lambda trial: self._seconds[trial.trial_id]) / 3600
+        return makespan.makespan(self.trials, gangs, self.seconds) / 3600
 
     @cached_property
     def makespan_bound_hours(self) -> float:
         """Hours that no order of the trials beats on as many gangs."""
-        seconds = self._seconds
-        return makespan.lower_bound(self.trials, self.sweep.compute.gangs, lambda t: seconds[t.trial_id]) / 3600
+        return makespan.lower_bound(self.trials, self.sweep.compute.gangs, self.seconds) / 3600
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -208,7 +210,7 @@ class Plan:
             "samples_start": self.start(trial),
             "flops": self.flops(trial),
             "flops_evaluation": evaluation_flops(trial),
-            "seconds": self._seconds[trial.trial_id],
+            "seconds": self.seconds(trial),
             "state_bytes": state_bytes(trial),
             "gang": {
                 "workers": trial.num_workers,

@@ -12,51 +12,57 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
-
-
-def canonical(value: Any) -> Any:
-    """`value` as plain JSON types; a dataclass gains its class name, so that two alternatives never look alike."""
-    if value is None or isinstance(value, bool | str | int):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"an identity cannot hold the number {value}")
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: canonical(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"": type(value).__name__, **fields}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError(f"an identity cannot hold a dict with keys other than str: {value!r}")
-        return {key: canonical(item) for key, item in value.items()}
-    raise TypeError(f"an identity cannot hold a {type(value).__name__}: {value!r}")
-
-
-def canonical_json(value: Any) -> str:
-    """The one JSON text of `value`: sorted keys, no spaces, shortest floats that round-trip."""
-    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
 
 _KEPT = "_canonical_json"
 
 
-def text_of(value: Any) -> str:
-    """`canonical_json(value)`; of a frozen dataclass worked out once an object and kept with it."""
+def canonical_json(value: Any) -> str:
+    """The one JSON text of `value`: sorted keys, no spaces, shortest floats that round-trip.
+
+    A dataclass is a mapping of its fields and of "" to its class name, so that two alternatives never look alike; the
+    text of a frozen one is worked out once an object and kept with it.
+
+    Raises:
+        TypeError: a value has no stable text, such as a set or an object.
+        ValueError: a number is not finite.
+    """
     if isinstance(value, str):
         return _quoted(value)
-    if type(value) is int:
-        return str(value)
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return canonical_json(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int):
+        return int.__repr__(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"an identity cannot hold the number {value}")
+        return float.__repr__(value)
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(canonical_json, value)) + "]"
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"an identity cannot hold a dict with keys other than str: {value!r}")
+        return mapping_json({key: canonical_json(item) for key, item in value.items()})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _of_dataclass(value)
+    raise TypeError(f"an identity cannot hold a {type(value).__name__}: {value!r}")
+
+
+def _of_dataclass(value: Any) -> str:
     kept: str | None = value.__dict__.get(_KEPT)
-    if kept is None:
-        kept = canonical_json(value)
-        object.__setattr__(value, _KEPT, kept)
-    return kept
+    if kept is not None:
+        return kept
+    texts = {name: canonical_json(getattr(value, name)) for name in _field_names(type(value))}
+    text = mapping_json({"": _quoted(type(value).__name__), **texts})
+    if value.__dataclass_params__.frozen:
+        object.__setattr__(value, _KEPT, text)
+    return text
+
+
+@cache
+def _field_names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 @lru_cache(maxsize=4096)
@@ -66,7 +72,7 @@ def _quoted(text: str) -> str:
 
 def mapping_json(texts: Mapping[str, str]) -> str:
     """`canonical_json` of a mapping of which the texts of the values are known."""
-    return "{" + ",".join(f"{_quoted(name)}:{texts[name]}" for name in sorted(texts)) + "}"
+    return "{" + ",".join([f"{_quoted(name)}:{texts[name]}" for name in sorted(texts)]) + "}"
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from models.config import ModelConfig, Objective, Parameterization
-from orchestrator.spec.identity import digest, digest_text, mapping_json, text_of
+from orchestrator.spec.identity import canonical_json, digest, digest_text, mapping_json
 
 Precision = Literal["fp32", "bf16"]
 Sampler = Literal["ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m"]
@@ -177,7 +177,7 @@ class Trial:
 
     @cached_property
     def _texts(self) -> dict[str, str]:
-        return {name: text_of(getattr(self, name)) for name in DETERMINANTS}
+        return {name: canonical_json(getattr(self, name)) for name in DETERMINANTS}
 
     def cell_id(self, milestone: int) -> str:
         """Identity of one measurement of this trajectory."""
@@ -195,14 +195,14 @@ class Trial:
         if not isinstance(self.schedule, CooldownSchedule):
             return None
         constant = ConstantSchedule(warmup_samples=self.schedule.warmup_samples)
-        return digest_text(mapping_json({**self._texts, "schedule": text_of(constant)}))
+        return digest_text(mapping_json({**self._texts, "schedule": canonical_json(constant)}))
 
-    @property
+    @cached_property
     def first(self) -> int:
         """Samples at which its own work begins: where it branches off, else 0."""
         return self.schedule.start if isinstance(self.schedule, CooldownSchedule) else 0
 
-    @property
+    @cached_property
     def last(self) -> int:
         """Samples at which it ends: the last milestone or branch point."""
         return max((*self.milestones[-1:], *self.branch_points[-1:]))
