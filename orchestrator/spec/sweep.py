@@ -247,6 +247,40 @@ class Compute(Section):
         return self
 
 
+class SurfaceLaw(Section):
+    """L(N, D) = E + A N^-alpha + B D^-beta, N in backbone parameters and D in samples (Hoffmann et al. 2022)."""
+
+    E: PositiveFloat
+    """Loss that nothing takes away."""
+    A: PositiveFloat
+    """Coefficient of N."""
+    B: PositiveFloat
+    """Coefficient of D."""
+    alpha: PositiveFloat
+    """Exponent of N."""
+    beta: PositiveFloat
+    """Exponent of D."""
+
+
+class Expect(Section):
+    """What is taken as true to say, before anything is measured, how well the plan will know the exponents."""
+
+    law: SurfaceLaw | None = None
+    """The law; default: Chinchilla's exponents, with the optimum in the middle of the plan."""
+    seed_noise: float = Field(default=0.005, ge=0, lt=1)
+    """Relative standard deviation of the loss between seeds, shared by all budgets of a trial."""
+    measurement_noise: float = Field(default=0.002, ge=0, lt=1)
+    """Relative standard deviation between the measurements of one trial."""
+    target_flops: PositiveFloat | None = None
+    """Also say how well the best size and loss will be known at so many FLOPs."""
+
+    @model_validator(mode="after")
+    def _some_noise(self) -> Self:
+        if self.seed_noise + self.measurement_noise == 0:
+            raise ValueError("a law without any noise has no interval; wanted seed_noise or measurement_noise above 0")
+        return self
+
+
 class Sweep(Section):
     """A sweep: models x arms x axes x seeds, each measured at every budget."""
 
@@ -279,6 +313,8 @@ class Sweep(Section):
     """What to measure."""
     compute: Compute = Compute()
     """Where to run."""
+    expect: Expect = Expect()
+    """What to expect of the law, for the plan's intervals; nothing of it changes a result."""
 
     @model_validator(mode="after")
     def _known_dataset(self) -> Self:
