@@ -16,6 +16,8 @@ from orchestrator.scheduling.capacity import Allotment, Placement
 from orchestrator.scheduling.state import Gang, Kind, Reservation, State, Use
 from orchestrator.scheduling.turn import NOTHING, Turn, within_limit
 
+NOWHERE: frozenset[str] = frozenset()
+
 
 def dispatch(turn: Turn) -> None:
     """Bring gangs and work together as far as that goes now."""
@@ -25,26 +27,33 @@ def dispatch(turn: Turn) -> None:
     _end_idle(turn)
     _fulfil(turn)
     blocked: list[Kind] = []
-    while (kind := _next_kind(turn.state, blocked)) is not None:
-        if not (_run_warm(turn, kind) or _start(turn, kind)):
-            if not blocked and _reserve(turn, kind):
-                _fulfil(turn)
-                if turn.state.reservation is None:
-                    continue  # room was made at once
+    orders = _orders(turn.state, turn.state.pools)
+    while orders:
+        kind = min(orders, key=orders.__getitem__)
+        if _run_warm(turn, kind):
+            changed: Collection[Kind] = (kind,)
+        elif _start(turn, kind) or (not blocked and _reserve(turn, kind) and _fulfil(turn)):
+            changed = tuple(orders)  # the sweeps' shares have changed
+        else:
             blocked.append(kind)
+            changed = ()
+            del orders[kind]
+        for other in changed:
+            del orders[other]
+        orders |= _orders(turn.state, changed)
     _ask_ahead(turn, blocked)
 
 
-def _next_kind(state: State, blocked: Collection[Kind]) -> Kind | None:
-    """The kind of the best job that has no gang and whose kind is not blocked."""
-    best = None
-    for kind, pool in state.pools.items():
-        key = None if kind in blocked else pool.queue.key_at(0) if pool.idle else pool.uncovered
+def _orders(state: State, kinds: Iterable[Kind]) -> dict[Kind, tuple[int, float, float, int]]:
+    """The place in line of the best job of each kind that has no gang: priority, share of its sweep, length, rank."""
+    orders = {}
+    for kind in kinds:
+        pool = state.pools[kind]
+        key = pool.queue.key_at(0) if pool.idle else pool.uncovered
         if key is not None:
-            priority, length, rank = key
-            order = (priority, state.share(kind.sweep) if len(state.use) > 1 else 0.0, length, rank)
-            best = min(best, (order, kind), key=lambda pair: pair[0]) if best else (order, kind)
-    return best[1] if best else None
+            share = state.share(kind.sweep) if len(state.use) > 1 else 0.0
+            orders[kind] = (key[0], share, *key[1:])
+    return orders
 
 
 def _run_warm(turn: Turn, kind: Kind) -> bool:
@@ -59,8 +68,8 @@ def _run_warm(turn: Turn, kind: Kind) -> bool:
 
 def _start(turn: Turn, kind: Kind) -> bool:
     """Start a gang for the first job of a kind that has none, if one fits now."""
-    state = turn.state
-    key, reservation = state.pools[kind].uncovered, state.reservation
+    state, reservation, pool = turn.state, turn.state.reservation, turn.state.pools[kind]
+    key = pool.uncovered
     if key is None:
         return False
     asked = state.gangs[state.asked] if state.asked is not None else None
@@ -70,19 +79,22 @@ def _start(turn: Turn, kind: Kind) -> bool:
         turn.end(asked)  # what fits now goes before what may fit one day
         if not within_limit(turn.state, kind):
             return False
-    avoid = reservation.nodes if reservation is not None and reservation.kind != kind else ()
+    avoid = reservation.nodes if reservation is not None and reservation.kind != kind else NOWHERE
+    if pool.full is not None and pool.full[0] is state.cluster and pool.full[1] is avoid:
+        return False
     placement = state.cluster.place(kind.shape, avoid)
     if placement is None:
+        turn.set_pool(kind, turn.state.pools[kind]._replace(full=(state.cluster, avoid)))
         return False
-    turn.start(kind, placement, state.pools[kind].queue[key])
+    turn.start(kind, placement, pool.queue[key])
     return True
 
 
-def _fulfil(turn: Turn) -> None:
-    """Start the gang for which room was made, once all of it is free; forget the reservation if nobody needs it."""
+def _fulfil(turn: Turn) -> bool:
+    """Start the gang for which room was made, if all of it is free; forget the reservation if nobody needs it."""
     reservation = turn.state.reservation
     if reservation is None:
-        return
+        return False
     if turn.state.pools[reservation.kind].uncovered is None:
         turn.drop_reservation()
     elif reservation.busy == 0:
@@ -90,7 +102,8 @@ def _fulfil(turn: Turn) -> None:
         for gang in held:
             turn.end(gang)
         turn.state = turn.state._replace(reservation=None)
-        _start(turn, reservation.kind)
+        return _start(turn, reservation.kind)
+    return False
 
 
 def _reserve(turn: Turn, kind: Kind) -> bool:
@@ -110,7 +123,7 @@ def _reserve(turn: Turn, kind: Kind) -> bool:
         turn.reserve(reservation)
         return True
     again = own[0] if own is not None else state.now + policy.startup_seconds
-    turn.state = state._replace(pools={**state.pools, kind: pool._replace(look_again=again)})
+    turn.set_pool(kind, pool._replace(look_again=again))
     return False
 
 
@@ -192,6 +205,8 @@ def _end_idle(turn: Turn) -> None:
     """End the gangs that nothing waits for: at once where no work can come, after a while where some may."""
     state, patience = turn.state, turn.state.policy.idle_seconds
     for pool in state.pools.values():
+        if not pool.idle and pool.unfinished:
+            continue
         spare = len(pool.idle) - pool.unfinished
         for index, (since, name) in enumerate(itertools.islice(pool.idle, max(0, len(pool.idle) - len(pool.queue)))):
             if index >= spare and since + patience > state.now:

@@ -63,7 +63,10 @@ class SortedMap(Mapping[K, V], Generic[K, V]):
 
     def without(self, key: K) -> SortedMap[K, V]:
         """This map without `key`; the same where it has none."""
-        return SortedMap(_without(self._tree, key)) if key in self else self
+        try:
+            return SortedMap(_without(self._tree, key))
+        except KeyError:
+            return self
 
     def key_at(self, index: int) -> K | None:
         """The key at `index` from 0 in their order; None past the end."""
@@ -99,7 +102,8 @@ def _set(tree: Tree, key: Any, value: Any) -> Tree:
 
 
 def _without(tree: Tree, key: Any) -> Tree:
-    assert tree is not None
+    if tree is None:
+        raise KeyError(key)
     at, held, _, left, right = tree
     if key < at:
         return _balanced(at, held, _without(left, key), right)
@@ -124,7 +128,8 @@ def _weight(tree: Tree) -> int:
 
 def _balanced(key: Any, value: Any, left: Tree, right: Tree) -> Tree:
     """The tree of `key` between `left` and `right`, one of which may have gained or lost one node."""
-    light, heavy = _weight(left), _weight(right)
+    light = left[2] + 1 if left is not None else 1  # weights, written out: this is the innermost loop of all
+    heavy = right[2] + 1 if right is not None else 1
     if heavy > DELTA * light:
         assert right is not None
         return _rotated_left(key, value, left, right)

@@ -168,7 +168,7 @@ def _node_draining(turn: Turn, name: str) -> None:
         return
     turn.state = turn.state._replace(cluster=turn.state.cluster.with_node(Node(name=name, cpus=0.0)))
     _forget_reservation_on(turn, name)
-    for gang in _gangs_on(turn.state, name):
+    for gang in gangs_on(turn.state, name):
         leaving = gang._replace(leaving=True)
         turn.replace(gang, leaving)
         if gang.status == "busy":
@@ -178,13 +178,16 @@ def _node_draining(turn: Turn, name: str) -> None:
 
 
 def _node_lost(turn: Turn, name: str) -> None:
-    """The node's resources are gone; that its gangs are lost is told by events of their own."""
+    """The node's resources are gone. Gangs that were idle end; that the others are lost is told by their own events."""
     if name not in turn.state.cluster.totals:
         return
     _forget_reservation_on(turn, name)
-    for gang in _gangs_on(turn.state, name):
+    for gang in gangs_on(turn.state, name):
         elsewhere = tuple(allotment for allotment in gang.placement if allotment.node != name)
-        turn.replace(gang, gang._replace(placement=elsewhere, adrift=True))
+        adrift = gang._replace(placement=elsewhere, adrift=True, leaving=True)
+        turn.replace(gang, adrift)
+        if gang.status in ("idle", "held"):
+            turn.end(adrift)
     turn.state = turn.state._replace(cluster=turn.state.cluster.without_node(name))
 
 
@@ -193,7 +196,8 @@ def _forget_reservation_on(turn: Turn, node: str) -> None:
         turn.drop_reservation()
 
 
-def _gangs_on(state: State, node: str) -> list[Gang]:
+def gangs_on(state: State, node: str) -> list[Gang]:
+    """The gangs that hold something of a node."""
     return [gang for gang in state.gangs.values() if any(allotment.node == node for allotment in gang.placement)]
 
 

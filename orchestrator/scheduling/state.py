@@ -95,7 +95,7 @@ class Gang(NamedTuple):
     reserved: bool = False
     """Makes room for the reservation once it is free."""
     leaving: bool = False
-    """Ends with its attempt: a node of it is draining."""
+    """Ends with its attempt: a node of it is draining, or gone."""
     adrift: bool = False
     """A node of it is gone: that it is lost is no fault of its trial."""
 
@@ -118,6 +118,8 @@ class Pool(NamedTuple):
     """Jobs without an end yet."""
     look_again: float = -math.inf
     """Before then nothing is turned out for this pool's jobs."""
+    full: tuple[Cluster, frozenset[str]] | None = None
+    """The cluster in which its gang found no room, and the nodes that it was to avoid: no need to look there again."""
 
     @property
     def uncovered(self) -> QueueKey | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from orchestrator.scheduling.capacity import Placement
 from orchestrator.scheduling.state import (
     Action,
@@ -36,13 +38,13 @@ class Turn:
         job = self.state.jobs[trial_id]
         pool = self.state.pools[job.kind]
         key = (-job.priority, -job.length, self.state.ranks[trial_id])
-        self._set_pool(job.kind, pool._replace(queue=pool.queue.set(key, trial_id)))
+        self.set_pool(job.kind, pool._replace(queue=pool.queue.set(key, trial_id)))
 
     def retire(self, trial_id: str) -> None:
         """A job has ended, one way or the other."""
         kind = self.state.jobs[trial_id].kind
         pool = self.state.pools[kind]
-        self._set_pool(kind, pool._replace(unfinished=pool.unfinished - 1))
+        self.set_pool(kind, pool._replace(unfinished=pool.unfinished - 1))
         failures = self.state.failures.without(trial_id)
         self.state = self.state._replace(blocked=self.state.blocked.without(trial_id), failures=failures)
 
@@ -56,6 +58,10 @@ class Turn:
             if key is None or key[0] == priority:
                 return key
         return None
+
+    def set_pool(self, kind: Kind, pool: Pool) -> None:
+        """Put a pool in the place of the one that was."""
+        self.state = self.state._replace(pools={**self.state.pools, kind: pool})
 
     # Gangs.
 
@@ -79,7 +85,7 @@ class Turn:
         """Give a gang the job at `key` of its kind's queue."""
         pool = self.state.pools[gang.kind]
         trial_id = pool.queue[key]
-        self._set_pool(gang.kind, pool._replace(queue=pool.queue.without(key)))
+        self.set_pool(gang.kind, pool._replace(queue=pool.queue.without(key)))
         now = self.state.now
         ends = now + self.state.seconds_left(trial_id)
         self.replace(gang, gang._replace(status="busy", ends=ends, since=now, served=gang.served + 1))
@@ -113,43 +119,20 @@ class Turn:
 
     def replace(self, old: Gang | None, new: Gang | None) -> None:
         """Put `new` in the place of `old` in every index; None is no gang."""
-        for gang, sign in ((old, -1), (new, 1)):
-            if gang is not None:
-                self._file(gang, sign)
-        if old is not None and old.reserved and old.status != "held" and (new is None or new.status == "held"):
-            reservation = self.state.reservation
-            assert reservation is not None
-            self.state = self.state._replace(reservation=reservation._replace(busy=reservation.busy - 1))
-        before, after = old.placement if old else (), new.placement if new else ()
-        if before != after:
-            self.state = self.state._replace(cluster=self.state.cluster.release(before).take(after))
-        if (old is None) != (new is None):
-            self._count(old or new)
-
-    def _file(self, gang: Gang, sign: int) -> None:
-        """Add a gang to its pool and to the gangs, or take it out."""
-        pool = self.state.pools[gang.kind]
-        if gang.status == "idle":
-            key = gang.since, gang.name
-            pool = pool._replace(idle=pool.idle.set(key, None) if sign > 0 else pool.idle.without(key))
-        elif gang.status in ("busy", "starting"):
-            key = gang.ends, gang.name
-            starting = pool.starting + sign * (gang.status == "starting")
-            ends = pool.ends.set(key, None) if sign > 0 else pool.ends.without(key)
-            pool = pool._replace(ends=ends, starting=starting)
-        self._set_pool(gang.kind, pool)
-        gangs = self.state.gangs
-        self.state = self.state._replace(gangs=gangs.set(gang.name, gang) if sign > 0 else gangs.without(gang.name))
-
-    def _count(self, gang: Gang | None) -> None:
-        """Count what the gang's sweep holds, after it has come or gone."""
+        gang = new or old
         assert gang is not None
-        sweep, shape = gang.kind
-        sign = 1 if gang.name in self.state.gangs else -1
-        use = self.state.use[sweep]
-        cpus, gpus = shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker
-        use = Use(use.gangs + sign, use.cpus + sign * cpus, use.gpus + sign * gpus) if use.gangs + sign else Use()
-        self.state = self.state._replace(use={**self.state.use, sweep: use})
+        state, reservation = self.state, self.state.reservation
+        pool = _filed(_filed(state.pools[gang.kind], old, -1), new, 1)
+        gangs = state.gangs.without(gang.name) if new is None else state.gangs.set(gang.name, new)
+        before, after = old.placement if old else (), new.placement if new else ()
+        cluster = state.cluster if before == after else state.cluster.release(before).take(after)
+        if old is not None and old.reserved and old.status != "held" and (new is None or new.status == "held"):
+            assert reservation is not None
+            reservation = reservation._replace(busy=reservation.busy - 1)
+        use = state.use if old and new else _counted(state.use, gang, 1 if new else -1)
+        self.state = state._replace(
+            pools={**state.pools, gang.kind: pool}, gangs=gangs, cluster=cluster, reservation=reservation, use=use
+        )
 
     def _name(self, gang: Gang) -> str:
         gang = gang._replace(name=f"gang-{self.state.gangs_named}")
@@ -181,8 +164,28 @@ class Turn:
                 self.replace(gang._replace(reserved=False), gang._replace(reserved=False, status=status))
         self.state = self.state._replace(reservation=None)
 
-    def _set_pool(self, kind: Kind, pool: Pool) -> None:
-        self.state = self.state._replace(pools={**self.state.pools, kind: pool})
+
+def _filed(pool: Pool, gang: Gang | None, sign: int) -> Pool:
+    """A pool with a gang added to its indices (sign 1), or taken out of them (-1)."""
+    if gang is None:
+        return pool
+    if gang.status == "idle":
+        key = gang.since, gang.name
+        return pool._replace(idle=pool.idle.set(key, None) if sign > 0 else pool.idle.without(key))
+    if gang.status not in ("busy", "starting"):
+        return pool
+    key = gang.ends, gang.name
+    ends = pool.ends.set(key, None) if sign > 0 else pool.ends.without(key)
+    return pool._replace(ends=ends, starting=pool.starting + sign * (gang.status == "starting"))
+
+
+def _counted(use: Mapping[str, Use], gang: Gang, sign: int) -> dict[str, Use]:
+    """What the sweeps hold, after a gang has come (1) or gone (-1)."""
+    sweep, shape = gang.kind
+    held = use[sweep]
+    cpus, gpus = shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker
+    gangs = held.gangs + sign
+    return {**use, sweep: Use(gangs, held.cpus + sign * cpus, held.gpus + sign * gpus) if gangs else NOTHING}
 
 
 def within_limit(state: State, kind: Kind, freed: Use = NOTHING) -> bool:
