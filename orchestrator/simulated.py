@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from orchestrator.console import duration
+from orchestrator.magnitudes import duration
 from orchestrator.scheduling.backend import Node
 from orchestrator.scheduling.study import Outcome, Span, Work
 
