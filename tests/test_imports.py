@@ -11,7 +11,7 @@ FILES = [path for room in ("orchestrator", "models", "analysis") for path in Pat
 ALLOWED = {
     "models": set(),
     "analysis": {"orchestrator.results"},
-    "orchestrator.spec": {"models.config"},
+    "orchestrator.spec": {"models.config", "models.cost"},
     "orchestrator.results": set(),
     "orchestrator.planning": {"orchestrator.spec", "models.config", "models.cost"},
     "orchestrator.tracking": {"orchestrator.results"},

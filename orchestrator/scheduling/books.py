@@ -7,12 +7,12 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.planning.columns import planned_columns
 from orchestrator.planning.plan import Plan
 from orchestrator.results.checkpoints import checkpoint_folders, checkpoint_name, checkpoints_folder
 from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
 from orchestrator.results.store import Store, read_attempts, read_curves, read_parts
 from orchestrator.scheduling.backend import Assignment, Progress
+from orchestrator.spec.columns import planned_columns
 from orchestrator.spec.trial import Trial
 
 

@@ -53,7 +53,7 @@ def _of_dataclass(value: Any) -> str:
     kept: str | None = value.__dict__.get(_KEPT)
     if kept is not None:
         return kept
-    texts = {name: canonical_json(getattr(value, name)) for name in _field_names(type(value))}
+    texts = {name: canonical_json(getattr(value, name)) for name in _field_names(value.__class__)}
     text = mapping_json({"": _quoted(type(value).__name__), **texts})
     if value.__dataclass_params__.frozen:
         object.__setattr__(value, _KEPT, text)

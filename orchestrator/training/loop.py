@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.cost import FLOPS_DEFINITION
 from models.ema import Ema
 from models.families import build
 from models.objectives import build_objective
@@ -27,6 +26,7 @@ from models.parameterization import parameter_groups
 from orchestrator.results.schema import SCHEMA_VERSION
 from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
+from orchestrator.spec.columns import planned_columns
 from orchestrator.spec.trial import CooldownSchedule, Schedule
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
 from orchestrator.training.data.images import to_float
@@ -299,29 +299,10 @@ class Attempt:
 
     def _measurement_row(self, milestone: int, outcome: str, reason: str | None, loss: float | None) -> dict[str, Any]:
         trial, evaluation = self.trial, self.trial.evaluation
-        flops = milestone * trial.flops_per_sample
         grid = milestone == trial.milestones[-1] and outcome == "ok" and evaluation.sample_images > 0
         return {
+            **planned_columns(trial, milestone),
             "schema_version": SCHEMA_VERSION,
-            "sweep": trial.sweep,
-            "trial_id": trial.trial_id,
-            "cell_id": trial.cell_id(milestone),
-            "arm": trial.arm,
-            "family": trial.model.family,
-            "size": trial.size,
-            "parameterization": trial.parameterization.name,
-            "objective": trial.objective.name,
-            "learning_rate": trial.optimizer.learning_rate,
-            "batch_size": trial.batch_size,
-            "seed": trial.seed,
-            "params_total": trial.params_total,
-            "params_backbone": trial.params_backbone,
-            "params_matmul": trial.params_matmul,
-            "samples": milestone,
-            "tokens": milestone * trial.model.tokens,
-            "flops": flops,
-            "budget_flops": trial.budgets[trial.milestones.index(milestone)],
-            "flops_definition": FLOPS_DEFINITION,
             "loss": loss,
             "loss_train": self.counters.running_loss,
             "fid": None,
@@ -333,14 +314,12 @@ class Attempt:
             "guidance": evaluation.guidance if grid else None,
             "outcome": outcome,
             "reason": reason,
-            "zero_stage": trial.zero_stage,
-            "precision": trial.precision,
             "num_workers": self.member.world_size,
             "attempt": self.assignment.attempt,
             "mlflow_run_id": self.assignment.mlflow_run_id,
             "wall_seconds": self._wall_seconds(),
             "gpu_hours": self._wall_seconds() * self.member.world_size / 3600,
-            "flops_useful": flops,
+            "flops_useful": milestone * trial.flops_per_sample,
             "flops_wasted": max(0, self.assignment.samples_spent - (self.samples_start - trial.first))
             * trial.flops_per_sample,
             "created_at": datetime.now(UTC),
