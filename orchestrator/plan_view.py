@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.magnitudes import count, duration, size
-from orchestrator.planning.placement import state_bytes
+from orchestrator.planning.placement import trial_memory
 from orchestrator.planning.plan import Plan
+from orchestrator.planning.speeds import gang_counts, speeds
 from orchestrator.spec.trial import Trial
 
 MAX_TRIALS_SHOWN = 24
@@ -20,12 +21,13 @@ MAX_GROUPS_SHOWN = 40
 MAX_MAP_COLUMNS = 10
 
 
-def plan_view(plan: Plan, whole: Plan) -> RenderableType:
+def plan_view(plan: Plan, whole: Plan, expected: Sequence[Mapping[str, Any]] = ()) -> RenderableType:
     """What is left to run of a sweep, and what it costs.
 
     Args:
         plan: what is left.
         whole: the sweep as if nothing were measured yet.
+        expected: what `expected_json` gives.
     """
     parts: list[RenderableType] = [Text(plan.sweep.name, style="bold")]
     if plan.sweep.question:
@@ -35,7 +37,12 @@ def plan_view(plan: Plan, whole: Plan) -> RenderableType:
         parts += [_trials(plan) if len(plan.trials) <= MAX_TRIALS_SHOWN else _groups(plan), Text()]
     if (drawn := _map(plan, whole)) is not None:
         parts += [drawn, Text()]
-    return Group(*parts, _totals(plan, whole), *_warnings(plan))
+    parts.append(_totals(plan, whole))
+    if plan.trials:
+        parts += [Text(), _devices(plan)]
+    if expected:
+        parts += [Text(), _expected(expected)]
+    return Group(*parts, *_warnings(plan))
 
 
 # The trials.
@@ -185,27 +192,87 @@ def _total_rows(plan: Plan, whole: Plan) -> Iterator[tuple[str, str]]:
     if not plan.trials:
         return
     saved = whole.flops_separate / whole.flops_planned
-    yield (
-        "training",
-        f"{plan.flops_planned:.3g} FLOPs; sharing makes the sweep {saved:.2f}x cheaper than one run a cell",
-    )
+    yield "training", f"{plan.flops_planned:.3g} FLOPs; sharing makes the sweep {saved:.2f}x cheaper than a run a cell"
     yield "evaluation", f"{plan.flops_evaluation:.3g} FLOPs ({_share(plan)} of training)"
-    trial = plan.trials[0]
-    workers = _span([trial.num_workers for trial in plan.trials])
-    each = f"{compute.cpus_per_worker:g} CPU" + (
-        f" + {compute.gpus_per_worker:g} GPU" if compute.gpus_per_worker > 0 else ""
-    )
-    yield "gangs", f"{compute.gangs} of {workers} x {each}, {compute.precision}, ZeRO-{trial.zero_stage}"
-    yield "state", f"{size(max(state_bytes(trial) for trial in plan.trials))} for the largest, no activations"
-    bound = plan.makespan_bound_hours / plan.makespan_hours
-    yield (
-        "time",
-        (
-            f"about {duration(3600 * plan.makespan_hours)}; no order takes less than {bound:.0%} of that "
-            f"({plan.gpu_hours:.3g} device hours)"
-        ),
-    )
+    gpus = f" + {compute.gpus_per_worker:g} GPU" if compute.gpus_per_worker > 0 else ""
+    workers, stage = _span([trial.num_workers for trial in plan.trials]), plan.trials[0].zero_stage
+    each = f"{compute.cpus_per_worker:g} CPU{gpus}"
+    yield "gangs", f"{compute.gangs} of {workers} x {each}, {compute.precision}, ZeRO-{stage}"
+    yield "memory", _memory(plan)
+    least = plan.makespan_bound_hours > 0.995 * plan.makespan_hours
+    bound = "no order is quicker" if least else f"at least {duration(3600 * plan.makespan_bound_hours)}"
+    yield "time", f"about {duration(3600 * plan.makespan_hours)} ({bound}); {plan.gpu_hours:.3g} device hours"
     yield "disk", f"{size(plan.checkpoint_bytes)} checkpoints, {size(plan.results_bytes)} results"
+
+
+def _memory(plan: Plan) -> str:
+    """The largest trial's memory and how it was made to fit."""
+    largest = max(plan.trials, key=lambda trial: trial_memory(trial).total)
+    how = [f"micro-batch {largest.micro_batch}"] if largest.micro_steps > 1 else []
+    how += ["activation checkpointing"] if largest.activation_checkpointing else []
+    how += ["offload"] if largest.offload else []
+    ways = f" with {', '.join(how)}" if how else ""
+    return f"{size(trial_memory(largest).total)} a worker at most, of size {largest.size}{ways}"
+
+
+# Devices and gangs.
+
+
+def _devices(plan: Plan) -> Table:
+    """Hours on several devices, by the number of gangs."""
+    gangs = gang_counts(plan)
+    table = _table("device", "FLOP/s", "device hours", *(f"{number:,} gangs" for number in gangs), "", left=1)
+    if gangs[0] == 1:
+        table.columns[3].header = "1 gang"
+    own, *others = speeds(plan)
+    for speed in (own, *others):
+        factor = speed.device_hours / own.device_hours if own.device_hours else 1.0
+        notes = [] if speed.measured else ["speed assumed"]
+        notes += [] if speed.fits else ["does not fit"]
+        table.add_row(
+            speed.device,
+            f"{speed.flops_per_second:.2e}",
+            f"{speed.device_hours:.3g}",
+            *(duration(3600 * factor * plan.makespan_on(number)) for number in gangs),
+            Text(", ".join(notes), style="dim"),
+        )
+    return table
+
+
+# What the plan will tell.
+
+
+def _expected(expected: Sequence[Mapping[str, Any]]) -> Group:
+    """The 95% intervals that the fits are expected to have, an arm a row."""
+    names = list(dict.fromkeys(interval["name"] for interval in expected if interval["outcome"] == "expected"))
+    table = _table("arm", "by", *(EXPECTED_NAMES.get(name, name) for name in names), left=2)
+    reasons = []
+    for (arm, method), intervals in _by(expected, "arm", "method"):
+        found = {interval["name"]: interval for interval in intervals if interval["outcome"] == "expected"}
+        if found:
+            table.add_row(arm, method, *(_band(found.get(name)) for name in names))
+        reasons += [f"{arm} by {method}: {i['reason']}" for i in intervals if i["outcome"] != "expected"][:1]
+    head = Text("Expected 95% intervals, if the law and noise in `expect` were true", style="bold")
+    return Group(head, table, *(Text(reason, style="yellow") for reason in reasons))
+
+
+EXPECTED_NAMES = {"N_exponent": "N* exponent", "D_exponent": "D* exponent", "params": "N*", "samples": "D*"}
+
+
+def _by(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[tuple[Any, ...], list[Mapping[str, Any]]]]:
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.items())
+
+
+def _band(interval: Mapping[str, Any] | None) -> str:
+    if interval is None:
+        return ""
+    low, high = interval["low"], interval["high"]
+    if interval["name"] in ("params", "samples"):
+        return f"{count(low)} to {count(high)}"
+    return f"{interval['truth']:.3g} ± {(high - low) / 2:.2g}"
 
 
 def _share(plan: Plan) -> str:

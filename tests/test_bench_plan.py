@@ -17,6 +17,6 @@ def test_ten_thousand_cells_are_planned_at_once():
         assert figures[f"{prefix}cells"] == 10_000
         assert figures[f"{prefix}heavy_imports"] == []
         assert figures[f"{prefix}megabytes"] < 500
-        assert figures[f"{prefix}seconds"] < 12
+        assert 0 < figures[f"{prefix}cpu_seconds"] < 8
     assert figures["trials"] == 2000
     assert figures["cooldown_trials"] == 12_000

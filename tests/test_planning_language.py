@@ -290,6 +290,7 @@ def test_budgets_in_tokens_a_parameter_and_in_gpu_hours(plan, refused):
     hours = plan(
         budgets={"gpu_hours": [1, 2], "device": "h100-80gb"},
         models={**BASE["models"], "sizes": [{"name": "x", "preset": "XL/4"}]},
+        compute={"precision": "bf16"},
     )
     flops = [budget for trial in hours.trials for budget in trial.budgets]
     assert flops[1] == pytest.approx(2 * flops[0])

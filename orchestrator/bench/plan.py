@@ -33,7 +33,8 @@ try:
 except SystemExit as done:
     assert not done.code, done.code
 heavy = sorted({"torch", "ray", "deepspeed", "mlflow"} & set(sys.modules))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, *heavy, file=sys.stderr)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime, *heavy, file=sys.stderr)
 """
 
 
@@ -41,8 +42,9 @@ def run(repeats: int = 5) -> dict[str, Any]:
     """Plan 10,000 cells `repeats` times in fresh processes, under a constant schedule and with cooldowns.
 
     Returns:
-        cells, trials, seconds (median, start of Python included), megabytes (the largest resident set) and
-        heavy_imports of the constant schedule; the same with `cooldown_` before them; python.
+        cells, trials, seconds (median, start of Python included), cpu_seconds (the same, less what other processes take
+        on a busy machine), megabytes (the largest resident set) and heavy_imports of the constant schedule; the same
+        with `cooldown_` before them; python.
     """
     result: dict[str, Any] = {}
     for name, schedule in SCHEDULES.items():
@@ -52,7 +54,7 @@ def run(repeats: int = 5) -> dict[str, Any]:
 
 
 def _measure(schedule: str, repeats: int) -> dict[str, Any]:
-    seconds, megabytes, heavy = [], 0.0, set()
+    seconds, cpu_seconds, megabytes, heavy = [], [], 0.0, set()
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "bench.yaml"
         spec.write_text(SPEC.format(schedule=schedule))
@@ -62,7 +64,8 @@ def _measure(schedule: str, repeats: int) -> dict[str, Any]:
                 [sys.executable, "-c", CHILD, str(spec)], capture_output=True, text=True, check=True, timeout=120
             )
             seconds.append(time.perf_counter() - began)
-            kilobytes, *imports = done.stderr.split()
+            kilobytes, cpu, *imports = done.stderr.split()
+            cpu_seconds.append(float(cpu))
             megabytes = max(megabytes, int(kilobytes) / 1024)
             heavy |= set(imports)
     plan = json.loads(done.stdout)
@@ -70,6 +73,7 @@ def _measure(schedule: str, repeats: int) -> dict[str, Any]:
         "cells": plan["num_cells"],
         "trials": plan["num_trials"],
         "seconds": statistics.median(seconds),
+        "cpu_seconds": statistics.median(cpu_seconds),
         "megabytes": megabytes,
         "heavy_imports": sorted(heavy),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,14 +29,25 @@ def plan(spec: Path, results: Path | None, from_scratch: bool, picture: Path | N
     planned = whole if from_scratch else _remaining(whole, results or Path("results") / whole.sweep.name)
     if picture is not None:
         _draw(whole, picture)
+    from orchestrator.expectations import expected_json
+
+    expected = expected_json(whole)
     if as_json:
-        click.echo(json.dumps(planned.as_json(), indent=2))
+        click.echo(_lines({**planned.as_json(), "expected": expected}))
         return
     from rich.console import Console
 
     from orchestrator.plan_view import plan_view
 
-    Console().print(plan_view(planned, whole))
+    Console().print(plan_view(planned, whole, expected))
+
+
+def _lines(plan: dict[str, Any]) -> str:
+    """The plan as JSON, a line a key and a line a trial: quick to write, and to search."""
+    text = {key: json.dumps(value) for key, value in plan.items() if key != "trials"}
+    trials = ",\n    ".join(json.dumps(trial) for trial in plan["trials"])
+    text["trials"] = f"[\n    {trials}\n  ]" if trials else "[]"
+    return "{\n" + ",\n".join(f'  "{key}": {value}' for key, value in text.items()) + "\n}"
 
 
 def _remaining(plan: Plan, folder: Path) -> Plan:

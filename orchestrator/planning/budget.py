@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+from models.config import preset
+from models.cost import Precision
+from orchestrator.planning.devices import Device, training_flops_per_second
 from orchestrator.spec.recipe import PowerBatch
 
 
@@ -16,6 +19,17 @@ def steps_of_flops(budget_flops: float, flops_per_sample: float, batch_size: int
 def steps_of_samples(budget_samples: float, batch_size: int) -> int:
     """The number of whole optimizer steps within `budget_samples`; 0 if less than one fits."""
     return math.floor(budget_samples / batch_size)
+
+
+def flops_of_hours(hours: float, device: Device, precision: Precision) -> float:
+    """Training FLOPs of so many hours of one device (of one core of a CPU) at its speed on a large model, DiT-XL/2.
+
+    One speed for all sizes, so that a budget is the same FLOPs for each; 12 digits, as identities hang on it.
+    """
+    speed, _ = training_flops_per_second(
+        device, preset("XL/2"), precision, micro_batch=128, activation_checkpointing=False
+    )
+    return float(f"{hours * 3600 * speed:.12g}")
 
 
 def batch_size_of(rule: int | PowerBatch, samples: float, flops: float) -> int:

@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from models.config import DDPM
-from orchestrator.planning.budget import batch_size_of, cooldown_start, steps_of_flops, steps_of_samples
-from orchestrator.planning.devices import sustained_flops_per_second
+from orchestrator.planning.budget import batch_size_of, cooldown_start, flops_of_hours, steps_of_flops, steps_of_samples
+from orchestrator.planning.devices import named
 from orchestrator.planning.sizes import Ladder, SizedModel, Sizing
 from orchestrator.planning.variants import Variant, Variants
 from orchestrator.spec.datasets import DATASETS
@@ -61,6 +61,8 @@ class Grid:
         conditions = self._conditions()
         self._check_seeds()
         if self._too_many(variants.count() * len(sweep.seeds)):
+            return []
+        if not self._device_is_known():
             return []
         found = variants.all()
         self._check(found)
@@ -119,8 +121,9 @@ class Grid:
         budgets, compute = self._sweep.budgets, self._sweep.compute
         if budgets.kind == "flops":
             return value
-        device = budgets.device or compute.device
-        return float(f"{value * 3600 * sustained_flops_per_second(device, compute.precision):.12g}")
+        name = budgets.device or compute.device
+        assert name is not None, "checked before"
+        return flops_of_hours(value, named(name), compute.precision)
 
     def _targets_of(self, variant: Variant, model: SizedModel) -> list[Target]:
         """Where `model` is measured under a variant's recipe, ascending in samples."""
@@ -180,6 +183,9 @@ class Grid:
             )
         if workers != "auto" and batch % workers:
             return f"a batch of {batch}, which {workers} workers do not divide; wanted compute.workers to divide it"
+        micro, share = self._sweep.compute.micro_batch, batch // (1 if workers == "auto" else workers)
+        if micro != "auto" and workers != "auto" and share % micro:
+            return f"{share} samples a worker, which micro-batches of {micro} do not divide; wanted a divisor of it"
         return None
 
     def _apart(self, model: SizedModel, found: Sequence[tuple[Target, Location]]) -> list[Target]:
@@ -282,15 +288,28 @@ class Grid:
             asked, have = sweep.evaluation.loss_images, data.validation_images
             message = f"got {asked} images; {sweep.dataset} has {have} for validation. Lower it, or raise loss_draws."
             self._refuse(("evaluation", "loss_images"), message)
-        if sweep.budgets.kind == "gpu_hours" and not (sweep.budgets.device or sweep.compute.device):
-            self._refuse(("budgets", "gpu_hours"), "are of no device; wanted budgets.device or compute.device")
-            return
         names = set()
         for variant in variants:
             ladder = self._ladder(variant)
             names |= {model.name for model in ladder.models}
             self._check_variance(variant, ladder)
         self._check_sizes_of_budgets(names)
+
+    def _device_is_known(self) -> bool:
+        """Whether budgets in GPU-hours have a device."""
+        budgets = self._sweep.budgets
+        if budgets.kind != "gpu_hours":
+            return True
+        name = budgets.device or self._sweep.compute.device
+        if name is None:
+            self._refuse(("budgets", "gpu_hours"), "are of no device; wanted budgets.device or compute.device")
+            return False
+        try:
+            named(name)
+        except ValueError as error:
+            self._refuse(("budgets", "device") if budgets.device else ("compute", "device"), str(error))
+            return False
+        return True
 
     def _check_variance(self, variant: Variant, ladder: Ladder) -> None:
         """A learned variance needs the channels to learn it in."""

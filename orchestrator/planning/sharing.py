@@ -8,16 +8,14 @@ all of them share: the trajectory of the constant schedule, and so also that of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 from orchestrator.planning.grid import Cell, Target
+from orchestrator.planning.placing import Key, Seat, key_of, seats
 from orchestrator.spec.recipe import WarmupStableDecay
 from orchestrator.spec.source import Problem
 from orchestrator.spec.sweep import Sweep
 from orchestrator.spec.trial import ConstantSchedule, CooldownSchedule, Evaluation, Optimizer, PowerEma, Schedule, Trial
-
-ZeroStage = Literal[0, 1, 2, 3]
 
 
 def share(sweep: Sweep, cells: Sequence[Cell], problems: list[Problem]) -> list[Trial]:
@@ -26,7 +24,11 @@ def share(sweep: Sweep, cells: Sequence[Cell], problems: list[Problem]) -> list[
     Two arms (or sizes) whose cells are the same training under two names are a problem: the comparison would be of a
     thing with itself.
     """
-    maker = _Maker(sweep)
+    evaluation = Evaluation(**sweep.evaluation.model_dump())
+    places = seats(sweep, cells, evaluation, problems)
+    if problems:
+        return []
+    maker = _Maker(sweep, evaluation, places)
     trials: dict[str, Trial] = {}
     for group in _groups(cells):
         for trial in maker.trials(group):
@@ -63,9 +65,8 @@ def _merged(one: Trial, two: Trial) -> Trial:
 class _Maker:
     """Makes trials of groups of cells; parts that many trials have in common are made once."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
-        self._evaluation = Evaluation(**sweep.evaluation.model_dump())
+    def __init__(self, sweep: Sweep, evaluation: Evaluation, places: Mapping[Key, Seat]) -> None:
+        self._sweep, self._evaluation, self._places = sweep, evaluation, places
         self._optimizers: dict[tuple[int, float], Optimizer] = {}
         self._emas: dict[float, PowerEma] = {}
 
@@ -84,7 +85,7 @@ class _Maker:
     def _trial(
         self, cell: Cell, schedule: Schedule, targets: Sequence[Target], branch_points: tuple[int, ...] = ()
     ) -> Trial:
-        variant, model, compute = cell.variant, cell.model, self._sweep.compute
+        variant, model, seat = cell.variant, cell.model, self._places[key_of(cell)]
         return Trial(
             dataset=self._sweep.dataset,
             model=model.config,
@@ -95,18 +96,19 @@ class _Maker:
             ema=self._ema(variant.training.ema.relative_std),
             batch_size=cell.target.batch_size,
             seed=cell.seed,
-            precision=compute.precision,
-            zero_stage=compute.zero_stage
-            if compute.zero_stage is not None
-            else (0 if compute.precision == "fp32" else 1),
+            precision=self._sweep.compute.precision,
+            zero_stage=seat.zero_stage,
             evaluation=self._evaluation,
             sweep=self._sweep.name,
             arm=variant.label,
             size=model.name,
             milestones=tuple(target.samples for target in targets),
             budgets=tuple(target.budget for target in targets),
-            num_workers=1 if compute.workers == "auto" else compute.workers,
+            num_workers=seat.num_workers,
             branch_points=branch_points,
+            micro_batch=seat.micro_batch,
+            activation_checkpointing=seat.activation_checkpointing,
+            offload=seat.offload,
             flops_per_sample=model.cost.training_flops,
             params_total=model.cost.params_total,
             params_backbone=model.cost.params_backbone,

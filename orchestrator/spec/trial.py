@@ -13,6 +13,7 @@ from models.config import ModelConfig, Objective, Parameterization
 from orchestrator.spec.identity import canonical_json, digest, digest_text, mapping_json
 
 Precision = Literal["fp32", "bf16"]
+ZeroStage = Literal[0, 1, 2, 3]
 Sampler = Literal["ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m"]
 """The samplers of `models.samplers` that need nothing but the model: not dpm-v3, which needs statistics of it."""
 
@@ -129,7 +130,7 @@ class Trial:
     batch_size: int
     seed: int
     precision: Precision
-    zero_stage: Literal[0, 1, 2, 3]
+    zero_stage: ZeroStage
     evaluation: Evaluation
     divergence: Divergence = field(default_factory=Divergence)
 

@@ -1,0 +1,77 @@
+"""What a plan is expected to tell: the intervals of its fits, from the law and noise that the spec takes as true."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.design import ExpectedInterval, expected_intervals
+from analysis.planted import Cells, Noise, PlantedLaw
+from orchestrator.planning.plan import Plan
+from orchestrator.spec.sweep import Expect
+from orchestrator.spec.trial import Trial
+
+
+def expectations(plan: Plan) -> dict[str, list[ExpectedInterval]]:
+    """Expected 95% intervals by arm, each at the middle one of its learning rates."""
+    expect = plan.sweep.expect
+    noise = Noise(seed=expect.seed_noise, measurement=expect.measurement_noise)
+    found = {}
+    for arm in plan.arms:
+        cells = _cells([trial for trial in plan.trials if trial.arm == arm and trial.milestones])
+        law = _law(expect, cells)
+        found[arm] = expected_intervals(cells, law, noise, expect.target_flops)
+    return found
+
+
+def expected_json(plan: Plan) -> list[dict[str, Any]]:
+    """The same as plain mappings: arm, method, name, truth, low, high, outcome, reason."""
+    return [
+        {
+            "arm": arm,
+            "method": interval.method,
+            "name": interval.name,
+            "truth": interval.truth,
+            "low": interval.low,
+            "high": interval.high,
+            "outcome": interval.outcome,
+            "reason": interval.reason,
+        }
+        for arm, intervals in expectations(plan).items()
+        for interval in intervals
+    ]
+
+
+def _law(expect: Expect, cells: Cells) -> PlantedLaw:
+    if expect.law is None:
+        return PlantedLaw.around(cells)
+    law = expect.law
+    return PlantedLaw(E=law.E, A=law.A, B=law.B, alpha=law.alpha, beta=law.beta)
+
+
+def _cells(trials: Sequence[Trial]) -> Cells:
+    """The cells at the middle learning rate; cooldowns of one trunk share its noise."""
+    rates = sorted({trial.optimizer.learning_rate for trial in trials})
+    chosen = [trial for trial in trials if trial.optimizer.learning_rate == rates[len(rates) // 2]]
+    lines = {identity: number for number, identity in enumerate(dict.fromkeys(t.trunk or t.trial_id for t in chosen))}
+    rows = [
+        (
+            trial.params_backbone,
+            milestone,
+            milestone * trial.flops_per_sample,
+            lines[trial.trunk or trial.trial_id],
+            np.nan if budget is None else budget,
+        )
+        for trial in chosen
+        for milestone, budget in zip(trial.milestones, trial.budgets, strict=True)
+    ]
+    params, samples, flops, trial, budget = (np.array(column) for column in zip(*rows, strict=True))
+    return Cells(
+        params=params.astype(float),
+        samples=samples.astype(float),
+        flops=flops.astype(float),
+        trial=trial.astype(np.int64),
+        budget_flops=budget.astype(float),
+    )

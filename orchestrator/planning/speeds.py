@@ -1,0 +1,73 @@
+"""How long a plan takes on other devices, and on other numbers of gangs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from orchestrator.planning.devices import GPUS, Device, host, named, training_flops_per_second
+from orchestrator.planning.placement import available_bytes, evaluation_flops, trial_memory
+from orchestrator.planning.plan import Plan
+from orchestrator.spec.trial import Trial
+
+SHOWN = ("h100-80gb", "h200-141gb", "a100-80gb", "l40s-48gb")
+"""Devices beside the plan's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """A plan on one kind of device."""
+
+    device: str
+    measured: bool
+    """Whether every speed in it was measured on this device, or some were assumed."""
+    flops_per_second: float
+    """Of one device, over the whole plan."""
+    device_hours: float
+    fits: bool
+    """Whether every trial fits its memory as it is planned."""
+
+
+def speeds(plan: Plan) -> list[Speed]:
+    """The plan on its own device first, and then, for plans on GPUs, on others."""
+    compute = plan.sweep.compute
+    if compute.gpus_per_worker == 0:
+        return [_speed(plan, host())]
+    own = compute.device or next(iter(GPUS))
+    return [_speed(plan, named(name)) for name in dict.fromkeys((own, *SHOWN))]
+
+
+def _speed(plan: Plan, device: Device) -> Speed:
+    seconds, work, measured = 0.0, 0.0, True
+    for trial in plan.trials:
+        micro = trial.micro_batch or trial.batch_size // trial.num_workers
+        rate, known = training_flops_per_second(
+            device, trial.model, trial.precision, micro, trial.activation_checkpointing
+        )
+        flops = plan.flops(trial) + evaluation_flops(trial)
+        seconds, work, measured = seconds + flops / rate, work + flops, measured and known
+    fits = all(trial_memory(trial).total <= available_bytes(device) for trial in _distinct(plan.trials))
+    return Speed(
+        device=device.name,
+        measured=measured,
+        flops_per_second=work / seconds if seconds else 0.0,
+        device_hours=seconds / 3600,
+        fits=fits,
+    )
+
+
+def _distinct(trials: Sequence[Trial]) -> Iterator[Trial]:
+    """One trial of each kind that memory tells apart."""
+    seen = set()
+    for trial in trials:
+        key = (id(trial.model), trial.micro_batch, trial.batch_size, trial.num_workers)
+        if key not in seen:
+            seen.add(key)
+            yield trial
+
+
+def gang_counts(plan: Plan) -> list[int]:
+    """Numbers of gangs worth showing: the plan's own, and powers of two up to where more do not help."""
+    most = min(len(plan.trials), 4096)
+    powers = [2**power for power in range(13) if 2**power < most]
+    return sorted({*powers[:1], *powers[2::2], plan.sweep.compute.gangs})
