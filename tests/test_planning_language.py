@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator.expectations import expected_json
 from orchestrator.planning.plan import Plan, make
 from orchestrator.spec.source import SpecError, read
 from orchestrator.spec.values import spread
@@ -429,3 +430,74 @@ def test_grids_of_too_many_cells_are_refused_at_once(refused):
     assert "cells or more; wanted at most" in refused(
         seeds=list(range(1000)), axes={"learning_rate": {**rates, "count": 1000}}
     )
+
+
+# Devices.
+
+GPU = {"device": "h100-80gb", "gpus_per_worker": 1, "precision": "bf16"}
+
+
+def of_width(*widths: int) -> dict:
+    return {"patch": 2, "head_dim": 64, "sizes": {"rule": "width", "widths": list(widths), "depth": 24}}
+
+
+def test_the_smallest_gang_and_one_stage_for_all(plan):
+    budgets = {"flops": [1e18]}
+    alone = plan(models=of_width(256), budgets=budgets, training={"batch_size": 256}, compute=GPU)
+    (small,) = alone.trials
+    assert (small.num_workers, small.zero_stage, small.activation_checkpointing, small.offload) == (1, 1, False, False)
+    both = plan(
+        models=of_width(256, 3072),
+        budgets=budgets,
+        training={"batch_size": 256},
+        compute={**GPU, "workers": "auto", "activation_checkpointing": False},
+    )
+    stages = {trial.zero_stage for trial in both.trials}
+    assert len(stages) == 1, "mixing stages would bend the law"
+    workers = {trial.size: trial.num_workers for trial in both.trials}
+    assert workers["w256"] == 1 < workers["w3072"]
+    for trial in both.trials:
+        assert trial.batch_size % (trial.num_workers * (trial.micro_batch or 1)) == 0
+        assert trial.micro_steps == trial.batch_size // (trial.num_workers * trial.micro_batch)
+
+
+def test_a_model_that_fits_no_device_is_refused_with_what_would_help(refused):
+    message = refused(models=of_width(16384), budgets={"flops": [1e20]}, compute=GPU)
+    assert "compute: " in message
+    assert "size w16384 needs" in message
+    assert "GiB at least" in message
+    assert "Remedy: " in message
+
+
+@pytest.mark.parametrize(
+    ("compute", "message"),
+    [
+        ({"device": "h10"}, "device 'h10' is not known; wanted one of cpu, h100-80gb"),
+        ({"device": "h100-80gb"}, "got h100-80gb and gpus_per_worker 0; wanted gpus_per_worker of 1, or a fraction"),
+        ({"device": "cpu", "gpus_per_worker": 1}, "got cpu and gpus_per_worker 1; wanted gpus_per_worker of 0"),
+        ({"workers": "auto"}, "workers auto needs to know the memory: wanted a device"),
+        ({"micro_batch": 5}, "32 samples a worker, which micro-batches of 5 do not divide"),
+        ({**GPU, "micro_batch": 5}, "which micro-batches of 5 do not divide"),
+    ],
+)
+def test_devices_that_cannot_be_are_refused(refused, compute, message):
+    assert message in refused(compute=compute)
+
+
+def test_a_plan_says_what_it_expects_to_learn(plan):
+    found = plan(models=sizes(rule="width", widths=[8, 16, 24, 32, 48, 64], depth=1),
+                 budgets={"flops": {"from": 1e9, "to": 1.6e10, "factor": 2}})  # fmt: skip
+    told = {(row["method"], row["name"]): row for row in expected_json(found)}
+    for method in ("isoflop", "surface"):
+        row = told[method, "N_exponent"]
+        assert row["outcome"] == "expected"
+        assert row["low"] < row["truth"] < row["high"]
+    quiet = {"seed_noise": 1e-4, "measurement_noise": 1e-4}
+    again = plan(models=found.sweep.models.model_dump(exclude_unset=True),
+                 budgets={"flops": {"from": 1e9, "to": 1.6e10, "factor": 2}}, expect=quiet)  # fmt: skip
+    narrow = {(row["method"], row["name"]): row for row in expected_json(again)}["surface", "N_exponent"]
+    wide = told["surface", "N_exponent"]
+    assert narrow["high"] - narrow["low"] < 0.1 * (wide["high"] - wide["low"])
+    one = expected_json(plan())
+    assert {row["outcome"] for row in one} == {"not_identified"}
+    assert all(row["reason"] for row in one)
