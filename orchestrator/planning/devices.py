@@ -103,10 +103,31 @@ def _gpu(name: str, mib: int, tera_bf16: float, tera_fp32: float, speeds: tuple[
     )
 
 
+def _measured(precision: Precision, *rows: tuple[int, int, float]) -> tuple[Speed, ...]:
+    """Speeds from rows of width, images a micro-batch (of 256 tokens) and TFLOP/s."""
+    return tuple(
+        Speed(precision=precision, width=width, tokens=256 * images, flops_per_second=1e12 * tera)
+        for width, images, tera in rows
+    )
+
+
+H100_SPEEDS = (
+    *_measured(
+        "bf16",
+        (384, 32, 14.6), (384, 128, 71.2), (384, 512, 137.4),
+        (768, 32, 47.0), (768, 128, 169.4), (768, 256, 205.2),
+        (1024, 16, 39.4), (1024, 64, 142.5), (1024, 128, 221.0),
+        (1152, 8, 25.8), (1152, 32, 96.1), (1152, 128, 241.3),
+    ),
+    *_measured("fp32", (384, 32, 21.7), (384, 128, 29.3)),
+)  # fmt: skip
+"""DiT-S/2 to XL/2 through DeepSpeed (bf16: ZeRO-1; fp32: ZeRO-0) on one H100 80GB HBM3, torch 2.11+cu130, DeepSpeed
+0.19.8, by `ditlaw bench memory`; raw figures in docs/data/memory_h100.json."""
+
 GPUS: dict[str, Device] = {
     gpu.name: gpu
     for gpu in (
-        _gpu("h100-80gb", 81_559, 989.4, 66.9),
+        _gpu("h100-80gb", 81_559, 989.4, 66.9, H100_SPEEDS),
         _gpu("h200-141gb", 143_771, 989.4, 66.9),
         _gpu("b200-192gb", 183_359, 2250.0, 80.0),
         _gpu("a100-80gb", 81_920, 312.0, 19.5),
