@@ -41,10 +41,11 @@ def test_memory_is_within_15_percent_of_the_measured_peak(case):
     assert modelled.training == pytest.approx(case["training_bytes"], rel=0.15)
 
 
-@pytest.mark.parametrize("case", CASES, ids=name)
+PLAIN = [c for c in CASES if c["zero_stage"] < 2 and not c["activation_checkpointing"] and c["micro_steps"] == 1]
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=name)
 def test_speeds_of_the_table_are_the_measured_ones(case):
-    if case["zero_stage"] > 1 or case["activation_checkpointing"] or case["micro_steps"] > 1:
-        pytest.skip("the table holds the plain cases at ZeRO-0 and ZeRO-1")
     rate, measured = training_flops_per_second(
         named("h100-80gb"), preset(case["size"]), case["precision"], case["micro_batch"], False
     )
