@@ -190,8 +190,9 @@ def missing_columns(missing: list[str], choice: str, frame: pd.DataFrame, used: 
         return " ".join(empty)
     names = [choice if q == "loss" else q for q in missing]
     alone = len(names) == 1
-    tried = "; ".join(f"{'' if alone else name + ': '}{', '.join(NAMES[name][:6])}, ..." for name in names)
-    wanted = tuple(name for key in names for name in NAMES[key])
+    known = {name: NAMES.get(name, (name,)) for name in names}
+    tried = "; ".join(f"{'' if alone else name + ': '}{', '.join(known[name][:6])}, ..." for name in names)
+    wanted = tuple(name for key in names for name in known[key])
     spare = [str(name) for name in frame.columns if name not in used.values()]
     return no_column(f"column for {' or '.join(names)} (tried {tried})", wanted, list(map(str, frame.columns)), spare)
 
@@ -199,7 +200,7 @@ def missing_columns(missing: list[str], choice: str, frame: pd.DataFrame, used: 
 def _without_numbers(quantity: str, choice: str, frame: pd.DataFrame) -> str | None:
     """That the column of a known name holds no numbers; None where there is no such column."""
     by_name = {without_unit(str(name))[0]: str(name) for name in frame.columns}
-    names = NAMES[choice if quantity == "loss" else quantity]
+    names = NAMES.get(choice if quantity == "loss" else quantity, (quantity,))
     for name in names:
         if name in by_name and len(frame):
             value = frame[by_name[name]].iloc[0]

@@ -167,6 +167,14 @@ def mark_diverged(axes: Axes, rows: pd.DataFrame | None, x: str, links: Links | 
     points(axes, marked, x, "edge", links, s=34, marker="x", color=DIVERGED, zorder=6, label="diverged")
 
 
+def note(axes: Axes, text: str, at: str) -> None:
+    """Small words in the lower `left` or `right` corner, for what must stand beside a curve."""
+    if text:
+        x, side = (0.02, "left") if at == "left" else (0.98, "right")
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}
+        axes.text(x, 0.03, text, transform=axes.transAxes, ha=side, color=INK, fontsize=8.5, bbox=box, zorder=7)
+
+
 def dense(count: int) -> dict[str, Any]:
     """Style of a cloud of measured points: many are smaller, fainter, and drawn as one picture."""
     if count <= 400:

@@ -57,6 +57,12 @@ def quantity_words(result: Result) -> str:
     return {"loss": "validation loss", "fid": "FID", "fd": "Frechet distance"}[result.quantity]
 
 
+def _missed(result: Result) -> str:
+    """What stands beside a curve that runs beyond the data: how far the back-test was off."""
+    missed = ", ".join(f"{test.what} {test.error:+.1%}" for test in result.backtests)
+    return f"back-test, largest budget left out: {missed}" if missed else "no back-test: too few budgets"
+
+
 def _of_power(result: Result, fit: Fit) -> Drawn:
     words, rows, every = quantity_words(result), result.rows, result.table.frame
     flops, loss = rows["flops"].to_numpy(dtype=float), rows["loss"].to_numpy(dtype=float)
@@ -70,6 +76,7 @@ def _of_power(result: Result, fit: Fit) -> Drawn:
             title=f"{words[0].upper()}{words[1:]} against compute",
             quantity=words,
             diverged=lost,
+            words=_missed(result),
         )
 
     yield "law", law
@@ -90,7 +97,12 @@ def _of_surface(result: Result, fit: Fit) -> Drawn:
     rows, words = result.rows, quantity_words(result)
     x = [rows[name].to_numpy(dtype=float) for name in fit.law.variables]
     loss = rows["loss"].to_numpy(dtype=float)
-    yield "law", lambda: surface_contours(rows, fit, CostRelation.of(rows), title="Fitted surface", quantity=words)
+    yield (
+        "law",
+        lambda: surface_contours(
+            rows, fit, CostRelation.of(rows), title="Fitted surface", quantity=words, words=_missed(result)
+        ),
+    )
     columns = {n: rows[n].to_numpy(dtype=float) for n in ("params", "samples", "flops")}
     yield "residuals", lambda: residual_panels(columns, np.log(loss / fit.predict(*x)), quantity=words)
     if fit.profile is not None:
@@ -114,7 +126,7 @@ def _of_isoflop(result: Result, fit: IsoflopFit) -> Drawn:
         yield (
             f"optimum-{letter}",
             lambda letter=letter, words=words: optimum_against_compute(  # type: ignore[misc]
-                {"minima": fit}, letter, title=f"Compute-optimal {words}"
+                {"minima": fit}, letter, title=f"Compute-optimal {words}", words=_missed(result)
             ),
         )
     if fit.draws:

@@ -6,18 +6,13 @@ import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-EQUATIONS = {
-    "power": "{y} = A * C^-beta + floor",
-    "surface": "{y} = E + A / N^alpha + B / D^beta",
-    "isoflop": "N* = N_coefficient * C^N_exponent, D* = D_coefficient * C^D_exponent",
-}
 MOST_LISTED = 8
 
 
 def format_fit(result: Mapping[str, Any]) -> str:
     """The result as a short page for a terminal."""
     lines = [
-        EQUATIONS[result["law"]].format(y=result["quantity"]),
+        _equation(result),
         f"{result['num_points']} points, {result['outcome'].replace('_', ' ')}" + _agree(result),
         "",
         *_rows(result["params"], result["ci95"]),
@@ -31,6 +26,12 @@ def format_fit(result: Mapping[str, Any]) -> str:
     if result["warnings"]:
         lines += [""] + [f"! {warning}" for warning in result["warnings"]]
     return "\n".join(lines)
+
+
+def _equation(result: Mapping[str, Any]) -> str:
+    """The law, with what was fitted in the place of y or L."""
+    left, equals, right = result["equation"].partition(" = ")
+    return f"{result['quantity'] if left in ('y', 'L') else left}{equals}{right}"
 
 
 def _agree(result: Mapping[str, Any]) -> str:
@@ -127,7 +128,7 @@ def html_fit(result: Mapping[str, Any]) -> str:
 
 
 def _html(result: Mapping[str, Any]) -> Iterator[str]:
-    equation = html.escape(EQUATIONS[result["law"]].format(y=result["quantity"]))
+    equation = html.escape(_equation(result))
     yield f"<div><p><b>{equation}</b><br>{result['num_points']} points, {result['outcome'].replace('_', ' ')}"
     yield f"{html.escape(_agree(result))}</p><table>"
     yield "<thead><tr><th></th><th>estimate</th><th>95%</th></tr></thead><tbody>"

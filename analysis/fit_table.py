@@ -20,11 +20,14 @@ from analysis.fitting import NUM_RESAMPLES
 from analysis.frontier import best_learning_rates, budget_of, frontier, is_isoflop
 from analysis.influence import Influence, isoflop_influence, law_influence
 from analysis.isoflop import IsoflopFit
-from analysis.laws import SurfaceLaw
+from analysis.laws import Law, SurfaceLaw
 from analysis.loading import Table, load_table
 from analysis.result import EXTRAPOLATION, Result
 
-LAWS = ("power", "surface", "isoflop")
+POINT_LAWS: dict[str, Law] = {law.name: law for law in (SurfaceLaw(),)}
+"""Laws of params and samples, by name."""
+
+LAWS = ("power", *POINT_LAWS, "isoflop")
 
 
 def fit_table(
@@ -58,8 +61,12 @@ def check_request(law: str, target_flops: float | None) -> None:
 def fit_loaded(table: Table, law: str, target_flops: float | None = None, options: Options | None = None) -> Result:
     """Fit a law to a loaded table. ValueError where it does not hold what the law needs."""
     check_request(law, target_flops)
-    kinds = {"power": _power, "surface": _surface, "isoflop": _isoflop}
-    return kinds[law](table, target_flops, options or Options())
+    options = options or Options()
+    if law in POINT_LAWS:
+        if options.floor != "free":
+            raise ValueError(f"floor {options.floor!r} is of a power law; a {law} has its own constant.")
+        return _of_points(table, POINT_LAWS[law], target_flops, options)
+    return (_power if law == "power" else _isoflop)(table, target_flops, options)
 
 
 def _power(table: Table, target: float | None, options: Options) -> Result:
@@ -89,6 +96,7 @@ def _power(table: Table, target: float | None, options: Options) -> Result:
         table,
         rows,
         law="power",
+        equation="y = A * C^-beta + floor",
         fit=fit,
         params=params,
         ci95=dict.fromkeys(params) | fit.ci95,
@@ -115,40 +123,36 @@ def _power_rows(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     return best
 
 
-def _surface(table: Table, target: float | None, options: Options) -> Result:
-    law = SurfaceLaw()
-    frame, warnings = _rows(table, "params", "samples", "flops", "loss")
+def _of_points(table: Table, law: Law, target: float | None, options: Options) -> Result:
+    """A law of params and samples (and whatever other columns it reads)."""
+    frame, warnings = _rows(table, *dict.fromkeys([*law.variables, "flops", "loss"]))
     frame = _at_best_rates(frame, warnings)
-    for name in law.variables:
-        got = frame[name].nunique()
-        if got < 3:
-            raise ValueError(f"a surface needs at least 3 different {name}; got {got}. Run more, or fit --law power.")
-    points = len(frame[list(law.variables)].drop_duplicates())
-    if points < law.min_points:
-        raise ValueError(
-            f"a surface needs at least {law.min_points} different (params, samples); got {points}. "
-            "Run more sizes or budgets, or fit --law power."
-        )
+    _check_spread(law, frame)
     x, loss = frame[list(law.variables)].to_numpy(dtype=float), frame["loss"].to_numpy(dtype=float)
     fit = estimate_law(law, x, loss, frame.get("trial_id"), options)
     _warn_fit(fit.outcome, fit.reason, warnings)
-    cost = CostRelation.of(frame)
-    if cost.spread > 0.1:
-        warnings.append(
-            "FLOPs per sample are not one power of params "
-            f"(off by up to a factor of {1 + cost.spread:.3g}): N* and D* are rough"
-        )
-    allocation = allocate_surface(fit, cost, target)
+    allocation = Allocation(approach=law.name, flops=target)
+    beside = None
+    if set(SurfaceLaw().params) <= set(fit.params):
+        cost = CostRelation.of(frame)
+        if cost.spread > 0.1:
+            warnings.append(
+                "FLOPs per sample are not one power of params "
+                f"(off by up to a factor of {1 + cost.spread:.3g}): N* and D* are rough"
+            )
+        allocation = allocate_surface(fit, cost, target)
+        beside = approaches(frame, surface=(fit, allocation), options=options)
     params: dict[str, float | None] = dict.fromkeys(law.params) | fit.params
     return _result(
         table,
         frame,
-        law="surface",
+        law=law.name,
+        equation=law.equation,
         fit=fit,
         params=params,
         ci95=dict.fromkeys(params) | fit.ci95,
         allocation=allocation,
-        approaches=approaches(frame, surface=(fit, allocation), options=options) if fit.succeeded else None,
+        approaches=beside,
         backtests=backtest_surface(law, frame, options=options, quantity=table.quantity),
         influence=law_influence(fit, x, loss, frame, options.delta),
         options=options,
@@ -156,7 +160,27 @@ def _surface(table: Table, target: float | None, options: Options) -> Result:
     )
 
 
+def _check_spread(law: Law, frame: pd.DataFrame) -> None:
+    """ValueError where there are too few values of a variable, or too few settings, for the law."""
+    for name in law.variables:
+        got = frame[name].nunique()
+        if got < 3:
+            raise ValueError(
+                f"a {law.name} needs at least 3 different {name}; got {got}. Run more, or fit --law power."
+            )
+    points = len(frame[list(law.variables)].drop_duplicates())
+    if points < law.min_points:
+        raise ValueError(
+            f"a {law.name} needs at least {law.min_points} different ({', '.join(law.variables)}); got {points}. "
+            "Run more sizes or budgets, or fit --law power."
+        )
+
+
 def _isoflop(table: Table, target: float | None, options: Options) -> Result:
+    for name, usual in (("recipe", "varpro"), ("interval", "auto"), ("floor", "free")):
+        if getattr(options, name) != usual:
+            got = getattr(options, name)
+            raise ValueError(f"isoflop is parabolas by least squares and has no {name}; got {got!r}.")
     frame, warnings = _rows(table, "params", "samples", "flops", "loss")
     if frame["censored"].any():
         warnings.append(
@@ -183,6 +207,7 @@ def _isoflop(table: Table, target: float | None, options: Options) -> Result:
         table,
         frame,
         law="isoflop",
+        equation="N* = N_coefficient * C^N_exponent, D* = D_coefficient * C^D_exponent",
         fit=fit,
         params=params,
         ci95=dict.fromkeys(params) | fit.ci95,

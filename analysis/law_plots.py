@@ -29,6 +29,7 @@ from analysis.drawing import (
     dense,
     dress,
     log_axis,
+    note,
     ordered_colours,
     points,
     styled,
@@ -45,7 +46,13 @@ HALO = [effects.withStroke(linewidth=2.5, foreground="white")]
 
 @styled
 def surface_contours(
-    rows: pd.DataFrame, fit: Fit, cost: CostRelation, *, title: str = "", quantity: str = "validation loss"
+    rows: pd.DataFrame,
+    fit: Fit,
+    cost: CostRelation,
+    *,
+    title: str = "",
+    quantity: str = "validation loss",
+    words: str = "",
 ) -> Figure:
     """Contours of the fitted surface over compute and size, the runs, and the ridge of best sizes N*(C) with its band.
 
@@ -76,6 +83,7 @@ def surface_contours(
     bar.outline.set_visible(False)
     bar.solids.set_alpha(1)  # type: ignore[union-attr]
     axes.legend(loc="upper left")
+    note(axes, words, "right")
     return figure
 
 

@@ -93,7 +93,7 @@ class Table:
         return f"{text} Say which it is with --columns {','.join(f'{q}=NAME' for q in missing)}."
 
     def _bad_values(self, name: str, bad: pd.DataFrame) -> str:
-        column = self.columns[name]
+        column = self.columns.get(name, name)
         shown = ", ".join(f"row {row} ({self.raw[column].iloc[row - 1]})" for row in bad["row"].head(8))
         more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
         if self.force:
@@ -287,7 +287,7 @@ def _doubts(frame: pd.DataFrame, wanted: tuple[str, ...]) -> list[str]:
     for name in wanted:
         values = frame[name].to_numpy(dtype=float)
         low, high = int(values.argmin()), int(values.argmax())
-        if values[high] > WIDEST[name] * values[low]:
+        if values[high] > WIDEST.get(name, np.inf) * values[low]:
             said.append(
                 f"{name} spans a factor of {values[high] / values[low]:.1e} ({values[low]:.3g} in row {rows[low]}, "
                 f"{values[high]:.3g} in row {rows[high]}): are all rows in the same unit?"

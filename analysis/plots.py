@@ -24,6 +24,7 @@ from analysis.drawing import (
     blank,
     log_axis,
     mark_diverged,
+    note,
     ordered_colours,
     points,
     styled,
@@ -89,10 +90,11 @@ def loss_against_compute(
     quantity: str = "validation loss",
     column: str = "loss",
     order: Sequence[str] = (),
+    words: str = "",
 ) -> Figure:
     """All trials, the best run of each budget, and the law through those with its 95% band.
 
-    `arms` maps a name to (all rows, frontier rows, law); rows have flops and `column`.
+    `arms` maps a name to (all rows, frontier rows, law); rows have flops and `column`. `words` stand in a corner.
     """
     figure, axes = blank(title, "training compute C (FLOPs)", quantity)
     every = pd.concat([rows for rows, _, _ in arms.values()])
@@ -119,12 +121,13 @@ def loss_against_compute(
     log_axis(axes, "y", bottom, top, "{:.3g}".format)
     mark_diverged(axes, diverged, "flops", links)
     axes.legend(loc="upper right")
+    note(axes, words, "left")
     return figure
 
 
 @styled
 def optimum_against_compute(
-    fits: dict[str, IsoflopFit], letter: str, *, title: str = "", order: Sequence[str] = ()
+    fits: dict[str, IsoflopFit], letter: str, *, title: str = "", order: Sequence[str] = (), words: str = ""
 ) -> Figure:
     """N* (`letter` N) or D* (D) of each arm against compute: minima, their power law and its 95% band."""
     what = {"N": "optimal parameters N*", "D": "optimal samples D*"}[letter]
@@ -163,6 +166,7 @@ def optimum_against_compute(
     log_axis(axes, "x", low, high, scientific)
     log_axis(axes, "y", min(seen), max(seen), with_unit)
     axes.legend(loc="upper left")
+    note(axes, words, "right")
     return figure
 
 

@@ -29,7 +29,7 @@ class Refitter:
         logs = {*law.coefficients, law.floor}
         tiny = 1e-300
         theta = np.array([np.log(max(params[n], tiny)) if n in logs else params[n] for n in law.theta_names])
-        return np.asarray(2 * theta - law.shift(theta, self._x_mean, self._y_mean))  # shift adds; this takes it off
+        return law.shift(theta, -self._x_mean, -self._y_mean)
 
     def solve(self, weights: Array | None = None, log_y: Array | None = None) -> dict[str, Array]:
         """Parameters, each of shape (batch,), for weights (batch, n) or for centred log losses (batch, n)."""

@@ -36,6 +36,7 @@ class Result:
     """
 
     law: str
+    equation: str
     table: Table
     rows: pd.DataFrame
     """The rows that were fitted: params, samples, flops as far as known, and loss (the fitted quantity)."""
@@ -89,6 +90,7 @@ class Result:
         return plain(
             {
                 "law": self.law,
+                "equation": self.equation,
                 "quantity": self.quantity,
                 "params": self.params,
                 "ci95": self.ci95,

@@ -89,6 +89,13 @@ def test_the_ridge_and_the_contours_are_those_of_the_law(results: dict[str, Resu
     assert slope == pytest.approx(result.allocation.N_exponent, rel=1e-6)
 
 
+def test_the_back_test_stands_beside_every_curve_that_runs_beyond_the_data(results: dict[str, Result]) -> None:
+    for law, kind in (("power", "law"), ("surface", "law"), ("isoflop", "optimum-N"), ("isoflop", "optimum-D")):
+        error = results[law].backtests[0].error
+        words = " ".join(text.get_text() for text in results[law].plot(kind).axes[0].texts)
+        assert f"largest budget left out: {results[law].backtests[0].what} {error:+.1%}" in words
+
+
 def test_residuals_far_out_are_marked_on_the_edge() -> None:
     residuals = np.append(0.001 * np.random.default_rng(0).standard_normal(60), 2.0)
     figure = residual_panels({"flops": np.geomspace(1e17, 1e20, 61)}, residuals)
