@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from analysis.bootstrap import Interval, interval
+from analysis.comparison import Comparison
 from analysis.findings import ArmFindings, Findings
 from analysis.magnitudes import scientific, with_unit
 from analysis.report_page import escape
-from analysis.transfer import Comparison
 
 
 def answer(findings: Findings) -> list[str]:
@@ -85,9 +85,10 @@ def _arm(comparison: Comparison) -> str:
         f"<strong>{escape(comparison.first)} {verb} {escape(comparison.second)}</strong> at {comparison.wins} of "
         f"{len(comparison.pairs)} sizes and budgets: {size}{spread}."
     )
-    if comparison.multiplier is not None:
+    if comparison.multiplier is not None and comparison.at_flops is not None:
         text += (
-            f" To loss {comparison.at_loss:.3g}, {escape(comparison.second)} needs "
+            f" To {escape(comparison.first)}'s loss at {scientific(comparison.at_flops)} FLOPs, "
+            f"{escape(comparison.second)} needs "
             f"<strong>{comparison.multiplier:.2f} times the compute</strong>{_band(comparison.multiplier_ci95)}."
         )
     return text

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
-from analysis.plots import ARM_COLOURS, FAINT, INK, styled
+from analysis.drawing import ARM_COLOURS, FAINT, INK, styled
 
 # Colours and marks together tell the kinds apart, in print and for colour-blind readers alike.
 KINDS: tuple[tuple[str, str, str, str], ...] = (

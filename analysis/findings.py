@@ -14,12 +14,14 @@ import pandas as pd
 from analysis.allocation import CostRelation, allocate_surface
 from analysis.backtest import Backtest, backtest_isoflop, backtest_power
 from analysis.bootstrap import Interval
+from analysis.bracketing import with_brackets
+from analysis.comparison import Comparison, compare_arms
 from analysis.fitting import Fit, fit_law, fit_power
 from analysis.frontier import best_learning_rates, frontier, sound_rates
 from analysis.isoflop import IsoflopFit, fit_isoflop
 from analysis.laws import SurfaceLaw
 from analysis.magnitudes import scientific
-from analysis.transfer import Comparison, compare_arms
+from analysis.transfer import RateTransfer, learning_rate_transfer
 from orchestrator.results.store import read_attempts, read_curves, read_planned
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,8 @@ class ArmFindings:
     backtests: list[Backtest]
     distance: Distance | None
     """Its Frechet distance against compute; None where none was measured."""
+    notes: list[str]
+    """Minima that diverged runs alone bracket."""
 
     @property
     def num_diverged(self) -> int:
@@ -74,6 +78,8 @@ class Findings:
     arms: list[ArmFindings]
     comparisons: list[Comparison]
     """The first arm of the spec against each other arm."""
+    transfers: list[RateTransfer]
+    """The best learning rate of each arm against its size, where several were tried."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -95,8 +101,7 @@ def find(folder: Path) -> Findings:
     trained = [a for a in arms if len(a.trained)]
     if len(trained) > 1:
         rows = pd.concat([a.trained for a in trained])
-        laws = {a.arm: a.law for a in trained}
-        comparisons = [compare_arms(rows, trained[0].arm, other.arm, laws) for other in trained[1:]]
+        comparisons = [compare_arms(rows, trained[0].arm, other.arm) for other in trained[1:]]
     return Findings(
         folder=folder,
         measurements=frame,
@@ -106,6 +111,7 @@ def find(folder: Path) -> Findings:
         tracking=_read_json(folder / "mlflow.json"),
         arms=arms,
         comparisons=comparisons,
+        transfers=[t for t in map(_transfer, trained) if t is not None],
         warnings=_others(num_other) + _warnings(frame, arms, plan),
     )
 
@@ -128,9 +134,11 @@ def _arm(arm: str, rows: pd.DataFrame) -> ArmFindings:
     best = frontier(fitted) if len(fitted) else fitted
     isoflop: IsoflopFit | None = None
     reason: str | None = "no trial of this arm has a loss"
+    notes: list[str] = []
     if len(fitted):
         try:
-            isoflop, reason = fit_isoflop(fitted, min_budgets=1), None
+            bracketed, notes = with_brackets(fitted, rows[~usable])
+            isoflop, reason = fit_isoflop(bracketed, min_budgets=1), None
         except ValueError as error:
             reason = str(error).rstrip(".")
     flops, loss = best["flops"].to_numpy(dtype=float), best["loss"].to_numpy(dtype=float)
@@ -156,7 +164,15 @@ def _arm(arm: str, rows: pd.DataFrame) -> ArmFindings:
         surface_exponent=_surface_exponent(surface, fitted),
         backtests=[test for test in tests if test is not None],
         distance=_distance(trained),
+        notes=notes,
     )
+
+
+def _transfer(arm: ArmFindings) -> RateTransfer | None:
+    """The drift of the best learning rate; None unless two sizes have three learning rates each."""
+    diverged = arm.measured[arm.measured["outcome"] == "diverged"]
+    transfer = learning_rate_transfer(arm.trained, arm.arm, diverged)
+    return transfer if transfer is not None and len(transfer.optima) > 1 else None
 
 
 def _distance(trained: pd.DataFrame) -> Distance | None:
@@ -214,6 +230,7 @@ def _arm_warnings(arm: ArmFindings) -> list[str]:
             f"{arm.num_diverged} measurements ({trials} trial{'' if trials == 1 else 's'}) diverged. They are shown, "
             "but no law is fitted to them: it describes the runs that trained."
         )
+    warnings += [f"{note}." for note in arm.notes]
     if arm.isoflop is None or arm.isoflop.reason:
         warnings.append(f"N*(C) and D*(C): {arm.isoflop_reason}.")
     if arm.isoflop is not None:

@@ -1,9 +1,9 @@
-"""`ditlaw fit`: a table in, one object out; and the same for people."""
+"""Fit a law to a table, with all that says how far to believe it: `ditlaw fit`, and the Python API below it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,27 @@ import numpy as np
 import pandas as pd
 
 from analysis.allocation import Allocation, CostRelation, allocate_isoflop, allocate_power, allocate_surface
-from analysis.backtest import Backtest, backtest_isoflop, backtest_power
+from analysis.approaches import Approaches, approaches
+from analysis.backtest import Backtest, backtest_frontier, backtest_isoflop, backtest_power, backtest_surface
 from analysis.bootstrap import Interval
-from analysis.fitting import NUM_RESAMPLES, Fit, fit_law, fit_power
-from analysis.frontier import best_learning_rates, frontier, is_isoflop
-from analysis.isoflop import IsoflopFit, fit_isoflop
-from analysis.laws import SurfaceLaw
+from analysis.bracketing import lost_settings, with_brackets
+from analysis.estimating import Options, estimate_isoflop, estimate_law, estimate_power
+from analysis.fitting import NUM_RESAMPLES
+from analysis.frontier import best_learning_rates, budget_of, frontier, is_isoflop
+from analysis.influence import Influence, isoflop_influence, law_influence
+from analysis.isoflop import IsoflopFit
+from analysis.laws import Law, SurfaceLaw
 from analysis.loading import Table, load_table
+from analysis.result import EXTRAPOLATION, Result
 
-WANTED = {
-    "power": ("flops", "loss"),
-    "surface": ("params", "samples", "flops", "loss"),
-    "isoflop": ("params", "samples", "flops", "loss"),
-}
+POINT_LAWS: dict[str, Law] = {law.name: law for law in (SurfaceLaw(),)}
+"""Laws of params and samples, by name."""
+
+LAWS = ("power", *POINT_LAWS, "isoflop")
 
 
 def fit_table(
-    path: Path,
+    path: Path | str | pd.DataFrame,
     law: str,
     columns: Mapping[str, str] | None = None,
     target_flops: float | None = None,
@@ -41,20 +45,33 @@ def fit_table(
     arms. `target_flops` adds the allocation there. Floats are full precision; what is unknown is None; nothing is NaN.
     Raises ValueError with what was got, what is wanted and a remedy.
     """
-    if law not in WANTED:
-        raise ValueError(f"there is no law {law!r}; the laws are {', '.join(WANTED)}.")
+    check_request(law, target_flops)
+    table = load_table(path, columns, arm)
+    return fit_loaded(table, law, target_flops, Options(num_resamples=num_resamples)).to_dict()
+
+
+def check_request(law: str, target_flops: float | None) -> None:
+    """ValueError for a law that there is not, or a target that is no positive number."""
+    if law not in LAWS:
+        raise ValueError(f"there is no law {law!r}; the laws are {', '.join(LAWS)}.")
     if target_flops is not None and not (math.isfinite(target_flops) and target_flops > 0):
         raise ValueError(f"target FLOPs must be a positive number; got {target_flops}.")
-    table = load_table(Path(path), WANTED[law], columns, arm)
-    if not len(table.frame):
-        raise ValueError(f"{path} has no rows to fit: {'; '.join(table.warnings) or 'it is empty'}.")
-    result = {"power": _power, "surface": _surface, "isoflop": _isoflop}[law](table, target_flops, num_resamples)
-    return _plain(result)
 
 
-def _power(table: Table, target: float | None, num_resamples: int) -> dict[str, Any]:
-    warnings = list(table.warnings)
-    frame = _at_best_rates(table.frame, warnings)
+def fit_loaded(table: Table, law: str, target_flops: float | None = None, options: Options | None = None) -> Result:
+    """Fit a law to a loaded table. ValueError where it does not hold what the law needs."""
+    check_request(law, target_flops)
+    options = options or Options()
+    if law in POINT_LAWS:
+        if options.floor != "free":
+            raise ValueError(f"floor {options.floor!r} is of a power law; a {law} has its own constant.")
+        return _of_points(table, POINT_LAWS[law], target_flops, options)
+    return (_power if law == "power" else _isoflop)(table, target_flops, options)
+
+
+def _power(table: Table, target: float | None, options: Options) -> Result:
+    frame, warnings = _rows(table, "flops", "loss")
+    frame = _at_best_rates(frame, warnings)
     rows = _power_rows(frame, warnings)
     flops, loss = rows["flops"].to_numpy(dtype=float), rows["loss"].to_numpy(dtype=float)
     if len(np.unique(flops)) < 3:
@@ -63,18 +80,34 @@ def _power(table: Table, target: float | None, num_resamples: int) -> dict[str, 
             f"({', '.join(f'{c:.3g}' for c in np.unique(flops))} FLOPs). Run more budgets."
         )
     trials = None if len(rows) < len(frame) else rows.get("trial_id")
-    fit = fit_power(flops, loss, trials=trials, num_resamples=num_resamples)
-    if not fit.floor_identified:
+    fit = estimate_power(flops, loss, trials, options)
+    if not fit.floor_identified and options.floor == "free":
         warnings.append(f"no floor is reported: {fit.floor_reason}")
     _warn_fit(fit.outcome, fit.reason, warnings)
     if len(rows) < 6:
         warnings.append(f"only {len(rows)} points: the interval is a residual bootstrap and may be too narrow")
-    _warn_backtest(backtest_power(flops, loss, trials), warnings)
-    _warn_extrapolation(target, flops, warnings)
-    params = {"A": None, "beta": None, "floor": None} | fit.params
-    ci95 = dict.fromkeys(params) | fit.ci95
-    allocation = allocate_power(fit, frame, target)
-    return _result("power", params, ci95, fit, allocation, warnings, floor_identified=bool(fit.floor_identified))
+    backtests = [backtest_power(flops, loss, trials, options=options, quantity=table.quantity)]
+    backtests += [backtest_frontier(frame)] if {"params", "samples"} <= set(frame) else []
+    params: dict[str, float | None] = {"A": None, "beta": None, "floor": None} | fit.params
+    if options.floor in ("zero", 0.0):
+        params["floor"] = 0.0
+    grouped = rows.drop(columns="trial_id", errors="ignore") if trials is None else rows
+    return _result(
+        table,
+        rows,
+        law="power",
+        equation="y = A * C^-beta + floor",
+        fit=fit,
+        params=params,
+        ci95=dict.fromkeys(params) | fit.ci95,
+        allocation=allocate_power(fit, frame, target),
+        approaches=_approaches(frame, options),
+        backtests=backtests,
+        influence=law_influence(fit, flops[:, None], loss, grouped, options.delta),
+        options=options,
+        warnings=warnings,
+        more={"floor_identified": bool(fit.floor_identified)},
+    )
 
 
 def _power_rows(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
@@ -90,40 +123,75 @@ def _power_rows(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     return best
 
 
-def _surface(table: Table, target: float | None, num_resamples: int) -> dict[str, Any]:
-    warnings = list(table.warnings)
-    frame = _at_best_rates(table.frame, warnings)
-    for name in ("params", "samples"):
+def _of_points(table: Table, law: Law, target: float | None, options: Options) -> Result:
+    """A law of params and samples (and whatever other columns it reads)."""
+    frame, warnings = _rows(table, *dict.fromkeys([*law.variables, "flops", "loss"]))
+    frame = _at_best_rates(frame, warnings)
+    _check_spread(law, frame)
+    x, loss = frame[list(law.variables)].to_numpy(dtype=float), frame["loss"].to_numpy(dtype=float)
+    fit = estimate_law(law, x, loss, frame.get("trial_id"), options)
+    _warn_fit(fit.outcome, fit.reason, warnings)
+    allocation = Allocation(approach=law.name, flops=target)
+    beside = None
+    if set(SurfaceLaw().params) <= set(fit.params):
+        cost = CostRelation.of(frame)
+        if cost.spread > 0.1:
+            warnings.append(
+                "FLOPs per sample are not one power of params "
+                f"(off by up to a factor of {1 + cost.spread:.3g}): N* and D* are rough"
+            )
+        allocation = allocate_surface(fit, cost, target)
+        beside = approaches(frame, surface=(fit, allocation), options=options)
+    params: dict[str, float | None] = dict.fromkeys(law.params) | fit.params
+    return _result(
+        table,
+        frame,
+        law=law.name,
+        equation=law.equation,
+        fit=fit,
+        params=params,
+        ci95=dict.fromkeys(params) | fit.ci95,
+        allocation=allocation,
+        approaches=beside,
+        backtests=backtest_surface(law, frame, options=options, quantity=table.quantity),
+        influence=law_influence(fit, x, loss, frame, options.delta),
+        options=options,
+        warnings=warnings,
+    )
+
+
+def _check_spread(law: Law, frame: pd.DataFrame) -> None:
+    """ValueError where there are too few values of a variable, or too few settings, for the law."""
+    for name in law.variables:
         got = frame[name].nunique()
         if got < 3:
-            raise ValueError(f"a surface needs at least 3 different {name}; got {got}. Run more, or fit --law power.")
-    points = len(frame[["params", "samples"]].drop_duplicates())
-    if points < SurfaceLaw().min_points:
+            raise ValueError(
+                f"a {law.name} needs at least 3 different {name}; got {got}. Run more, or fit --law power."
+            )
+    points = len(frame[list(law.variables)].drop_duplicates())
+    if points < law.min_points:
         raise ValueError(
-            f"a surface needs at least {SurfaceLaw().min_points} different (params, samples); got {points}. "
+            f"a {law.name} needs at least {law.min_points} different ({', '.join(law.variables)}); got {points}. "
             "Run more sizes or budgets, or fit --law power."
         )
-    x = frame[["params", "samples"]].to_numpy(dtype=float)
-    trials = frame.get("trial_id")
-    fit = fit_law(SurfaceLaw(), x, frame["loss"].to_numpy(dtype=float), trials=trials, num_resamples=num_resamples)
-    _warn_fit(fit.outcome, fit.reason, warnings)
-    cost = CostRelation.of(frame)
-    if cost.spread > 0.1:
+
+
+def _isoflop(table: Table, target: float | None, options: Options) -> Result:
+    for name, usual in (("recipe", "varpro"), ("interval", "auto"), ("floor", "free")):
+        if getattr(options, name) != usual:
+            got = getattr(options, name)
+            raise ValueError(f"isoflop is parabolas by least squares and has no {name}; got {got!r}.")
+    frame, warnings = _rows(table, "params", "samples", "flops", "loss")
+    if frame["censored"].any():
         warnings.append(
-            f"FLOPs per sample are not one power of params (off by up to {cost.spread:.0%}): N* and D* are rough"
+            f"{int(frame['censored'].sum())} rows that ended before their budget not fitted: of their loss there only "
+            "a bound is known"
         )
-    allocation = allocate_surface(fit, cost, target)
-    _warn_extrapolation(target, frame["flops"].to_numpy(dtype=float), warnings)
-    if is_isoflop(frame):
-        _warn_isoflop_disagrees(allocation, frame, warnings)
-    params = dict.fromkeys(SurfaceLaw().params) | fit.params
-    return _result("surface", params, dict.fromkeys(params) | fit.ci95, fit, allocation, warnings)
-
-
-def _isoflop(table: Table, target: float | None, num_resamples: int) -> dict[str, Any]:
-    warnings = list(table.warnings)
-    frame = _at_best_rates(table.frame, warnings)
-    fit = fit_isoflop(frame, num_resamples=num_resamples)
+        frame = frame[~frame["censored"]]
+    frame = _at_best_rates(frame, warnings)
+    frame, told = with_brackets(frame, table.diverged)
+    warnings += told
+    fit = estimate_isoflop(frame, options)
     _warn_fit(fit.outcome, fit.reason, warnings)
     if fit.num_points < len(frame):
         warnings.append(f"{len(frame) - fit.num_points} rows at budgets with fewer than 3 sizes not used")
@@ -132,41 +200,77 @@ def _isoflop(table: Table, target: float | None, num_resamples: int) -> dict[str
             warnings.append(
                 f"budget {m.flops:.3g} FLOPs left out of N*(C): {m.reason} ({m.sizes[0]:.3g} to {m.sizes[1]:.3g})"
             )
-    _warn_estimators(fit, frame, warnings)
-    _warn_backtest(backtest_isoflop(frame), warnings)
-    _warn_extrapolation(target, np.array([m.flops for m in fit.minima]), warnings)
-    params: dict[str, float | None] = dict.fromkeys(("N_exponent", "N_coefficient", "D_exponent", "D_coefficient"))
+    names = ("N_exponent", "N_coefficient", "D_exponent", "D_coefficient")
+    params: dict[str, float | None] = dict.fromkeys(names) | fit.params
     minima = [{"flops": m.flops, "params": m.params, "loss": m.loss, "bracketed": m.bracketed} for m in fit.minima]
-    ci95 = dict.fromkeys(params) | fit.ci95
-    return _result("isoflop", params | fit.params, ci95, fit, allocate_isoflop(fit, target), warnings, minima=minima)
+    return _result(
+        table,
+        frame,
+        law="isoflop",
+        equation="N* = N_coefficient * C^N_exponent, D* = D_coefficient * C^D_exponent",
+        fit=fit,
+        params=params,
+        ci95=dict.fromkeys(params) | fit.ci95,
+        allocation=allocate_isoflop(fit, target),
+        approaches=_approaches(frame, options, fit),
+        backtests=[_minima_backtest(frame), _minima_loss_backtest(fit, table.quantity)],
+        influence=isoflop_influence(fit, frame.assign(budget=budget_of(frame))),
+        options=options,
+        warnings=warnings,
+        more={"minima": minima},
+    )
+
+
+def _rows(table: Table, *wanted: str) -> tuple[pd.DataFrame, list[str]]:
+    frame, said = table.rows(*wanted)
+    warnings = [*table.warnings, *said]
+    lost = lost_settings(frame, table.diverged) if "flops" in frame and "params" in frame else table.diverged.iloc[:0]
+    if len(lost):
+        settings = ", ".join(f"{row.params:.3g} at {row.flops:.3g}" for row in lost.head(6).itertuples())
+        more = ", ..." if len(lost) > 6 else ""
+        what = "1 size and budget" if len(lost) == 1 else f"{len(lost)} sizes and budgets"
+        warnings.append(f"{what} at which every run diverged (params at FLOPs: {settings}{more})")
+    return frame, warnings
 
 
 def _result(
-    law: str,
-    params: Mapping[str, float | None],
-    ci95: Mapping[str, Interval | None],
-    fit: Fit | IsoflopFit,
+    table: Table,
+    rows: pd.DataFrame,
+    *,
     allocation: Allocation,
+    approaches: Approaches | None,
+    backtests: Sequence[Backtest | None],
+    influence: list[Influence],
     warnings: list[str],
-    **more: Any,
-) -> dict[str, Any]:
-    names = ["N_exponent", "D_exponent"] + (["flops", "params", "samples", "loss"] if allocation.flops else [])
-    intervals = {name: allocation.ci95.get(name) for name in names if name != "flops"}
-    return {
-        "law": law,
-        "params": dict(params),
-        "ci95": dict(ci95),
-        "outcome": fit.outcome,
-        "starts_agree": fit.starts_agree,
-        "num_points": fit.num_points,
-        "allocation": {name: getattr(allocation, name) for name in names} | {"ci95": intervals},
-        **more,
-        "warnings": warnings,
-    }
+    ci95: dict[str, Interval | None],
+    **rest: Any,
+) -> Result:
+    """Put together, with what the parts have to say said in the warnings."""
+    tests = [test for test in backtests if test is not None]
+    if approaches is not None and approaches.agree is False:
+        warnings.append(approaches.verdict)
+    for test in tests:
+        if test.covered is False and abs(test.error) > 1e-3:
+            warnings.append(f"{test.sentence()}, outside its interval")
+    for one in influence:
+        if one.breaks(ci95.get(one.exponent)):
+            warnings.append(f"{one.sentence()}: one of {one.num_trials} carries it out of its 95% interval")
+    _warn_extrapolation(allocation.flops, rows["flops"].to_numpy(dtype=float), tests, warnings)
+    return Result(
+        table=table,
+        rows=rows,
+        allocation=allocation,
+        approaches=approaches,
+        backtests=tests,
+        influence=influence,
+        warnings=warnings,
+        ci95=ci95,
+        **rest,
+    )
 
 
 def _at_best_rates(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
-    best = best_learning_rates(frame)
+    best = best_learning_rates(frame) if "flops" in frame else frame
     if len(best) < len(frame):
         warnings.append(
             f"{len(frame) - len(best)} rows at other than the best learning rate of their size and budget not fitted"
@@ -179,113 +283,40 @@ def _warn_fit(outcome: str, reason: str | None, warnings: list[str]) -> None:
         warnings.append(f"{outcome.replace('_', ' ')}: {reason}")
 
 
-def _warn_backtest(test: Backtest | None, warnings: list[str]) -> None:
-    if test is not None and test.covered is False and abs(test.ratio - 1) > 1e-3:
-        warnings.append(f"{test.sentence()}, outside its interval")
-
-
-def _warn_extrapolation(target: float | None, flops: np.ndarray, warnings: list[str]) -> None:
+def _warn_extrapolation(target: float | None, flops: np.ndarray, tests: list[Backtest], warnings: list[str]) -> None:
     largest = float(flops.max())
-    if target is not None and target > 10 * largest:
+    if target is not None and target > EXTRAPOLATION * largest:
+        errors = ", ".join(f"{test.what} by {test.error:+.1%}" for test in tests)
+        proof = (
+            f"; without the largest budget, the fit missed {errors} there" if errors else "; no back-test was possible"
+        )
         warnings.append(
             f"the target is {target / largest:.3g} times the largest budget ({largest:.3g} FLOPs): "
-            "beyond 10 times an extrapolation is a guess, whatever its interval"
+            f"beyond {EXTRAPOLATION:g} times an extrapolation is a guess, whatever its interval{proof}"
         )
 
 
-def _warn_estimators(fit: IsoflopFit, frame: pd.DataFrame, warnings: list[str]) -> None:
-    """Say so when the cubic or the surface gives another exponent than the parabola."""
-    band = fit.ci95.get("N_exponent")
-    if not fit.params or band is None:
-        return
-    others = {"cubic": fit.cubic_exponent}
-    x = frame[["params", "samples"]].to_numpy(dtype=float)
-    surface = fit_law(SurfaceLaw(), x, frame["loss"].to_numpy(dtype=float), num_resamples=0)
-    if surface.outcome == "converged":
-        others["surface"] = allocate_surface(surface, CostRelation.of(frame), None).N_exponent
-    for name, value in others.items():
-        if value is not None and not band[0] - 1e-9 <= value <= band[1] + 1e-9:
-            warnings.append(
-                f"estimators disagree: N* exponent {fit.params['N_exponent']:.4g} by parabola "
-                f"(95% {band[0]:.4g} to {band[1]:.4g}), {value:.4g} by {name}"
-            )
-
-
-def _warn_isoflop_disagrees(allocation: Allocation, frame: pd.DataFrame, warnings: list[str]) -> None:
-    band = allocation.ci95.get("N_exponent")
-    try:
-        other = fit_isoflop(frame, num_resamples=0)
-    except ValueError:
-        return
-    if band is None or not other.params or len(other.bracketed) < 3:
-        return
-    value = other.params["N_exponent"]
-    if not band[0] - 1e-9 <= value <= band[1] + 1e-9:
-        warnings.append(
-            f"estimators disagree: N* exponent {allocation.N_exponent:.4g} by surface "
-            f"(95% {band[0]:.4g} to {band[1]:.4g}), {value:.4g} by isoFLOP parabolas"
-        )
-
-
-def _plain(value: Any) -> Any:
-    """Python values only, and None for what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
+def _approaches(frame: pd.DataFrame, options: Options, isoflop: IsoflopFit | None = None) -> Approaches | None:
+    """Every approach to N*(C), where the table has what they need."""
+    if not {"params", "samples", "flops"} <= set(frame) or not is_isoflop(frame):
         return None
-    return value
+    if not (frame[["params", "samples"]] > 0).all(axis=None):
+        return None
+    return approaches(frame, isoflop=isoflop, options=options)
 
 
-def format_fit(result: Mapping[str, Any]) -> str:
-    """The result of `fit_table` as a short page for a terminal."""
-    lines = [
-        f"{_EQUATIONS[result['law']]}",
-        f"{result['num_points']} points, {result['outcome'].replace('_', ' ')}" + _agree(result),
-    ]
-    lines += ["", *_rows(result["params"], result["ci95"])]
-    if result["law"] == "power":
-        lines.append("  floor identified: " + ("yes" if result["floor_identified"] else "no"))
-    allocation = result["allocation"]
-    names = [n for n in ("N_exponent", "D_exponent", "params", "samples", "loss") if allocation.get(n) is not None]
-    if names and (result["law"] != "isoflop" or "flops" in allocation):
-        at = f" at {allocation['flops']:.4g} FLOPs" if "flops" in allocation else ""
-        lines += ["", f"compute-optimal{at}", *_rows({n: allocation[n] for n in names}, allocation["ci95"])]
-    if result.get("minima"):
-        lines += ["", f"  {'budget':>10}  {'N*':>10}  {'loss':>10}"]
-        lines += [
-            f"  {m['flops']:>10.4g}  {_number(m['params']):>10}  {_number(m['loss']):>10}"
-            + ("" if m["bracketed"] else "  not bracketed")
-            for m in result["minima"]
-        ]
-    if result["warnings"]:
-        lines += [""] + [f"! {warning}" for warning in result["warnings"]]
-    return "\n".join(lines)
+def _minima_backtest(frame: pd.DataFrame) -> Backtest | None:
+    """Of N*(C), where the rows are an isoFLOP design."""
+    try:
+        return backtest_isoflop(frame) if is_isoflop(frame) else None
+    except ValueError:
+        return None
 
 
-_EQUATIONS = {
-    "power": "loss = A * C^-beta + floor",
-    "surface": "loss = E + A / N^alpha + B / D^beta",
-    "isoflop": "N* = N_coefficient * C^N_exponent, D* = D_coefficient * C^D_exponent",
-}
-
-
-def _agree(result: Mapping[str, Any]) -> str:
-    share = result["starts_agree"]
-    return "" if share is None else f", {share:.0%} of starts agree"
-
-
-def _rows(values: Mapping[str, float | None], ci95: Mapping[str, Any]) -> list[str]:
-    width = max(len(name) for name in values)
-    return [f"  {name:<{width}}  {_number(value):>10}" + _band(ci95.get(name)) for name, value in values.items()]
-
-
-def _band(band: Any) -> str:
-    return f"  95% {_number(band[0])} to {_number(band[1])}" if band else ""
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5g}"
+def _minima_loss_backtest(fit: IsoflopFit, quantity: str) -> Backtest | None:
+    """Of the loss at the minima, by a power law through them."""
+    points = [(m.flops, m.loss) for m in fit.bracketed if m.loss is not None]
+    if len(points) < 4:
+        return None
+    flops, loss = np.array(points, dtype=float).T
+    return backtest_power(flops, loss, quantity=quantity)

@@ -2,258 +2,309 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from analysis.columns import SCALE, find_columns, missing_columns, no_column, others_like, plain, without_unit
 from analysis.frontier import sound_rates
-from orchestrator.results.store import read_planned
+from analysis.magnitudes import numbers_of
+from analysis.mixing import conditions_of, refuse_mixed
+from analysis.reading import is_ours, read_rows
 
-logger = logging.getLogger(__name__)
+FLOPS_RULES = ("6ND", "none")
+DEFAULT_FLOPS_RULE = "6ND"
+"""How one missing of params, samples, flops is derived from the other two where the user names no rule."""
 
-SCALE = ("params", "samples", "flops")
-QUANTITIES = (*SCALE, "loss")
-
-GUESSES: dict[str, tuple[str, ...]] = {
-    "params": (
-        "params",
-        "params_backbone",
-        "params_total",
-        "parameters",
-        "num_params",
-        "n_params",
-        "model_size",
-        "n",
-        "size",
-    ),
-    "samples": ("samples", "tokens", "samples_seen", "num_samples", "images", "num_tokens", "n_tokens", "d", "data"),
-    "flops": ("flops", "training_flops", "training_flop", "train_flops", "compute", "flop", "c", "total_flops"),
-    "loss": ("loss", "val_loss", "validation_loss", "eval_loss", "test_loss", "final_loss", "l", "fid"),
+CARRIED: dict[str, tuple[str, ...]] = {
+    "trial_id": ("trial_id", "run_id"),
+    "budget_flops": ("budget_flops", "flops_budget", "compute_budget"),
+    "arm": ("arm",),
+    "size": ("size",),
+    "width": ("width", "d_model", "hidden_size"),
+    "learning_rate": ("learning_rate", "lr", "base_lr", "peak_lr"),
+    "seed": ("seed", "random_seed"),
+    "unique_samples": ("unique_samples", "unique_tokens"),
+    "outcome": ("outcome", "status"),
+    "reason": ("reason",),
 }
-"""Names tried in turn (case aside) where a column is not given."""
+"""Further columns that fits use, and the names they go by."""
 
-CARRIED = ("trial_id", "budget_flops", "arm", "size", "learning_rate", "seed", "outcome", "reason")
+DIVERGED = frozenset({"diverged", "divergence", "exploded", "nan"})
+CENSORED = frozenset({"stopped", "early_stopped", "stopped_early", "censored", "unreached", "killed", "timeout"})
+"""Outcomes of runs that diverged, and of runs that ended before their budget with a loss measured on the way."""
+
+WIDEST = {"params": 1e6, "samples": 1e6, "flops": 1e12, "loss": 1e3}
+"""Largest over smallest value of a quantity beyond which its unit is doubted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows to fit: `frame` has params, samples, flops (as far as known), loss, and our columns where present."""
+    """Runs as read: `frame` has params, samples, flops (as far as known) and loss, and our columns where present.
 
+    `frame["loss"]` is the quantity that is fitted (`quantity`: loss, fid or fd). `frame["row"]` counts the table's rows
+    from 1, the header aside. Rows of `diverged` have no loss; `frame["censored"]` marks runs that ended early.
+    """
+
+    source: str
     frame: pd.DataFrame
+    raw: pd.DataFrame = field(repr=False)
+    """The table as it stands in the file."""
     ours: bool
-    num_read: int
-    num_diverged: int = 0
+    columns: dict[str, str]
+    """Which column each quantity was read from."""
+    quantity: str = "loss"
+    derived: str | None = None
+    """The one of params, samples, flops that the others gave by flops = 6 params samples."""
+    diverged: pd.DataFrame = field(default_factory=pd.DataFrame)
+    force: bool = False
     warnings: list[str] = field(default_factory=list)
 
-    def has(self, *names: str) -> bool:
-        return all(name in self.frame for name in names)
+    def rows(self, *wanted: str) -> tuple[pd.DataFrame, list[str]]:
+        """The rows with positive finite `wanted`, and what is to be said of them.
 
+        Raises:
+            ValueError: a wanted column is missing, or holds values that are not positive numbers, with their rows
+                (with `force` such rows are left out, and that is said).
+        """
+        missing = [q for q in wanted if q not in self.frame]
+        if missing:
+            raise ValueError(self._missing(missing))
+        sources = [q for q in SCALE if q != self.derived] if self.derived in wanted else []
+        frame, said = self.frame, []
+        for name in dict.fromkeys([*sources, *wanted]):
+            bad = ~(np.isfinite(frame[name]) & (frame[name] > 0))
+            if bad.any() and name != self.derived:
+                said.append(self._bad_values(name, frame.loc[bad, ["row", name]]))
+                frame = frame[~bad]
+        if not len(frame):
+            raise ValueError(
+                f"{self.source} has no rows to fit: {'; '.join([*self.warnings, *said]) or 'it is empty'}."
+            )
+        return frame, said + _doubts(frame, wanted)
 
-def read_rows(path: Path, warnings: list[str]) -> tuple[pd.DataFrame, bool]:
-    """The rows of a results folder, a CSV or Parquet file, or a folder of them; and whether they are ours."""
-    if not path.exists():
+    def _missing(self, missing: list[str]) -> str:
+        text = missing_columns(missing, self.quantity, self.raw, self.columns)
+        if len(missing) == 1 and missing[0] in SCALE and sum(q in self.frame for q in SCALE) == 2:
+            return f"{text} To derive it by flops = 6 params samples, say so with --flops-rule 6ND."
+        return f"{text} Say which it is with --columns {','.join(f'{q}=NAME' for q in missing)}."
+
+    def _bad_values(self, name: str, bad: pd.DataFrame) -> str:
+        column = self.columns.get(name, name)
+        shown = ", ".join(f"row {row} ({self.raw[column].iloc[row - 1]})" for row in bad["row"].head(8))
+        more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+        if self.force:
+            return f"forced: {_count(len(bad), 'row')} without a positive {column} left out: {shown}{more}"
         raise ValueError(
-            f"there is no table at {path}. Give a CSV or Parquet file, a folder of them, or a results folder."
+            f"column {column!r} of {self.source} must hold positive finite numbers; got {shown}{more} "
+            "(row 1 is the first after the header). Remove these rows, mark them in a column outcome as diverged, "
+            "or leave them out with --force."
         )
-    if path.is_dir():
-        home = path.parent if path.name == "measurements" else path
-        if (home / "measurements").is_dir():
-            planned, others = read_planned(home)
-            if others:
-                warnings.append(f"{_count(others, 'row')} not of the spec as it stands, and not used")
-            return planned, True
-        files = sorted(f for f in path.iterdir() if _kind(f))
-        if not files:
-            raise ValueError(f"{path} holds no CSV or Parquet file and no measurements/ folder.")
-        frame = pd.concat([_read_file(file) for file in files], ignore_index=True)
-    else:
-        frame = _read_file(path)
-    return frame, {"schema_version", "trial_id", "samples", "flops", "loss"} <= set(frame.columns)
 
+    def only(self, arm: str) -> Table:
+        """The rows of one arm. ValueError where there is none of that name."""
+        arms = self.arms
+        if arm not in arms:
+            raise ValueError(f"the table has no arm {arm!r}. Its arms: {', '.join(arms) or 'none (no column arm)'}.")
+        kept = self.frame[self.frame["arm"].astype(str) == arm]
+        lost = self.diverged[self.diverged["arm"].astype(str) == arm] if len(self.diverged) else self.diverged
+        return replace(self, frame=kept, diverged=lost)
 
-def _kind(path: Path) -> str | None:
-    name = path.name.lower()
-    if name.endswith((".csv", ".csv.gz", ".tsv", ".txt")):
-        return "csv"
-    return "parquet" if name.endswith((".parquet", ".pq")) else None
+    @property
+    def arms(self) -> list[str]:
+        every = pd.concat([f["arm"] for f in (self.frame, self.diverged) if "arm" in f] or [pd.Series(dtype=object)])
+        return sorted(every.dropna().astype(str).unique())
 
-
-def _read_file(path: Path) -> pd.DataFrame:
-    try:
-        if _kind(path) == "parquet":
-            return pd.read_parquet(path)
-        frame = pd.read_csv(path, sep="\t" if path.name.lower().endswith(".tsv") else ",", comment="#")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} could not be read as a table: {error}") from error
-    frame.columns = [str(name).strip() for name in frame.columns]
-    return frame
-
-
-def find_columns(frame: pd.DataFrame, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Which column holds each quantity: as given, else guessed. ValueError when a given one is not there."""
-    present = [str(name) for name in frame.columns]
-    found: dict[str, str] = {}
-    for quantity, name in (columns or {}).items():
-        if quantity not in QUANTITIES:
-            nearest = difflib.get_close_matches(quantity, QUANTITIES, n=1)
-            hint = f" Did you mean {nearest[0]}?" if nearest else ""
-            raise ValueError(f"columns names {quantity!r}; the quantities are {', '.join(QUANTITIES)}.{hint}")
-        if name not in present:
-            raise ValueError(_no_column(f"column {name!r} (for {quantity})", name, present))
-        found[quantity] = name
-    lower = {name.lower(): name for name in reversed(present)}
-    for quantity in QUANTITIES:
-        if quantity not in found:
-            match = next((lower[g] for g in GUESSES[quantity] if g in lower and _numeric(frame[lower[g]])), None)
-            if match is not None and match not in found.values():
-                found[quantity] = match
-    return found
-
-
-def _numeric(column: pd.Series) -> bool:
-    """Whether at least one entry is a number: a column `size` of names is not the parameters."""
-    return bool(pd.to_numeric(column, errors="coerce").notna().any())
-
-
-def _no_column(what: str, name: str, present: list[str]) -> str:
-    nearest = difflib.get_close_matches(name.lower(), [p.lower() for p in present], n=1, cutoff=0.5)
-    hint = next((f" The nearest name is {p!r}." for p in present if nearest and p.lower() == nearest[0]), "")
-    return f"the table has no {what}. It has: {', '.join(present) or 'no columns'}.{hint}"
+    def __repr__(self) -> str:
+        return (
+            f"Table({self.source}: {_count(len(self.frame), 'row')}, "
+            f"{', '.join(f'{q} from {c!r}' for q, c in self.columns.items())})"
+        )
 
 
 def load_table(
-    path: Path,
-    wanted: tuple[str, ...],
+    source: Path | str | pd.DataFrame,
     columns: Mapping[str, str] | None = None,
     arm: str | None = None,
+    *,
+    quantity: str | None = None,
+    flops_rule: str | None = None,
+    force: bool = False,
 ) -> Table:
-    """The rows at `path` that a fit can use, with `wanted` quantities (of params, samples, flops, loss) filled.
+    """The runs in a CSV or Parquet file or folder, a results folder, or a frame.
 
-    Diverged and unmeasured rows and duplicates are counted in the warnings, not silently dropped. Raises ValueError
-    for missing columns, for an unknown arm, and for values that are not positive numbers (with their rows).
+    `columns` says which column holds params, samples, flops, loss (guessed by name where absent). `quantity` is what
+    `loss` means: loss, fid or fd (default: the first that is there). `flops_rule` 6ND derives a missing one of params,
+    samples, flops from the other two, `none` forbids it. `force` fits rows together that no one law describes.
+
+    Diverged rows, rows without a measurement and duplicates are counted in the warnings, not silently dropped.
+
+    Raises:
+        ValueError: nothing can be read, or rows mix what does not belong together; says what was found and the remedy.
     """
     warnings: list[str] = []
-    raw, ours = read_rows(path, warnings)
-    raw = raw.reset_index(drop=True)
+    raw, ours, name = _raw(source, warnings)
+    if flops_rule is not None and flops_rule not in FLOPS_RULES:
+        raise ValueError(f"there is no FLOPs rule {flops_rule!r}; the rules are {', '.join(FLOPS_RULES)}.")
+    if not len(raw):
+        raise ValueError(f"{name} has no rows to fit: it has column names and nothing below them.")
+    found, quantity = find_columns(raw, columns, quantity)
+    everything = raw.assign(**{"row number": np.arange(1, len(raw) + 1)})
     if arm is not None:
-        raw = _select_arm(raw, arm)
-    num_read = len(raw)
-    raw = _drop_duplicates(raw, warnings)
-    found = find_columns(raw, columns)
-    derived = _to_derive(found, wanted, raw)
-    raw, num_diverged = _set_aside(raw, found, ours, warnings)
-    frame = pd.DataFrame(index=raw.index)
+        everything = _select_arm(everything, arm)
+    everything = _drop_duplicates(everything, warnings)
+    frame = _frame(everything, found, warnings)
+    if not ours:
+        warnings += others_like(found, raw, quantity)
+    derived = _derive(frame, flops_rule, warnings) if not ours else None
+    frame, diverged = _outcomes(frame, ours, warnings)
+    conditions = conditions_of(everything.loc[frame.index])
+    warnings += refuse_mixed(conditions, quantity, force)
+    if arm is None and "arm" in frame and frame["arm"].nunique() > 1:
+        names = ", ".join(sorted(frame["arm"].dropna().astype(str).unique()))
+        warnings.append(f"several arms fitted together ({names}): select one, their laws need not be the same")
+    return Table(
+        source=name,
+        frame=frame,
+        raw=raw,
+        ours=ours,
+        columns=found,
+        quantity=quantity,
+        derived=derived,
+        diverged=diverged,
+        force=force,
+        warnings=warnings,
+    )
+
+
+def _raw(source: Path | str | pd.DataFrame, warnings: list[str]) -> tuple[pd.DataFrame, bool, str]:
+    if isinstance(source, pd.DataFrame):
+        frame = source.reset_index(drop=True).rename(columns=str)
+        return frame, is_ours(frame), "the frame"
+    raw, ours = read_rows(Path(source), warnings)
+    return raw.reset_index(drop=True), ours, str(source)
+
+
+def _frame(raw: pd.DataFrame, found: Mapping[str, str], warnings: list[str]) -> pd.DataFrame:
+    """The columns that fits use, in their own names, as numbers; NaN where an entry is none."""
+    frame = pd.DataFrame({"row": raw["row number"].to_numpy(dtype=int)}, index=raw.index)
     for quantity, name in found.items():
-        if quantity in wanted or quantity in SCALE:
-            frame[quantity] = _positive(raw, name, path)
-    if derived is not None:
-        frame[derived] = _derive(frame, derived)
-        first, second = (q for q in SCALE if q != derived)
-        warnings.append(f"no column of {derived}: derived from {first} and {second} by flops = 6 params samples")
-    for name in CARRIED:
-        if name in raw and name not in frame:
-            frame[name] = raw[name]
-    _name_arms(frame, arm, warnings)
-    return Table(frame=frame, ours=ours, num_read=num_read, num_diverged=num_diverged, warnings=warnings)
+        values, example = numbers_of(raw[name])
+        scale = without_unit(name)[1]
+        if example is not None:
+            first = values[raw[name].astype(str) == example].iloc[0]
+            warnings.append(f"column {name!r} holds units or signs: {example!r} read as {first:.6g}")
+        if scale != 1.0:
+            warnings.append(f"column {name!r} read in units of {scale:.6g}, by its name")
+        frame[quantity] = values * scale
+    columns = {plain(str(name)): name for name in raw.columns if name not in found.values()}
+    for carried, names in CARRIED.items():
+        column = next((columns[n] for n in names if n in columns), None)
+        if column is not None and raw[column].notna().any():
+            numeric = carried in ("budget_flops", "learning_rate", "width", "unique_samples")
+            frame[carried] = numbers_of(raw[column])[0] if numeric else raw[column]
+    return frame
 
 
 def _select_arm(raw: pd.DataFrame, arm: str) -> pd.DataFrame:
     if "arm" not in raw:
-        raise ValueError(
-            _no_column(f"column 'arm', so arm {arm!r} cannot be selected", "arm", list(map(str, raw.columns)))
-        )
+        present = [name for name in map(str, raw.columns) if name != "row number"]
+        raise ValueError(no_column(f"column 'arm', so arm {arm!r} cannot be selected", ("arm",), present))
     arms = sorted(raw["arm"].dropna().astype(str).unique())
     if arm not in arms:
         raise ValueError(f"the table has no arm {arm!r}. Its arms: {', '.join(arms)}.")
-    return raw[raw["arm"].astype(str) == arm].reset_index(drop=True)
+    return raw[raw["arm"].astype(str) == arm]
 
 
 def _drop_duplicates(raw: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     keys = ["trial_id", "samples"]
     known = set(keys) <= set(raw.columns)
     order = raw.sort_values("attempt", kind="stable") if known and "attempt" in raw else raw
-    kept = (order.drop_duplicates(keys, keep="last") if known else raw.drop_duplicates()).sort_index()
+    data = [name for name in raw.columns if name != "row number"]
+    kept = (order.drop_duplicates(keys, keep="last") if known else raw.drop_duplicates(data)).sort_index()
     if len(kept) < len(raw):
         what = "same trial and samples" if known else "identical rows"
         warnings.append(f"{_count(len(raw) - len(kept), 'duplicate')} dropped ({what})")
     return kept
 
 
-def _set_aside(
-    raw: pd.DataFrame, found: Mapping[str, str], ours: bool, warnings: list[str]
-) -> tuple[pd.DataFrame, int]:
-    """Without diverged rows and, in ours, learning rates that diverged for a seed and rows that were not measured."""
-    loss = found.get("loss")
-    diverged = pd.Series(False, index=raw.index)
-    if "outcome" in raw:
-        diverged = raw["outcome"].astype(str).str.lower() == "diverged"
+def _derive(frame: pd.DataFrame, rule: str | None, warnings: list[str]) -> str | None:
+    """Fill the one of params, samples, flops that the table lacks, by flops = 6 params samples; its name."""
+    lacking = [q for q in SCALE if q not in frame]
+    if len(lacking) != 1 or (rule or DEFAULT_FLOPS_RULE) == "none":
+        return None
+    quantity = lacking[0]
+    first, second = (q for q in SCALE if q != quantity)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if quantity == "flops":
+            frame["flops"] = 6.0 * frame["params"] * frame["samples"]
+        else:
+            frame[quantity] = frame["flops"] / (6.0 * frame["samples" if quantity == "params" else "params"])
+    text = f"no column of {quantity}: derived from {first} and {second} by flops = 6 params samples"
+    if rule is None:
+        text += (
+            ", the default rule (--flops-rule none refuses; it does not hold for a DiT, nor for samples of many tokens)"
+        )
+    warnings.append(text)
+    return quantity
+
+
+def _outcomes(frame: pd.DataFrame, ours: bool, warnings: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The measured rows, with `censored`, and the diverged ones; what is set aside is said."""
+    words = frame["outcome"].astype(str).str.lower() if "outcome" in frame else pd.Series("ok", index=frame.index)
+    diverged, stopped = words.isin(DIVERGED), words.isin(CENSORED)
+    short = pd.Series(False, index=frame.index)
+    if {"budget_flops", "flops"} <= set(frame):
+        short = frame["flops"] < 0.9 * frame["budget_flops"]
+    frame = frame.assign(censored=(stopped | short) & ~diverged)
     if diverged.any():
         warnings.append(
             f"{_count(int(diverged.sum()), 'row')} of diverged trials not fitted: a law describes the runs that trained"
         )
-    sound = sound_rates(raw, diverged, found.get("params", "params")) if ours else ~diverged
+    usable = {"flops", "params", "loss"} <= set(frame) and frame.loc[diverged, ["flops", "params"]].notna().all(
+        axis=None
+    )
+    sound = sound_rates(frame, diverged) if usable else ~diverged
     risky = int((~diverged & ~sound).sum())
     if risky:
         warnings.append(f"{_count(risky, 'row')} at learning rates that diverged for another seed not fitted")
-    kept = raw[sound]
-    if ours and loss is not None:
-        unmeasured = kept[loss].isna()
+    kept = frame[sound]
+    if (ours or stopped.any()) and "loss" in frame:
+        unmeasured = kept["loss"].isna() & (ours | kept["censored"])
         if unmeasured.any():
-            warnings.append(f"{_count(int(unmeasured.sum()), 'row')} without a {loss} not fitted")
+            warnings.append(f"{_count(int(unmeasured.sum()), 'row')} without a measurement not fitted")
             kept = kept[~unmeasured]
-    return kept, int(diverged.sum())
+    return kept, frame[diverged]
 
 
-def _to_derive(found: dict[str, str], wanted: tuple[str, ...], raw: pd.DataFrame) -> str | None:
-    """The one of params, samples, flops that two others give; ValueError where a wanted column is beyond that."""
-    lacking = [q for q in SCALE if q not in found]
-    missing = [q for q in wanted if q not in found and lacking != [q]]
-    if missing:
-        text = " ".join(_not_found(q, raw) for q in missing)
-        raise ValueError(f"{text} Say which it is with columns: {', '.join(f'{q}=NAME' for q in missing)}.")
-    return lacking[0] if len(lacking) == 1 else None
-
-
-def _not_found(quantity: str, raw: pd.DataFrame) -> str:
-    """Why no column serves for a quantity: there is none of a known name, or it holds no numbers."""
-    lower = {str(name).lower(): str(name) for name in raw.columns}
-    for guess in GUESSES[quantity]:
-        if guess in lower and len(raw):
-            value = raw[lower[guess]].iloc[0]
-            return f"column {lower[guess]!r} holds no numbers (first: {value}); wanted those of {quantity}."
-    return _no_column(f"column for {quantity} (tried {', '.join(GUESSES[quantity])})", quantity, list(lower.values()))
-
-
-def _derive(frame: pd.DataFrame, quantity: str) -> pd.Series:
-    if quantity == "flops":
-        return 6.0 * frame["params"] * frame["samples"]
-    other = "samples" if quantity == "params" else "params"
-    return frame["flops"] / (6.0 * frame[other])
-
-
-def _positive(raw: pd.DataFrame, name: str, path: Path) -> pd.Series:
-    values = pd.to_numeric(raw[name], errors="coerce").astype(float)
-    bad = ~(np.isfinite(values) & (values > 0))
-    if bad.any():
-        rows = [int(str(i)) + 1 for i in raw.index[bad]]
-        shown = ", ".join(f"row {row} ({raw[name].loc[row - 1]})" for row in rows[:8])
-        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-        raise ValueError(
-            f"column {name!r} of {path} must hold positive finite numbers; got {shown}{more} "
-            "(row 1 is the first after the header). Remove these rows, or mark them in a column outcome as diverged."
-        )
-    return values
-
-
-def _name_arms(frame: pd.DataFrame, arm: str | None, warnings: list[str]) -> None:
-    if arm is None and "arm" in frame and frame["arm"].nunique() > 1:
-        names = ", ".join(sorted(frame["arm"].dropna().astype(str).unique()))
-        warnings.append(f"several arms fitted together ({names}): select one, their laws need not be the same")
+def _doubts(frame: pd.DataFrame, wanted: tuple[str, ...]) -> list[str]:
+    """Signs that a column mixes units, in words."""
+    said = []
+    rows = frame["row"].to_numpy()
+    for name in wanted:
+        values = frame[name].to_numpy(dtype=float)
+        low, high = int(values.argmin()), int(values.argmax())
+        if values[high] > WIDEST.get(name, np.inf) * values[low]:
+            said.append(
+                f"{name} spans a factor of {values[high] / values[low]:.1e} ({values[low]:.3g} in row {rows[low]}, "
+                f"{values[high]:.3g} in row {rows[high]}): are all rows in the same unit?"
+            )
+    if set(SCALE) <= set(frame):
+        N, D, C = (frame[name].to_numpy(dtype=float) for name in SCALE)
+        cost = np.where((N > 0) & (D > 0) & (C > 0), C / np.where((N > 0) & (D > 0), N * D, 1.0), np.nan)
+        if np.isfinite(cost).all() and cost.max() > 30 * cost.min():
+            low, high = int(cost.argmin()), int(cost.argmax())
+            said.append(
+                f"flops / (params samples) runs from {cost[low]:.3g} (row {rows[low]}) to {cost[high]:.3g} "
+                f"(row {rows[high]}): are all rows in the same units?"
+            )
+        for name, values in (("params", N), ("samples", D)):
+            if name in wanted and (values < 1).any():
+                said.append(f"{name} falls below 1 (row {rows[int(values.argmin())]}): is flops in FLOPs?")
+    return said
 
 
 def _count(number: int, noun: str) -> str:

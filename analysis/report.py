@@ -12,6 +12,7 @@ from analysis import report_page as page
 from analysis.answer import answer
 from analysis.findings import ArmFindings, Findings, find
 from analysis.fitting import Fit
+from analysis.law_plots import compute_multiplier, learning_rate_fans
 from analysis.magnitudes import scientific, with_unit
 from analysis.plots import (
     arm_differences,
@@ -247,6 +248,16 @@ class _Report:
                 alt = f"Relative loss of {title} by size and budget"
                 caption = "Each arm at its best learning rate. Below 0 the first arm has the lower loss."
                 plots.append(self.plot(arm_differences(comparison, title=title), f"arms{k}", alt, caption))
+        compared = [c for c in self.findings.comparisons if c.compute is not None]
+        if compared:
+            figure = compute_multiplier(compared, title="Compute for equal loss")
+            alt = "; ".join(text for c in compared for text in c.sentences())
+            tests = "; ".join(test.sentence() for c in compared for test in c.tests)
+            plots.append(self.plot(figure, "multiplier", alt, tests))
+        if self.findings.transfers:
+            figure = learning_rate_fans(self.findings.transfers, title="Does the learning rate transfer?")
+            words = "; ".join(transfer.sentences()[0] for transfer in self.findings.transfers)
+            plots.append(self.plot(figure, "fans", words, page.escape(words)))
         for k, arm in enumerate(self.shown):
             if arm.trained["learning_rate"].nunique() > 1:
                 title = f"{arm.arm}: learning rate at the largest budget"
@@ -348,6 +359,9 @@ above 0.</p>
 where trials are few, of a bootstrap that exchanges the residuals of whole trials, widened for the degrees of freedom
 used. They hold what the noise of the runs does to a fit, not what a wrong functional form does far outside
 the budgets run.</p>
+<p><b>Arms.</b> The best runs of two arms are fitted together by least squares of log residuals, with one floor; the
+compute multiplier is the FLOPs one arm needs over those of the other to equal loss. Its interval exchanges residuals of
+both arms at once where they share their budgets. Equal exponents and equal laws are F tests.</p>
 <p><b>Divergence.</b> Diverged trials stay in every table and are marked in the figures; laws are fitted to the
-others.</p>
+others. Where only a diverged size bounds the best size of a budget, it enters the parabola at the worst loss there.</p>
 """

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from test_analysis_planted import BUDGETS, SIZES, flops_per_sample, planted_loss
 
+from analysis.comparison import compare_arms
 from analysis.isoflop import fit_isoflop
-from analysis.transfer import compare_arms
 
 
 def parabolas(exponent: float = 0.5, sizes: int = 7) -> pd.DataFrame:

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from test_analysis_planted import N_EXPONENT, write_results
 
-from analysis.fit_table import fit_table, format_fit
+from analysis.fit_page import format_fit
+from analysis.fit_table import fit_table
 
 DATA = Path(__file__).parent / "data"
 
@@ -32,11 +33,8 @@ def test_a_surface_from_a_foreign_csv(tmp_path: Path) -> None:
     path = surface_table(tmp_path / "runs.csv", params="N", samples="Tokens", loss="val_loss")
     result = fit_table(path, "surface", target_flops=1e20)
     keys = {"law", "params", "ci95", "outcome", "starts_agree", "num_points", "allocation", "warnings"}
-    assert set(result) == keys
-    assert json.loads(json.dumps(result, allow_nan=False)) == result | {
-        "ci95": {k: list(v) for k, v in result["ci95"].items()},
-        "allocation": json.loads(json.dumps(result["allocation"])),
-    }
+    assert set(result) >= keys
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert list(result["params"]) == ["E", "A", "B", "alpha", "beta"]
     assert result["ci95"]["alpha"][0] < 0.29 < result["ci95"]["alpha"][1]
     allocation = result["allocation"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import click
@@ -10,6 +11,8 @@ import click
 from orchestrator.cli.common import refusing, results_of, write_report
 
 COLUMNS_HELP = "Names of the columns in TABLE, as params=n,samples=d,flops=c,loss=l."
+RULE_HELP = "How a missing one of params, samples, flops follows from the other two; none: not at all."
+FORCE_HELP = "Fit rows together that no one law describes, and leave out rows without positive numbers; both are said."
 
 
 @click.command()
@@ -17,21 +20,82 @@ COLUMNS_HELP = "Names of the columns in TABLE, as params=n,samples=d,flops=c,los
 @click.option("--law", type=click.Choice(["power", "surface", "isoflop"]), required=True, help="What to fit.")
 @click.option("--columns", help=COLUMNS_HELP)
 @click.option("--arm", help="Fit the rows of this arm only.")
+@click.option("--loss", type=click.Choice(["loss", "fid", "fd"]), help="What is fitted; default: the first there is.")
 @click.option("--target-flops", type=float, help="Also give the best size, samples and loss at this many FLOPs.")
+@click.option(
+    "--recipe", type=click.Choice(["varpro", "least-squares", "hoffmann"]), default="varpro", show_default=True
+)
+@click.option(
+    "--interval",
+    type=click.Choice(["auto", "pairs", "residual", "wild", "profile", "delta"]),
+    default="auto",
+    show_default=True,
+    help="How the 95% intervals are made.",
+)
+@click.option("--floor", default="free", show_default=True, help="free, zero, or the value the floor is held at.")
+@click.option("--resamples", type=int, default=1000, show_default=True, help="Of the bootstrap; 0 for no intervals.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--flops-rule", type=click.Choice(["6ND", "none"]), help=RULE_HELP)
+@click.option("--force", is_flag=True, help=FORCE_HELP)
+@click.option("--plots", type=click.Path(path_type=Path), help="Write the figures into this folder.")
+@click.option("--format", "suffix", type=click.Choice(["svg", "pdf", "png"]), default="svg", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def fit(table: Path, law: str, columns: str | None, arm: str | None, target_flops: float | None, as_json: bool) -> None:
+def fit(
+    table: Path,
+    law: str,
+    columns: str | None,
+    arm: str | None,
+    loss: str | None,
+    target_flops: float | None,
+    recipe: str,
+    interval: str,
+    floor: str,
+    resamples: int,
+    seed: int,
+    flops_rule: str | None,
+    force: bool,
+    plots: Path | None,
+    suffix: str,
+    as_json: bool,
+) -> None:
     """Fit a scaling law to TABLE: a CSV or Parquet file or folder, of ditlaw's or not.
 
     \b
     ditlaw fit results/quickstart --law isoflop --arm mup --target-flops 1e13
-    ditlaw fit runs.csv --law surface --columns params=n,samples=tokens,loss=val_loss
+    ditlaw fit runs.csv --law surface --columns params=n,samples=tokens,loss=val_loss --plots figures
     """
     with refusing():
         names = _columns(columns)
-        from analysis.fit_table import fit_table, format_fit
+        from analysis.estimating import Options
+        from analysis.fit_table import check_request, fit_loaded
+        from analysis.loading import load_table
 
-        result = fit_table(table, law, names, target_flops, arm=arm)
-    click.echo(json.dumps(result, indent=2) if as_json else format_fit(result))
+        options = Options(
+            recipe=recipe,  # type: ignore[arg-type]
+            interval=interval,  # type: ignore[arg-type]
+            floor=_floor(floor),  # type: ignore[arg-type]
+            num_resamples=resamples,
+            seed=seed,
+        )
+        check_request(law, target_flops)
+        loaded = load_table(table, names, arm, quantity=loss, flops_rule=flops_rule, force=force)
+        result = fit_loaded(loaded, law, target_flops, options)
+        files = result.save_plots(plots, suffix) if plots else []
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
+    if files and not as_json:
+        click.echo(f"\nFigures: {', '.join(str(file) for file in files)}")
+
+
+def _floor(text: str) -> str | float:
+    if text in ("free", "zero"):
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"--floor got {text!r}; wanted free, zero, or the value that it is held at.")
+    return value
 
 
 def _columns(text: str | None) -> dict[str, str] | None:

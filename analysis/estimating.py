@@ -1,0 +1,95 @@
+"""How laws are estimated for a table: the options, and the one place where they reach the fits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from analysis.fitting import NUM_RESAMPLES, Fit, fit_law, fit_power
+from analysis.isoflop import IsoflopFit, fit_isoflop
+from analysis.laws import Array, Law, PowerLaw
+from analysis.solver import HUBER_DELTA
+
+Recipe = Literal["varpro", "least-squares", "hoffmann"]
+IntervalMethod = Literal["auto", "pairs", "residual", "wild", "profile", "delta"]
+Floor = Literal["free", "zero"] | float
+
+BESIDE = 400
+"""Resamples of what stands beside the fit that was asked for: back-tests, other approaches."""
+
+RECIPES: tuple[str, ...] = get_args(Recipe)
+INTERVALS: tuple[str, ...] = get_args(IntervalMethod)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a law is estimated and its intervals are made; `floor` is free, zero, or the value that it is held at.
+
+    Raises:
+        ValueError: an option is none of its values.
+    """
+
+    recipe: Recipe = "varpro"
+    interval: IntervalMethod = "auto"
+    floor: Floor = "free"
+    num_resamples: int = NUM_RESAMPLES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("recipe", self.recipe, RECIPES), ("interval", self.interval, INTERVALS)):
+            if value not in known:
+                raise ValueError(f"there is no {name} {value!r}; wanted one of {', '.join(known)}.")
+        if isinstance(self.floor, str) and self.floor not in ("free", "zero"):
+            raise ValueError(f"floor must be free, zero or a number; got {self.floor!r}.")
+        if not isinstance(self.floor, str) and not 0 <= self.floor < float("inf"):
+            raise ValueError(f"floor must be a number from 0 on; got {self.floor}.")
+        if self.num_resamples < 0 or 0 < self.num_resamples < 40:
+            raise ValueError(
+                f"resamples must be 0 (no intervals) or at least 40; got {self.num_resamples}. "
+                "Percentiles of fewer say nothing."
+            )
+
+    @property
+    def delta(self) -> float:
+        """Huber threshold of the objective on log residuals."""
+        return 1e3 if self.recipe == "least-squares" else HUBER_DELTA
+
+    def beside(self, num_points: int, most: int = BESIDE) -> Options:
+        """The same with fewer resamples, for what stands beside a fit: at most `most`, and 100 for 10,000 points."""
+        fewer = min(most, self.num_resamples, max(100, 1_000_000 // max(1, num_points)))
+        return replace(self, num_resamples=fewer)
+
+
+def estimate_power(flops: Array, y: Array, trials: object, options: Options) -> Fit:
+    """y = A * C^-beta + floor, with the floor that the options ask for."""
+    if options.floor in ("zero", 0.0):
+        return estimate_law(PowerLaw(has_floor=False), flops[:, None], y, trials, options)
+    return fit_power(flops, y, trials=trials, **_passed(fit_power, options, floor=options.floor))
+
+
+def estimate_law(law: Law, x: Array, y: Array, trials: object, options: Options) -> Fit:
+    """A law of params and samples; x of shape (n, variables)."""
+    return fit_law(law, x, y, trials=trials, **_passed(fit_law, options))
+
+
+def estimate_isoflop(frame: pd.DataFrame, options: Options, min_budgets: int = 2) -> IsoflopFit:
+    """N*(C) and D*(C) through the minima of isoFLOP profiles; a parabola has one recipe and no floor."""
+    return fit_isoflop(frame, min_budgets=min_budgets, num_resamples=options.num_resamples, seed=options.seed)
+
+
+def _passed(function: Callable[..., Fit], options: Options, **more: object) -> dict[str, Any]:
+    """The options that differ from the fit's defaults; ValueError for one that the fit does not take."""
+    passed: dict[str, Any] = {"num_resamples": options.num_resamples, "seed": options.seed}
+    chosen = {"recipe": options.recipe, "interval": options.interval, **more}
+    defaults = {"recipe": "varpro", "interval": "auto", "floor": "free"}
+    for name, value in chosen.items():
+        if value == defaults[name]:
+            continue
+        if name not in inspect.signature(function).parameters:
+            raise ValueError(f"{name} {value!r} is not offered for this law; its {name} is {defaults[name]!r}.")
+        passed[name] = value
+    return passed

@@ -1,0 +1,84 @@
+"""Learning-rate transfer: a planted drift, its interval, what a transferred rate costs, and rates that diverged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import transfer_of_learning_rate
+from analysis.transfer import learning_rate_transfer
+
+WIDTHS = (64, 128, 256, 512)
+
+
+def sweep(drift: float, rng: np.random.Generator | None = None, noise: float = 0.003, rates: int = 6) -> pd.DataFrame:
+    """log loss = 0.03 (log rate - best)^2 + const, with best = 0.01 (width / 64)^drift."""
+    rows = []
+    for width in WIDTHS:
+        best = np.log(1e-2) + drift * np.log(width / 64)
+        for rate in np.geomspace(1e-3, 1e-1, rates):
+            error = 0.0 if rng is None else noise * rng.standard_normal()
+            loss = (0.3 + 3 / width) * np.exp(0.03 * (np.log(rate) - best) ** 2 + error)
+            rows.append({"width": width, "params": 12 * width**2, "learning_rate": rate, "loss": loss})
+            rows[-1] |= {"flops": 1e18, "samples": 1e18 / (72 * width**2)}
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("drift", [0.0, -0.5])
+def test_a_planted_drift_is_recovered(drift: float) -> None:
+    found = learning_rate_transfer(sweep(drift), "arm")
+    assert found is not None
+    assert found.variable == "width"
+    assert found.drift_per_doubling == pytest.approx(drift, abs=1e-6)
+    assert [o.rate for o in found.optima] == pytest.approx([1e-2 * (w / 64) ** drift for w in WIDTHS])
+    costs = [float(np.expm1(0.03 * (drift * np.log(w / 64)) ** 2)) for w in WIDTHS]
+    assert [o.transferred_loss for o in found.optima] == pytest.approx(costs, abs=1e-6)
+
+
+def test_intervals_hold_the_planted_drift_and_cost() -> None:
+    rng = np.random.default_rng(0)
+    drifts, costs = [], []
+    for _ in range(60):
+        found = learning_rate_transfer(sweep(-0.5, rng), "arm", num_resamples=200)
+        assert found is not None
+        assert found.drift_ci95 is not None
+        drifts.append(found.drift_ci95[0] <= -0.5 <= found.drift_ci95[1])
+        band = found.optima[-1].transferred_ci95
+        assert band is not None
+        costs.append(band[0] <= np.expm1(0.03 * (0.5 * np.log(8)) ** 2) <= band[1])
+    assert np.mean(drifts) >= 0.87
+    assert np.mean(costs) >= 0.87
+
+
+def test_no_drift_costs_nothing_that_can_be_told() -> None:
+    found = learning_rate_transfer(sweep(0.0, np.random.default_rng(1)), "muP")
+    assert found is not None
+    assert found.transfers is True
+    assert all(o.transferred_ci95 is not None and o.transferred_ci95[0] == 0.0 for o in found.optima)
+    assert learning_rate_transfer(sweep(-0.5, np.random.default_rng(1)), "SP").transfers is False  # type: ignore[union-attr]
+
+
+def test_divergence_ends_a_valley() -> None:
+    frame = sweep(0.0)
+    kept = frame[frame["learning_rate"] < 0.008]
+    found = learning_rate_transfer(kept, "arm", frame[frame["learning_rate"] > 0.008])
+    assert found is not None
+    assert found.drift_per_doubling is None
+    assert found.reason == "0 of 4 sizes have a bracketed best learning rate; it needs 2"
+    assert found.optima[0].reason == "the best rate that trained is the last before divergence, at 0.0158"
+    assert found.optima[0].rate == pytest.approx(10 ** (-3 + 0.8))
+    alone = learning_rate_transfer(kept, "arm")
+    assert alone is not None
+    assert alone.optima[0].reason == "the loss still falls at the largest learning rate"
+    assert alone.optima[0].rate is None
+
+
+def test_a_table_of_arms_gives_one_transfer_each() -> None:
+    frame = pd.concat([sweep(0.0).assign(arm="muP"), sweep(-0.5).assign(arm="SP")])
+    found = transfer_of_learning_rate(frame)
+    assert [t.arm for t in found] == ["SP", "muP"]
+    assert "per doubling of width the best learning rate moves by -0.500 octaves" in str(found[0])
+    assert "at width 512 the best rate of 64, 0.01, costs 3.30% of loss" in str(found[0])
+    with pytest.raises(ValueError, match="no arm has 3 learning rates"):
+        transfer_of_learning_rate(frame[frame["learning_rate"] < 0.002])
