@@ -9,7 +9,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.plots import ARM_COLOURS, FAINT, INK, styled
+from analysis.drawing import ARM_COLOURS, FAINT, INK, styled
 
 WIDTH, HEIGHT = 8.0, 6.0
 """Inches."""
