@@ -171,8 +171,7 @@ def _dit_block_bytes(config: DiTConfig, size: int) -> int:
 
 @singledispatch
 def working_bytes(config: ModelConfig, precision: Precision) -> int:
-    """Bytes of one sample that live within a block only: in a forward pass without gradients, and on top of
-    `activation_bytes` in a backward pass.
+    """Bytes of one sample that a training step needs within a block at most, on top of `activation_bytes`.
 
     Raises:
         ValueError: no closed form is registered for the class of `config`.
@@ -183,6 +182,23 @@ def working_bytes(config: ModelConfig, precision: Precision) -> int:
 
 @working_bytes.register
 def _dit_working_bytes(config: DiTConfig, precision: Precision) -> int:
-    """At the MLP's non-linearity, the widest place: the stream, the norm, and the hidden layer before and after."""
+    """The gradient of the MLP's hidden layer; in fp32 on the CPU what the non-linearity is made of, as in inference."""
+    return 2 * config.tokens * config.mlp_hidden if precision == "bf16" else inference_bytes(config, precision)
+
+
+@singledispatch
+def inference_bytes(config: ModelConfig, precision: Precision) -> int:
+    """Bytes of one sample that a forward pass without gradients needs at most.
+
+    Raises:
+        ValueError: no closed form is registered for the class of `config`.
+    """
+    known = [family.__name__ for family in inference_bytes.registry if family is not object]
+    raise ValueError(f"no inference bytes for {type(config).__name__}; wanted one of {known}")
+
+
+@inference_bytes.register
+def _dit_inference_bytes(config: DiTConfig, precision: Precision) -> int:
+    """At the MLP's non-linearity, the widest place: the stream, its norm, and the hidden layer before and after."""
     hidden = config.mlp_hidden * (2 if config.mlp == "gelu" else 4)
     return (2 if precision == "bf16" else 4) * config.tokens * (2 * config.width + hidden)

@@ -48,14 +48,15 @@ class Case:
     precision: Precision = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 1
     activation_checkpointing: bool = False
+    offload: bool = False
     micro_steps: int = 1
 
     @property
     def name(self) -> str:
         """A short name for people."""
         times = f"x{self.micro_steps}" if self.micro_steps > 1 else ""
-        checkpointing = " ckpt" if self.activation_checkpointing else ""
-        return f"{self.size} {self.micro_batch}{times} {self.precision} ZeRO-{self.zero_stage}{checkpointing}"
+        options = " ckpt" * self.activation_checkpointing + " offload" * self.offload
+        return f"{self.size} {self.micro_batch}{times} {self.precision} ZeRO-{self.zero_stage}{options}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ def cases(cuda: bool) -> list[Case]:
     if not cuda:
         model = DiTConfig(image_size=8, channels=1, num_classes=3, patch=4, width=16, depth=2, heads=2)
         tiny = Case(size="tiny", model=model, micro_batch=4, precision="fp32", zero_stage=0)
-        return [tiny, replace(tiny, micro_steps=2, zero_stage=2, activation_checkpointing=True)]
+        return [tiny, replace(tiny, micro_steps=2, zero_stage=2, activation_checkpointing=True, offload=True)]
     of_size = {name: Case(size=name, model=preset(name), micro_batch=1) for name in ("S/2", "B/2", "L/2", "XL/2")}
     batches = {"S/2": (32, 128, 512), "B/2": (32, 128, 256), "L/2": (16, 64, 128), "XL/2": (8, 32, 128)}
     found = []
@@ -115,6 +116,7 @@ def cases(cuda: bool) -> list[Case]:
     found += [replace(fp32, micro_batch=32), fp32, replace(fp32, activation_checkpointing=True)]
     found += [replace(small, micro_steps=4), replace(xl, micro_steps=4), replace(xl, micro_steps=4, zero_stage=2)]
     found += [replace(xl, activation_checkpointing=True)]
+    found += [replace(of_size["L/2"], micro_batch=16, zero_stage=stage, offload=True) for stage in (2, 3)]
     return found
 
 
@@ -177,12 +179,13 @@ def _outcome(case: Case, steps: int, device: torch.device, folder: Path) -> Outc
         zero_stage=case.zero_stage,
         num_workers=1,
         activation_checkpointing=case.activation_checkpointing,
+        offload=case.offload,
     )
     expected = Outcome(
         case=case,
         modelled_training_bytes=modelled.training,
-        modelled_held_bytes=modelled.state,
-        modelled_evaluation_bytes=modelled.state + modelled.evaluation,
+        modelled_held_bytes=modelled.held,
+        modelled_evaluation_bytes=modelled.held + modelled.evaluation,
     )
     baseline = _settle(device)
     try:
@@ -206,8 +209,7 @@ def _settle(device: torch.device) -> int | None:
 
 def _run(case: Case, steps: int, device: torch.device, folder: Path, baseline: int | None) -> dict[str, Any]:
     """Train and evaluate; figures of `Outcome`."""
-    member = _member(case, device, folder)
-    attempt = Attempt(_assignment(_trial(case, steps)), member)
+    attempt = attempt_of(case, WARM_STEPS + steps, device, folder)
     try:
         _train(attempt, WARM_STEPS, device)
         seconds = _train(attempt, steps, device)
@@ -217,7 +219,7 @@ def _run(case: Case, steps: int, device: torch.device, folder: Path, baseline: i
             figures["training_bytes"] = torch.cuda.max_memory_allocated(device) - baseline
             figures["reserved_bytes"] = torch.cuda.max_memory_reserved(device)
             torch.cuda.reset_peak_memory_stats(device)
-        draws = fixed_draws(member.images, member.labels, attempt.trial.evaluation)
+        draws = fixed_draws(attempt.images, attempt.labels, attempt.trial.evaluation)
         validation_loss(attempt.measured_model, attempt.objective, draws, 0, 1)
         if baseline is not None:
             figures["evaluation_bytes"] = torch.cuda.max_memory_allocated(device) - baseline
@@ -226,15 +228,27 @@ def _run(case: Case, steps: int, device: torch.device, folder: Path, baseline: i
         attempt.engine.close()
 
 
+def attempt_of(case: Case, steps: int, device: torch.device, folder: Path) -> Attempt:
+    """An attempt of a trial of `steps` steps on synthetic images, alone in its process group; it writes to `folder`."""
+    return Attempt(_assignment(_trial(case, steps)), _member(case, device, folder))
+
+
+def train(attempt: Attempt, steps: int) -> list[Tensor]:
+    """The mean losses of some steps, not waited for."""
+    losses = []
+    for _ in range(steps):
+        losses.append(attempt.step())
+        attempt.samples += attempt.trial.batch_size
+    return losses
+
+
 def _train(attempt: Attempt, steps: int, device: torch.device) -> float:
     """Seconds of some steps, whose peak of memory is then known to torch."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.synchronize(device)
     began = time.perf_counter()
-    for _ in range(steps):
-        attempt.step()
-        attempt.samples += attempt.trial.batch_size
+    train(attempt, steps)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
@@ -271,11 +285,12 @@ def _trial(case: Case, steps: int) -> Trial:
         sweep="bench",
         arm="memory",
         size=case.size,
-        milestones=(batch * (WARM_STEPS + steps),),
+        milestones=(batch * steps,),
         budgets=(None,),
         num_workers=1,
         micro_batch=case.micro_batch,
         activation_checkpointing=case.activation_checkpointing,
+        offload=case.offload,
         flops_per_sample=size.training_flops,
         params_total=size.params_total,
         params_backbone=size.params_backbone,

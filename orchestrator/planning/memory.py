@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig
-from models.cost import REDUCE_BUCKET, Precision, activation_bytes, cost, working_bytes
+from models.cost import REDUCE_BUCKET, Precision, activation_bytes, cost, inference_bytes, working_bytes
 
 EVALUATION_BATCH = 256
 """Images of one forward pass of the validation loss, as in training.evaluation."""
@@ -23,19 +23,23 @@ class Memory:
     weights: int
     """e P; at ZeRO 3 divided by w."""
     master: int
-    """fp32 weights that the optimizer steps, 4 P / w; at ZeRO 0 the weights are the master."""
+    """fp32 weights that the optimizer steps, 4 P / w; at ZeRO 0 the weights are the master. None with offload."""
     moments: int
-    """Adam's two, 8 P; from ZeRO 1 on divided by w."""
+    """Adam's two, 8 P; from ZeRO 1 on divided by w. None with offload."""
     ema: int
     """The fp32 average, 4 P: every worker holds it whole."""
     measured: int
     """The fp32 model that evaluation runs, 4 P."""
     gradients: int
-    """At the end of the backward pass, e P; from ZeRO 2 on divided by w. Twice where a second copy is being made."""
+    """What the optimizer's step is made of, e P; from ZeRO 1 on divided by w. None with offload."""
     accumulated: int
-    """Of `gradients`, what is there before the last backward pass begins."""
+    """Gradients that are there before the last backward pass begins."""
+    reducing: int
+    """Gradients, and copies of them, at the end of the last backward pass, where they are reduced."""
     bucket: int
-    """What ZeRO reduces gradients in."""
+    """What ZeRO reduces gradients in during a backward pass."""
+    standing: int
+    """Of `gradients` and `bucket`, what ZeRO 3 holds all the time."""
     gathered: int
     """Weights that ZeRO 3 has gathered from the other workers."""
     activations: int
@@ -48,25 +52,32 @@ class Memory:
     """The fp32 weights that the EMA is given, 4 P, where the module does not hold them whole."""
     evaluation: int
     """What the forward pass of the validation loss needs."""
+    host: int
+    """What offload keeps in the host's memory for this worker: master, moments and gradients. Not part of `total`."""
 
     @property
     def state(self) -> int:
-        """What is held between two steps."""
+        """Weights, optimizer, EMA and the model measured with it."""
         return self.weights + self.master + self.moments + self.ema + self.measured
 
     @property
+    def held(self) -> int:
+        """What is held between two steps."""
+        return self.state + self.standing
+
+    @property
     def training(self) -> int:
-        """The most that a training step needs: one of the two ends of the last backward pass (in between activations
-        go as gradients come), the optimizer's step, or the EMA's."""
+        """The most that a training step needs: at either end of the last backward pass (in between activations go as
+        gradients come), in the optimizer's step, or in the EMA's."""
         before = self.accumulated + self.bucket + self.gathered + self.activations + self.working
-        after = self.gradients + self.bucket + self.gathered
-        step = self.gradients + self.gradients_to_step
-        return self.state + max(before, after, step, self.gathered_master)
+        after = self.reducing + self.bucket + self.gathered
+        step = max(self.gradients, self.standing) + self.gradients_to_step
+        return self.state + max(before, after, step, self.standing + self.gathered_master)
 
     @property
     def total(self) -> int:
         """The most that is held at any time: in a training step or in an evaluation."""
-        return max(self.training, self.state + self.evaluation)
+        return max(self.training, self.held + self.evaluation)
 
 
 def memory(
@@ -78,12 +89,14 @@ def memory(
     zero_stage: int,
     num_workers: int,
     activation_checkpointing: bool = False,
+    offload: bool = False,
     evaluation_batch: int = EVALUATION_BATCH,
 ) -> Memory:
     """Memory of one of `num_workers` workers that train `model` with AdamW through DeepSpeed.
 
     ZeRO 1 divides master and moments by the workers, 2 gradients too, 3 weights too (Rajbhandari et al. 2019, arXiv
-    1910.02054, figure 1). Buffers are those of DeepSpeed 0.19 as training.engine sets it up.
+    1910.02054, figure 1). Offload moves master and moments to the host (Ren et al. 2021, arXiv 2101.06840). Buffers are
+    those of DeepSpeed 0.19 as training.engine sets it up.
 
     Args:
         micro_batch: samples of one forward and backward pass.
@@ -91,56 +104,70 @@ def memory(
         evaluation_batch: images of one forward pass in an evaluation.
 
     Raises:
-        ValueError: the stage is none, there is no worker, or it is ZeRO 0 in bf16, which has no master weights.
+        ValueError: the stage is none, there is no worker, or it is ZeRO 0 in bf16 or with offload, which has no master
+            weights.
     """
     if zero_stage not in (0, 1, 2, 3) or num_workers < 1:
         raise ValueError(
             f"got zero_stage {zero_stage} and {num_workers} workers; wanted a stage of 0 to 3 and at least 1 worker"
         )
-    if precision == "bf16" and zero_stage == 0:
-        raise ValueError("got bf16 at zero_stage 0, which keeps no fp32 master weights; wanted stage 1, 2 or 3")
+    if zero_stage == 0 and (precision == "bf16" or offload):
+        what = "bf16" if precision == "bf16" else "offload"
+        raise ValueError(f"got {what} at zero_stage 0, which keeps no fp32 master weights; wanted stage 1, 2 or 3")
     params = cost(model).params_total
     size = 2 if precision == "bf16" else 4
     share = -(-params // num_workers)
     owned = params if zero_stage == 0 else share  # what this worker's optimizer steps
-    gradients, accumulated = _gradients(params, share, zero_stage, micro_steps)
+    gradients = 0 if offload else owned
+    bucket = 0 if zero_stage == 0 else min(REDUCE_BUCKET, params)
+    again = micro_steps > 1
     return Memory(
         weights=size * (share if zero_stage == 3 else params),
-        master=0 if zero_stage == 0 else 4 * owned,
-        moments=8 * owned,
+        master=0 if zero_stage == 0 or offload else 4 * owned,
+        moments=0 if offload else 8 * owned,
         ema=4 * params,
         measured=4 * params,
         gradients=size * gradients,
-        accumulated=size * accumulated,
-        bucket=size * _bucket(params, zero_stage, num_workers),
+        accumulated=size * _accumulated(params, gradients, zero_stage, again),
+        reducing=size * _reducing(params, gradients, bucket, zero_stage, again, num_workers),
+        bucket=size * bucket,
+        standing=size * (gradients + bucket) if zero_stage == 3 else 0,
         gathered=size * (params - share) if zero_stage == 3 else 0,
         activations=micro_batch * activation_bytes(model, precision, activation_checkpointing),
         working=micro_batch * working_bytes(model, precision),
-        gradients_to_step=0 if zero_stage == 0 else owned * (6 if precision == "bf16" else 4),
+        gradients_to_step=0 if zero_stage == 0 or offload else owned * (6 if precision == "bf16" else 4),
         gathered_master=0 if precision == "fp32" and zero_stage < 3 else 4 * params,
-        evaluation=evaluation_batch * working_bytes(model, "fp32"),
+        evaluation=evaluation_batch * inference_bytes(model, "fp32"),
+        host=_host(share, size, zero_stage == 2 and again) if offload else 0,
     )
 
 
-def _gradients(params: int, share: int, zero_stage: int, micro_steps: int) -> tuple[int, int]:
-    """Elements of gradients at the end of the last backward pass, and before it.
+def _accumulated(params: int, gradients: int, zero_stage: int, again: bool) -> int:
+    """Elements of gradients before the last backward pass of several (`again`); ZeRO 3 always has its buffer."""
+    if zero_stage == 3:
+        return gradients
+    if not again:
+        return 0
+    return gradients if zero_stage == 2 else params
 
-    ZeRO 1 copies the worker's share out of the bucket, 2 keeps the sum of earlier micro-batches beside the newest, 3
-    has one buffer from the start.
+
+def _reducing(params: int, gradients: int, bucket: int, zero_stage: int, again: bool, num_workers: int) -> int:
+    """Elements of gradients at the end of the last backward pass, beside the bucket.
+
+    ZeRO 0 copies them to reduce them. 1 has them all until then, and if they do not fit in one bucket the first of its
+    own share too. 2 keeps the sum of earlier micro-batches (`again`) beside the newest. A bucket is copied once more
+    for several workers, at 3 always.
     """
-    again = micro_steps > 1
-    return {
-        0: (params, params if again else 0),
-        1: (params + share, params if again else 0),
-        2: (2 * share if again else share, share if again else 0),
-        3: (share, share),
-    }[zero_stage]
-
-
-def _bucket(params: int, zero_stage: int, num_workers: int) -> int:
-    """Elements of the buffers in which gradients are reduced, with the copy that is made where they are of several
-    workers (ZeRO 1, 2) or always (3); ZeRO 0 has only the copy."""
     if zero_stage == 0:
-        return min(UNDIVIDED_BUCKET, params)
-    copies = 2 if zero_stage == 3 or num_workers > 1 else 1
-    return copies * min(REDUCE_BUCKET, params)
+        return params + min(UNDIVIDED_BUCKET, params)
+    if zero_stage == 1:
+        return params + (gradients if params > bucket else 0)
+    if zero_stage == 2:
+        return (2 if again else 1) * gradients + (bucket if num_workers > 1 else 0)
+    return gradients + bucket
+
+
+def _host(share: int, size: int, sums: bool) -> int:
+    """Bytes of offload: fp32 master, moments and gradients, and in the precision of the step new weights (ZeRO 1, 2) or
+    gradients (3); ZeRO 2 also `sums` the gradients of earlier micro-batches there."""
+    return share * (4 + 8 + 4 + size * (2 if sums else 1))

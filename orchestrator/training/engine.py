@@ -40,9 +40,9 @@ def join(rank: int, world_size: int, address: str, port: int, use_gpu: bool) -> 
 
 
 def leave() -> None:
-    """Leave the process group."""
+    """Leave the process group; through DeepSpeed, which else remembers it and cannot join another."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        _deepspeed().comm.destroy_process_group()
 
 
 class Engine:
@@ -56,6 +56,11 @@ class Engine:
         micro_steps: forward and backward passes of one optimizer step.
         precision: "fp32", or "bf16" arithmetic with fp32 master weights.
         zero_stage: 0 to 3; 0 only with fp32, as DeepSpeed takes a spurious Adam step with bf16 there.
+        offload: master weights, Adam moments and the optimizer's step are on the host (Ren et al. 2021, arXiv
+            2101.06840); from ZeRO 1 on.
+
+    Raises:
+        ValueError: offload at ZeRO 0.
     """
 
     def __init__(
@@ -68,8 +73,11 @@ class Engine:
         micro_steps: int = 1,
         precision: Precision,
         zero_stage: int,
+        offload: bool = False,
     ) -> None:
         assert not (precision == "bf16" and zero_stage == 0), "refused by the sweep's validation"
+        if offload and zero_stage == 0:
+            raise ValueError("offload with zero_stage 0, which keeps no master weights apart; wanted stage 1, 2 or 3")
         self.zero_stage, self.precision, self.micro_steps = zero_stage, precision, micro_steps
         self._named = dict(module.named_parameters())
         params = sum(parameter.numel() for parameter in self._named.values())
@@ -84,8 +92,14 @@ class Engine:
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": micro_steps,
             "gradient_clipping": optimizer.gradient_clip or 0.0,
-            # A bucket is allocated whole, whatever the model's size; DeepSpeed's own takes 1 GB in bf16.
-            "zero_optimization": {"stage": zero_stage, "reduce_bucket_size": min(REDUCE_BUCKET, params)},
+            "zero_optimization": {
+                "stage": zero_stage,
+                # A bucket is allocated whole, whatever the model's size; DeepSpeed's own takes 1 GB in bf16.
+                "reduce_bucket_size": min(REDUCE_BUCKET, params),
+                **({"offload_optimizer": {"device": "cpu"}} if offload else {}),
+            },
+            # Else it insists on an AdamW of its own for offload, which it compiles from C++ at start.
+            "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": precision == "bf16"},
             "steps_per_print": 2**62,

@@ -69,6 +69,7 @@ class Attempt:
             micro_steps=trial.micro_steps,
             precision=trial.precision,
             zero_stage=trial.zero_stage,
+            offload=trial.offload,
         )
         self.names = [name for name, _ in model.named_parameters()]
         self.ema = Ema(self.engine.parameters(), trial.ema.relative_std)
