@@ -1,39 +1,243 @@
-"""What a trial needs of the machines, and how long it takes there."""
+"""What a trial needs of the machines: the gang, the ZeRO stage and the micro-batch that fit, and how long it takes."""
 
 from __future__ import annotations
 
-import itertools
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from orchestrator.planning.memory import memory
+from models.config import ModelConfig
+from models.cost import Precision
+from orchestrator.planning.devices import GPUS, REFERENCE, Device, host, training_flops_per_second
+from orchestrator.planning.memory import EVALUATION_BATCH, Memory, memory
 from orchestrator.spec.trial import Evaluation, Trial
 
+ZeroStage = Literal[0, 1, 2, 3]
+
+GIB = 2**30
+MARGIN = 0.1
+"""Share of a device's memory that is left free: for fragments of the allocator, and for what the model has wrong."""
 CHECKPOINT_BYTES_PER_PARAM = 16
 """fp32 weights, two Adam moments and the EMA."""
 
-CPU_FLOPS_PER_SECOND = ((16, 8e9), (24, 12e9), (32, 16e9), (48, 22e9), (64, 27e9), (96, 34e9))
-"""Training FLOP/s of one CPU core by width: medians over the quickstart's trials (DiT, patch 4, 28 x 28, heads of 8,
-batch 64, fp32, torch 2.13.0) with both cores of a 2-core AMD EPYC busy."""
-GPU_FLOPS_PER_SECOND = 200e12
-"""An assumption until a device's own table is measured: about 20% of an H100's dense bf16 peak."""
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A training that wants a place."""
+
+    name: str
+    """For messages."""
+    model: ModelConfig
+    batch_size: int
+    evaluation_batch: int = EVALUATION_BATCH
+    """Images of one forward pass in an evaluation."""
 
 
-def training_seconds(trial: Trial, cpus_per_worker: float, gpus_per_worker: float) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a place may be. None leaves the choice to `place`."""
+
+    max_workers: int = 1
+    num_workers: int | None = None
+    """Workers of the gang, whatever `max_workers` says."""
+    zero_stage: ZeroStage | None = None
+    micro_batch: int | None = None
+    activation_checkpointing: bool | None = None
+    offload: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and how a training runs."""
+
+    num_workers: int
+    zero_stage: ZeroStage
+    micro_batch: int
+    activation_checkpointing: bool
+    offload: bool
+    memory: Memory
+    """Of each worker."""
+
+
+def place(wish: Wish, *, precision: Precision, device: Device, limits: Limits) -> Placement:
+    """The first place that fits, tried in this order: without offload before with it (the optimizer's step on the host
+    is slow), then small gangs before large ones, low ZeRO stages before high ones, without activation checkpointing
+    before with it, and large micro-batches before small ones.
+
+    A place fits if the workers divide the batch, fill whole nodes where one does not hold them, the micro-batch divides
+    a worker's share, and the modelled peak leaves MARGIN of the memory free. The workers of a CPU share the host.
+
+    Raises:
+        ValueError: none fits; the message says what the smallest needs, and what would help.
+    """
+    found = _place(wish, precision, device, limits)
+    if found is None:
+        raise ValueError(_refusal(wish, precision, device, limits))
+    return found
+
+
+def place_all(
+    wishes: Sequence[Wish], *, precision: Precision, device: Device, limits: Limits
+) -> tuple[ZeroStage, tuple[Placement, ...]]:
+    """One ZeRO stage for all of a law, the lowest at which each has a place, and the places in the order of `wishes`.
+
+    Stages differ numerically, so a law that mixed them would be bent where one gives way to the other.
+
+    Raises:
+        ValueError: no stage has a place for each; the message is of one that is left out at the highest stage.
+    """
+    stages = _stages(precision, limits)
+    for stage in stages:
+        at_stage = replace(limits, zero_stage=stage)
+        found = [_place(wish, precision, device, at_stage) for wish in wishes]
+        if None not in found:
+            return stage, tuple(place for place in found if place is not None)
+    highest = replace(limits, zero_stage=stages[-1])
+    left_out = next(wish for wish in wishes if _place(wish, precision, device, highest) is None)
+    raise ValueError(
+        f"no ZeRO stage of {', '.join(map(str, stages))} has a place for all {len(wishes)} trials, and mixing stages "
+        f"would bend the law. {_refusal(left_out, precision, device, highest)}"
+    )
+
+
+@functools.lru_cache(maxsize=65536)
+def _fitting(
+    model: ModelConfig, batch_size: int, evaluation_batch: int, precision: Precision, device: Device, limits: Limits
+) -> Placement | None:
+    available = available_bytes(device)
+    tried = _candidates(model, batch_size, evaluation_batch, precision, device, limits)
+    return next((place for place in tried if _needed(place, device) <= available), None)
+
+
+def _place(wish: Wish, precision: Precision, device: Device, limits: Limits) -> Placement | None:
+    return _fitting(wish.model, wish.batch_size, wish.evaluation_batch, precision, device, limits)
+
+
+def available_bytes(device: Device) -> int:
+    """What may be planned with: of one GPU, or of the whole host."""
+    return int(device.usable_bytes * (1 - MARGIN))
+
+
+def _needed(place: Placement, device: Device) -> int:
+    """Bytes of a GPU, or of the host with all of the gang's workers (of which one's libraries are in its reserve)."""
+    if device.kind == "gpu":
+        return place.memory.total
+    each = place.memory.total + place.memory.host
+    return place.num_workers * each + (place.num_workers - 1) * device.reserve_bytes
+
+
+def _candidates(
+    model: ModelConfig, batch_size: int, evaluation_batch: int, precision: Precision, device: Device, limits: Limits
+) -> Iterator[Placement]:
+    """Every place within the limits, in the order of preference."""
+    for offload in _either(limits.offload) if device.kind == "gpu" else (limits.offload or False,):
+        for workers in _gangs(batch_size, device, limits):
+            for stage in _stages(precision, limits):
+                if offload and stage == 0:
+                    continue
+                for checkpointing in _either(limits.activation_checkpointing):
+                    for micro_batch in _micro_batches(batch_size // workers, limits):
+                        yield Placement(
+                            num_workers=workers,
+                            zero_stage=stage,
+                            micro_batch=micro_batch,
+                            activation_checkpointing=checkpointing,
+                            offload=offload,
+                            memory=memory(
+                                model,
+                                micro_batch=micro_batch,
+                                micro_steps=batch_size // (workers * micro_batch),
+                                precision=precision,
+                                zero_stage=stage,
+                                num_workers=workers,
+                                activation_checkpointing=checkpointing,
+                                offload=offload,
+                                evaluation_batch=evaluation_batch,
+                            ),
+                        )
+
+
+def _either(fixed: bool | None) -> tuple[bool, ...]:
+    return (False, True) if fixed is None else (fixed,)
+
+
+def _stages(precision: Precision, limits: Limits) -> tuple[ZeroStage, ...]:
+    if limits.zero_stage is not None:
+        return (limits.zero_stage,)
+    return (1, 2, 3) if precision == "bf16" else (0, 1, 2, 3)
+
+
+def _gangs(batch_size: int, device: Device, limits: Limits) -> list[int]:
+    """Numbers of workers that divide the batch; more than a node's GPUs only in whole nodes."""
+    allowed = range(1, limits.max_workers + 1) if limits.num_workers is None else (limits.num_workers,)
+    node = device.gpus_per_node if device.kind == "gpu" else limits.max_workers
+    return [n for n in allowed if batch_size % n == 0 and (n <= node or n % node == 0 or limits.num_workers)]
+
+
+def _micro_batches(share: int, limits: Limits) -> list[int]:
+    """Divisors of a worker's share of the batch, the largest first."""
+    if limits.micro_batch is not None:
+        return [limits.micro_batch] if share % limits.micro_batch == 0 else []
+    small = [n for n in range(1, math.isqrt(share) + 1) if share % n == 0]
+    return sorted({*small, *(share // n for n in small)}, reverse=True)
+
+
+def _refusal(wish: Wish, precision: Precision, device: Device, limits: Limits) -> str:
+    """Why nothing fits: the place that needs least, what there is, and the nearest change that would do."""
+    tried = _candidates(wish.model, wish.batch_size, wish.evaluation_batch, precision, device, limits)
+    least = min(tried, key=lambda place: _needed(place, device), default=None)
+    if least is None:
+        return (
+            f"{wish.name}: {_words(limits)} cannot divide batch_size {wish.batch_size}; wanted workers that divide the "
+            "batch and a micro-batch that divides a worker's share"
+        )
+    options = ", activation checkpointing" * least.activation_checkpointing + ", offload" * least.offload
+    return (
+        f"{wish.name} needs {_needed(least, device) / GIB:.1f} GiB at least (workers {least.num_workers}, ZeRO-"
+        f"{least.zero_stage}, micro-batch {least.micro_batch}{options}); {device.name} has "
+        f"{available_bytes(device) / GIB:.1f} GiB with {MARGIN:.0%} left free. "
+        f"{_remedy(wish, precision, device, limits)}"
+    )
+
+
+def _words(limits: Limits) -> str:
+    workers = f"up to {limits.max_workers} workers" if limits.num_workers is None else f"{limits.num_workers} workers"
+    return workers + (f" with micro-batch {limits.micro_batch}" if limits.micro_batch is not None else "")
+
+
+def _remedy(wish: Wish, precision: Precision, device: Device, limits: Limits) -> str:
+    """The first change of one limit, or else of the device, with which there is a place."""
+    changes: list[tuple[str, Limits]] = [
+        ("leave micro_batch open", replace(limits, micro_batch=None)),
+        ("allow activation checkpointing", replace(limits, activation_checkpointing=None)),
+        ("leave zero_stage open", replace(limits, zero_stage=None)),
+        ("allow {0.num_workers} workers", replace(limits, num_workers=None, max_workers=wish.batch_size)),
+        ("allow offload", replace(limits, offload=None)),
+    ]
+    for words, changed in changes:
+        if (found := _place(wish, precision, device, changed)) is not None:
+            return f"Remedy: {words.format(found)}."
+    for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory_bytes):
+        if device.kind == "gpu" and _place(wish, precision, gpu, limits) is not None:
+            return f"Remedy: a GPU of {gpu.memory_bytes / GIB:.0f} GiB, as {gpu.name}."
+    return "Remedy: a smaller model, or several of these: more workers, offload, a larger device."
+
+
+def training_seconds(
+    trial: Trial, cpus_per_worker: float, gpus_per_worker: float, gpu: Device = GPUS[REFERENCE]
+) -> float:
     """Estimated seconds of training of `trial` on its workers, without evaluation."""
-    if gpus_per_worker > 0:
-        rate = GPU_FLOPS_PER_SECOND * min(1.0, gpus_per_worker)
-    else:
-        rate = cpu_flops_per_second(trial.model.width) * cpus_per_worker
-    return trial.flops / (rate * trial.num_workers)
-
-
-def cpu_flops_per_second(width: int) -> float:
-    """Training FLOP/s of one core at `width`, by log-linear interpolation of the measured table."""
-    widths = [w for w, _ in CPU_FLOPS_PER_SECOND]
-    rates = [r for _, r in CPU_FLOPS_PER_SECOND]
-    for (w0, r0), (w1, r1) in itertools.pairwise(CPU_FLOPS_PER_SECOND):
-        if w0 <= width <= w1:
-            return r0 + (r1 - r0) * (width - w0) / (w1 - w0)
-    return rates[0] if width < widths[0] else rates[-1]
+    gpus = gpus_per_worker > 0
+    rate, _ = training_flops_per_second(
+        gpu if gpus else host(),
+        trial.model,
+        trial.precision,
+        trial.micro_batch or trial.batch_size // trial.num_workers,
+        trial.activation_checkpointing,
+    )
+    return trial.flops / (rate * (min(1.0, gpus_per_worker) if gpus else cpus_per_worker) * trial.num_workers)
 
 
 def evaluation_flops(trial: Trial) -> float:
@@ -52,16 +256,31 @@ def sampling_passes(evaluation: Evaluation) -> float:
     return evaluations * (1 + (high - low if evaluation.guidance != 1 else 0.0))
 
 
-def state_bytes(trial: Trial) -> int:
-    """Bytes of weights, gradients, optimizer, EMA and the model measured with it, on one worker; no activations."""
-    needed = memory(
+def trial_memory(trial: Trial) -> Memory:
+    """Memory of one worker of `trial`, at its fullest."""
+    return memory(
         trial.model,
         micro_batch=trial.micro_batch or trial.batch_size // trial.num_workers,
         micro_steps=trial.micro_steps,
         precision=trial.precision,
         zero_stage=trial.zero_stage,
         num_workers=trial.num_workers,
+        activation_checkpointing=trial.activation_checkpointing,
+        offload=trial.offload,
+        evaluation_batch=evaluation_batch(trial.evaluation, trial.model),
     )
+
+
+def evaluation_batch(evaluation: Evaluation, model: ModelConfig) -> int:
+    """Images of the largest forward pass of an evaluation: of the losses, or of the grid, which is made in one and with
+    guidance twice (with and without the label)."""
+    grid = max(1, evaluation.sample_images // model.num_classes) * model.num_classes if evaluation.sample_images else 0
+    return max(EVALUATION_BATCH, grid * (2 if evaluation.guidance != 1 else 1))
+
+
+def state_bytes(trial: Trial) -> int:
+    """Bytes of weights, gradients, optimizer, EMA and the model measured with it, on one worker; no activations."""
+    needed = trial_memory(trial)
     return needed.state + needed.gradients
 
 

@@ -1,0 +1,166 @@
+"""Devices by name: how much they hold and how fast they train."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from models.config import ModelConfig
+from models.cost import Precision, cost
+
+MIB = 2**20
+CHECKPOINTING_WORK = 4 / 3
+"""Work of a step with activation checkpointing over one without: the blocks' forward pass is done twice."""
+ASSUMED_UTILISATION = 0.2
+"""Of a GPU's peak, in a precision in which nothing was measured on the reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Training FLOP/s, as measured at one width and one number of tokens a micro-batch, without checkpointing."""
+
+    precision: Precision
+    width: int
+    tokens: int
+    flops_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Device:
+    """A GPU, or the host with CPU workers. Equal to itself only, so that it is a cheap key."""
+
+    name: str
+    kind: Literal["cpu", "gpu"]
+    memory_bytes: int
+    """As the driver reports it; of a CPU, the host's memory, which its workers share."""
+    reserve_bytes: int
+    """What a worker takes beside tensors: CUDA's context, NCCL, kernels; on a CPU, its libraries."""
+    peak_bf16: float
+    """Dense FLOP/s of bf16 matrix products with fp32 sums, from the vendor's data sheet; of a CPU, of one core."""
+    peak_fp32: float
+    """FLOP/s of fp32 without TF32, which torch does not use unless it is told to."""
+    gpus_per_node: int = 8
+    """As usually sold; a larger gang takes whole nodes. Of no meaning for a CPU."""
+    speeds: tuple[Speed, ...] = ()
+    """What was measured; of a CPU, of one core."""
+
+    @property
+    def usable_bytes(self) -> int:
+        """What there is for tensors of one worker."""
+        return self.memory_bytes - self.reserve_bytes
+
+    def peak(self, precision: Precision) -> float:
+        """Peak FLOP/s in a precision."""
+        return self.peak_bf16 if precision == "bf16" else self.peak_fp32
+
+
+def named(name: str) -> Device:
+    """The device of this name; "cpu" is this host.
+
+    Raises:
+        ValueError: there is none; the nearest name is told.
+    """
+    if name == "cpu":
+        return host()
+    if name not in GPUS:
+        known = ["cpu", *GPUS]
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"device {name!r} is not known; wanted one of {', '.join(known)}; did you mean {nearest!r}?")
+    return GPUS[name]
+
+
+@functools.cache
+def host() -> Device:
+    """This host. Its speeds are one core's: medians over the quickstart's trials (DiT, patch 4, 28 x 28, heads of 8,
+    batch 64, fp32, torch 2.13.0) with both cores of a 2-core AMD EPYC busy."""
+    measured = ((16, 8e9), (24, 12e9), (32, 16e9), (48, 22e9), (64, 27e9), (96, 34e9))
+    return Device(
+        name="cpu",
+        kind="cpu",
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        reserve_bytes=512 * MIB,
+        peak_bf16=50e9,
+        peak_fp32=50e9,
+        speeds=tuple(Speed(precision="fp32", width=w, tokens=64 * 49, flops_per_second=rate) for w, rate in measured),
+    )
+
+
+def _gpu(name: str, mib: int, tera_bf16: float, tera_fp32: float, speeds: tuple[Speed, ...] = ()) -> Device:
+    return Device(
+        name=name,
+        kind="gpu",
+        memory_bytes=mib * MIB,
+        reserve_bytes=1024 * MIB,
+        peak_bf16=tera_bf16 * 1e12,
+        peak_fp32=tera_fp32 * 1e12,
+        speeds=speeds,
+    )
+
+
+GPUS: dict[str, Device] = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("h100-80gb", 81_559, 989.4, 66.9),
+        _gpu("h200-141gb", 143_771, 989.4, 66.9),
+        _gpu("b200-192gb", 183_359, 2250.0, 80.0),
+        _gpu("a100-80gb", 81_920, 312.0, 19.5),
+        _gpu("a100-40gb", 40_960, 312.0, 19.5),
+        _gpu("l40s-48gb", 46_068, 362.0, 91.6),
+        _gpu("a6000-48gb", 49_140, 154.8, 38.7),
+        _gpu("rtx4090-24gb", 24_564, 165.2, 82.6),
+    )
+}
+"""GPUs by name: MiB as nvidia-smi shows them, and dense peaks in TFLOP/s of bf16 and fp32 (SXM where there is one)."""
+REFERENCE = "h100-80gb"
+"""The GPU whose measured speeds stand in, by the ratio of peaks, for a GPU without its own."""
+
+
+def training_flops_per_second(
+    device: Device, model: ModelConfig, precision: Precision, micro_batch: int, activation_checkpointing: bool
+) -> tuple[float, bool]:
+    """Training FLOP/s (3 x forward, what is computed twice counted once) of one GPU, or of one core of a CPU, and
+    whether they come from measurements on this very device.
+
+    Between measured widths and tokens a micro-batch they are interpolated in logarithms, beyond them taken from the
+    edge. A GPU that was not measured has the reference's share of its peak.
+    """
+    work = CHECKPOINTING_WORK if activation_checkpointing else 1.0
+    tokens = micro_batch * cost(model).tokens
+    own = _of_precision(device, precision)
+    if own:
+        return _interpolated(own, model.width, tokens) / work, True
+    reference = _of_precision(GPUS[REFERENCE], precision) if device.kind == "gpu" else _of_precision(device, "fp32")
+    if not reference:
+        return ASSUMED_UTILISATION * device.peak(precision) / work, False
+    ratio = device.peak(precision) / GPUS[REFERENCE].peak(precision) if device.kind == "gpu" else 1.0
+    return _interpolated(reference, model.width, tokens) * ratio / work, False
+
+
+def _of_precision(device: Device, precision: Precision) -> tuple[Speed, ...]:
+    return tuple(speed for speed in device.speeds if speed.precision == precision)
+
+
+@functools.lru_cache(maxsize=4096)
+def _interpolated(speeds: tuple[Speed, ...], width: int, tokens: int) -> float:
+    """FLOP/s between the measured ones: first over tokens at each width, then over widths."""
+    widths = sorted({speed.width for speed in speeds})
+    rates = []
+    for measured in widths:
+        rows = sorted((speed.tokens, speed.flops_per_second) for speed in speeds if speed.width == measured)
+        rates.append(_log_interpolated([x for x, _ in rows], [y for _, y in rows], tokens))
+    return _log_interpolated(widths, rates, width)
+
+
+def _log_interpolated(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """y at x, linear between the logarithms of neighbours; y of the edge beyond."""
+    for (x0, y0), (x1, y1) in itertools.pairwise(zip(xs, ys, strict=True)):
+        if x0 <= x <= x1:
+            share = math.log(x / x0) / math.log(x1 / x0)
+            return y0 * (y1 / y0) ** share
+    return ys[0] if x < xs[0] else ys[-1]
