@@ -229,7 +229,7 @@ def _run(case: Case, steps: int, device: torch.device, folder: Path, baseline: i
 
 
 def attempt_of(case: Case, steps: int, device: torch.device, folder: Path) -> Attempt:
-    """An attempt of `steps` steps on synthetic images, in the process group of one; `folder` is for results."""
+    """An attempt of a trial of `steps` steps on synthetic images, alone in its process group; it writes to `folder`."""
     return Attempt(_assignment(_trial(case, steps)), _member(case, device, folder))
 
 

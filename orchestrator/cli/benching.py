@@ -41,7 +41,9 @@ def memory(sizes: tuple[str, ...], steps: int, json_path: Path | None) -> None:
         if json_path is not None:  # after every case: a run that is cut short keeps what it has
             figures = {**environment(device), "cases": [outcome.as_json() for outcome in outcomes]}
             json_path.write_text(json.dumps(figures, indent=1) + "\n")
-    Console().print(_memory_table(outcomes))
+    console = Console()
+    console = console if console.is_terminal else Console(width=100)  # else tables in files are cut at 80
+    console.print(_memory_table(outcomes))
 
 
 def _memory_table(outcomes: list[Outcome]) -> Table:

@@ -143,7 +143,7 @@ def memory(
 
 
 def _accumulated(params: int, gradients: int, zero_stage: int, again: bool) -> int:
-    """Elements of gradients before the last backward pass of several (`again`); ZeRO 3 has its buffer at once."""
+    """Elements of gradients before the last backward pass of several (`again`); ZeRO 3 always has its buffer."""
     if zero_stage == 3:
         return gradients
     if not again:

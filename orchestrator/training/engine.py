@@ -40,9 +40,9 @@ def join(rank: int, world_size: int, address: str, port: int, use_gpu: bool) -> 
 
 
 def leave() -> None:
-    """Leave the process group."""
+    """Leave the process group; through DeepSpeed, which else remembers it and cannot join another."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        _deepspeed().comm.destroy_process_group()
 
 
 class Engine:

@@ -1,0 +1,156 @@
+"""The memory model: what it says is held is what an attempt holds, and its peaks are those of torch's allocator."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
+
+from models.config import DiTConfig, preset
+from models.cost import Precision
+from orchestrator.bench.memory import Case, attempt_of, train
+from orchestrator.planning.memory import EVALUATION_BATCH, Memory, memory
+from orchestrator.training import engine
+from orchestrator.training.evaluation import BATCH
+
+MODEL = DiTConfig(image_size=16, channels=4, num_classes=10, patch=2, width=128, depth=3, heads=2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def group(free_port):
+    torch.set_num_threads(1)
+    engine.join(0, 1, "127.0.0.1", free_port, use_gpu=False)
+    yield
+    engine.leave()
+
+
+def tensor_bytes() -> int:
+    """Bytes of all tensors there are."""
+    gc.collect()
+    storages = {}
+    for found in gc.get_objects():
+        if type(found) in (torch.Tensor, torch.nn.Parameter):
+            for tensor in (found, found.grad):
+                if tensor is not None:
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def peak_bytes(path: Path, run) -> int:
+    """The most that torch's CPU allocator held during `run`, beside what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    profiler.export_chrome_trace(str(path))
+    events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    events.sort(key=lambda event: event["ts"])
+    before = events[0]["args"]["Total Allocated"] - events[0]["args"]["Bytes"]
+    return max(event["args"]["Total Allocated"] for event in events) - before
+
+
+def modelled(case: Case) -> Memory:
+    return memory(
+        case.model,
+        micro_batch=case.micro_batch,
+        micro_steps=case.micro_steps,
+        precision=case.precision,
+        zero_stage=case.zero_stage,
+        num_workers=1,
+        activation_checkpointing=case.activation_checkpointing,
+        offload=case.offload,
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "fp32", "zero_stage": 0, "micro_batch": 8},
+        {"precision": "fp32", "zero_stage": 0, "micro_batch": 8, "activation_checkpointing": True},
+        {"zero_stage": 1, "micro_batch": 2},
+        {"zero_stage": 1, "micro_batch": 8},
+        {"zero_stage": 2, "micro_batch": 4, "micro_steps": 2},
+        {"zero_stage": 3, "micro_batch": 2},
+        {"zero_stage": 3, "micro_batch": 8},
+    ],
+)
+def test_the_model_says_what_an_attempt_holds_and_its_peak(group, tmp_path, options):
+    """On the CPU, where DeepSpeed and autograd hold what they do on a GPU."""
+    case = Case(size="small", model=MODEL, **options)
+    before = tensor_bytes()
+    attempt = attempt_of(case, 4, CPU, tmp_path)
+    train(attempt, 2)
+    own = attempt.images.nbytes + attempt.labels.nbytes
+    assert modelled(case).held == pytest.approx(tensor_bytes() - before - own, rel=0.02)
+    peak = peak_bytes(tmp_path / "trace.json", lambda: train(attempt, 1))
+    assert modelled(case).training == pytest.approx(modelled(case).held + peak, rel=0.05)
+    attempt.engine.close()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_offload_moves_to_the_host_what_the_model_says(group, tmp_path, stage):
+    """On the CPU the host is the device, so both are counted together."""
+    case = Case(size="small", model=MODEL, micro_batch=2, zero_stage=stage, offload=True)
+    before = tensor_bytes()
+    attempt = attempt_of(case, 4, CPU, tmp_path)
+    train(attempt, 2)
+    held = tensor_bytes() - before - attempt.images.nbytes - attempt.labels.nbytes
+    two_of_the_largest = 2 * 2 * 6 * MODEL.width**2 if stage == 2 else 0
+    assert modelled(case).held + modelled(case).host + two_of_the_largest == pytest.approx(held, rel=0.02)
+    attempt.engine.close()
+
+
+def test_evaluation_is_of_the_batch_that_evaluation_has():
+    assert EVALUATION_BATCH == BATCH
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "world", "per_param"),
+    [
+        ("fp32", 0, 4, 20),  # weights 4, moments 8, EMA 4, measured 4
+        ("fp32", 1, 1, 24),  # and a master copy
+        ("bf16", 1, 1, 22),  # weights 2, master 4, moments 8, EMA 4, measured 4
+        ("bf16", 1, 4, 2 + 12 / 4 + 8),
+        ("bf16", 2, 4, 2 + 12 / 4 + 8),
+        ("bf16", 3, 4, 2 / 4 + 12 / 4 + 8),
+    ],
+)
+def test_state(precision: Precision, stage: int, world: int, per_param: float) -> None:
+    config = preset("DiT-XL/2", learn_sigma=True)
+    needed = memory(config, micro_batch=1, precision=precision, zero_stage=stage, num_workers=world)
+    assert needed.state == pytest.approx(674_834_720 * per_param, rel=1e-6)
+
+
+@given(
+    st.sampled_from(["S/2", "XL/2"]),
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 4, 8]),
+    st.integers(1, 64),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_takes_less_memory(size, stage, workers, micro_batch, offload):
+    def needed(**changed) -> Memory:
+        given = {"micro_batch": micro_batch, "zero_stage": stage, "num_workers": workers, "offload": offload, **changed}
+        return memory(preset(size), precision="bf16", **given)
+
+    assert needed().total >= needed(num_workers=2 * workers).state
+    assert needed().total < needed(micro_batch=micro_batch + 64).total
+    assert needed(activation_checkpointing=True).activations < needed().activations
+    assert needed().held <= needed().training <= needed().total
+    assert needed(offload=True).total <= needed(offload=False).total
+    assert (needed().host > 0) == offload
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="got bf16 at zero_stage 0, which keeps no fp32 master weights"):
+        memory(MODEL, micro_batch=1, precision="bf16", zero_stage=0, num_workers=1)
+    with pytest.raises(ValueError, match="got offload at zero_stage 0"):
+        memory(MODEL, micro_batch=1, precision="fp32", zero_stage=0, num_workers=1, offload=True)
+    with pytest.raises(ValueError, match="got zero_stage 4 and 1 workers; wanted a stage of 0 to 3"):
+        memory(MODEL, micro_batch=1, precision="fp32", zero_stage=4, num_workers=1)
