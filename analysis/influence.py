@@ -90,7 +90,10 @@ def isoflop_influence(fit: IsoflopFit, frame: pd.DataFrame) -> list[Influence]:
         return []
     minima = {m.flops: m for m in fit.bracketed}
     near = [
-        frame[(frame["budget"] == flops) & frame["params"].between(m.sizes[0] * 0.999, m.sizes[1] * 1.001)]
+        frame[
+            ((frame["budget"] / flops - 1).abs() < 0.01)
+            & frame["params"].between(m.sizes[0] * 0.999, m.sizes[1] * 1.001)
+        ]
         for flops, m in minima.items()
     ]
     rows = pd.concat(near)

@@ -6,9 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import fit_isoflop, fit_surface
+from analysis import fit_isoflop
 from analysis.approaches import Approach, Approaches
-from analysis.influence import law_influence
+from analysis.bracketing import with_brackets
+from analysis.fitting import Fit, fit_law
+from analysis.influence import isoflop_influence, law_influence
+from analysis.isoflop import fit_isoflop as fit_minima
+from analysis.laws import SurfaceLaw
 from analysis.refitting import Refitter
 
 
@@ -22,49 +26,55 @@ def surface(noise: float = 0.002, seed: int = 0) -> pd.DataFrame:
 def test_a_planted_outlier_is_the_most_influential_row() -> None:
     frame = valleys()
     frame.loc[34, "loss"] *= 1.01
-    found = fit_isoflop(frame, num_resamples=0)
-    (one,) = found.influence
+    frame = frame.assign(budget=frame["flops"], row=np.arange(1, 36))
+    found = fit_minima(frame, num_resamples=0)
+    (one,) = isoflop_influence(found, frame)
     assert (one.exponent, one.trial, one.num_trials) == ("N_exponent", "row 35", 35)
     assert one.without == pytest.approx(0.5, abs=1e-9)
-    assert abs(found.params["N_exponent"] - 0.5) > 1e-4  # type: ignore[operator]
+    assert abs(found.params["N_exponent"] - 0.5) > 1e-4
+
+
+def fitted(frame: pd.DataFrame) -> tuple[Fit, np.ndarray, np.ndarray]:
+    x, loss = frame[["params", "samples"]].to_numpy(), frame["loss"].to_numpy()
+    return fit_law(SurfaceLaw(), x, loss, num_resamples=0), x, loss
+
+
+def without(frame: pd.DataFrame, *trials: str) -> dict[str, float]:
+    left = frame.drop(index=[int(name.removeprefix("row ")) - 1 for name in trials])
+    return fitted(left)[0].params
 
 
 def test_left_out_refits_are_those_of_a_fresh_fit() -> None:
     frame = surface(noise=0.01)
-    found = fit_surface(frame, num_resamples=0)
-    for one in found.influence:
-        left = frame.drop(index=int(one.trial.removeprefix("row ")) - 1)
-        assert fit_surface(left, num_resamples=0).params[one.exponent] == pytest.approx(one.without, rel=1e-5)
-        assert one.pair is not None
-        pair = frame.drop(index=[int(name.removeprefix("row ")) - 1 for name in one.pair])
-        assert fit_surface(pair, num_resamples=0).params[one.exponent] == pytest.approx(one.pair_without, rel=1e-5)
-        assert abs(one.pair_change or 0.0) >= abs(one.change)
+    one = law_influence(*fitted(frame), frame)[0]
+    assert (one.exponent, one.num_trials) == ("alpha", 36)
+    assert without(frame, one.trial)["alpha"] == pytest.approx(one.without, rel=1e-5)
+    assert one.pair is not None
+    assert without(frame, *one.pair)["alpha"] == pytest.approx(one.pair_without, rel=1e-5)
+    assert abs(one.pair_change or 0.0) >= abs(one.change)
 
 
 def test_screening_by_first_order_influence_finds_a_trial_nearly_as_strong(monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = surface(noise=0.01).assign(row=np.arange(1, 37))
-    found = fit_surface(frame, num_resamples=0)
-    x, loss = frame[["params", "samples"]].to_numpy(), frame["loss"].to_numpy()
+    frame = surface(noise=0.01)
+    points = fitted(frame)
+    every = law_influence(*points, frame)
     monkeypatch.setattr("analysis.influence.MOST_REFITS", 24)
-    screened = law_influence(found.fit, x, loss, frame)  # type: ignore[arg-type]
-    for one, every in zip(screened, found.influence, strict=True):
-        assert abs(one.change) >= 0.8 * abs(every.change)
+    for one, best in zip(law_influence(*points, frame), every, strict=True):
+        assert abs(one.change) >= 0.8 * abs(best.change)
 
 
 def test_trials_are_left_out_whole() -> None:
     frame = surface().assign(trial_id=[f"t{k % 6}" for k in range(36)])
-    found = fit_surface(frame, num_resamples=0)
-    assert all(one.num_trials == 6 and one.trial.startswith("trial t") for one in found.influence)
+    found = law_influence(*fitted(frame), frame)
+    assert [one.exponent for one in found] == ["alpha", "beta"]
+    assert all(one.num_trials == 6 and one.trial.startswith("trial t") for one in found)
 
 
 def test_a_refitter_starts_at_the_estimate() -> None:
-    frame = surface()
-    found = fit_surface(frame, num_resamples=0)
-    x, loss = frame[["params", "samples"]].to_numpy(), frame["loss"].to_numpy()
-    again = Refitter(found.fit, x, loss)  # type: ignore[arg-type]
-    assert np.abs(again.residuals - np.log(loss / found.fit.predict(*x.T))).max() < 1e-9  # type: ignore[union-attr]
-    solved = again.solve()
-    assert {name: float(values[0]) for name, values in solved.items()} == pytest.approx(found.params, rel=1e-6)
+    fit, x, loss = fitted(surface())
+    again = Refitter(fit, x, loss)
+    assert np.abs(again.residuals - np.log(loss / fit.predict(*x.T))).max() < 1e-9
+    assert {name: float(values[0]) for name, values in again.solve().items()} == pytest.approx(fit.params, rel=1e-6)
 
 
 def valleys(budgets: int = 5) -> pd.DataFrame:
@@ -89,17 +99,16 @@ def test_a_valley_beside_divergence_is_bracketed_by_it() -> None:
     assert minima[-1]["params"] < frame.loc[lost, "params"].max()
     assert found.trial_counts == {"measured": 32, "censored": 0, "diverged": 3}
     assert len(found.to_dict()["diverged"]) == 3
-    dropped = fit_isoflop(frame[~lost], num_resamples=0)
-    assert not dropped.to_dict()["minima"][-1]["bracketed"]
+    assert not fit_minima(frame[~lost], num_resamples=0).minima[-1].bracketed
 
 
 def test_divergence_beyond_a_bracketed_valley_changes_nothing() -> None:
     frame = valleys()
     far = frame[frame["flops"] == frame["flops"].max()].iloc[-1:].assign(loss=np.nan, outcome="diverged")
     far["params"] *= 3
-    found = fit_isoflop(pd.concat([frame, far], ignore_index=True), num_resamples=0)
-    assert found.params == pytest.approx(fit_isoflop(frame, num_resamples=0).params)
-    assert not any("bracketed by a diverged" in text for text in found.warnings)
+    kept, said = with_brackets(frame, far)
+    assert kept is frame
+    assert said == []
 
 
 def test_runs_that_ended_early_are_no_part_of_a_profile() -> None:

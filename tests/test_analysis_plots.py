@@ -71,7 +71,7 @@ def test_figures_are_written_by_suffix(results: dict[str, Result], tmp_path: Pat
     assert one == two
     with pytest.raises(ValueError, match=r"ends in '.gif'; a figure is written as svg, pdf, png"):
         save(figure, tmp_path / "floor.gif")
-    files = results["power"].save_plots(tmp_path / "all", "png")
+    files = results["power"].save_plots(tmp_path / "all")
     assert sorted(f.stem for f in files) == sorted(KINDS["power"])
 
 
