@@ -114,15 +114,15 @@ def _measured(precision: Precision, *rows: tuple[int, int, float]) -> tuple[Spee
 H100_SPEEDS = (
     *_measured(
         "bf16",
-        (384, 32, 14.6), (384, 128, 71.2), (384, 512, 137.4),
-        (768, 32, 47.0), (768, 128, 169.4), (768, 256, 205.2),
-        (1024, 16, 39.4), (1024, 64, 142.5), (1024, 128, 221.0),
-        (1152, 8, 25.8), (1152, 32, 96.1), (1152, 128, 241.3),
+        (384, 32, 13.0), (384, 128, 53.8), (384, 512, 114.5),
+        (768, 32, 33.9), (768, 128, 152.8), (768, 256, 195.5),
+        (1024, 16, 43.3), (1024, 64, 146.6), (1024, 128, 208.0),
+        (1152, 8, 23.7), (1152, 32, 91.3), (1152, 128, 226.2),
     ),
-    *_measured("fp32", (384, 32, 21.7), (384, 128, 29.3)),
+    *_measured("fp32", (384, 32, 21.1), (384, 128, 29.7)),
 )  # fmt: skip
 """DiT-S/2 to XL/2 through DeepSpeed (bf16: ZeRO-1; fp32: ZeRO-0) on one H100 80GB HBM3, torch 2.11+cu130, DeepSpeed
-0.19.8, by `ditlaw bench memory`; raw figures in docs/data/memory_h100.json."""
+0.19.8: means of two runs of `ditlaw bench memory`, raw figures in docs/data/memory_h100_*.json."""
 
 GPUS: dict[str, Device] = {
     gpu.name: gpu
