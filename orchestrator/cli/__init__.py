@@ -18,6 +18,7 @@ from orchestrator.cli.inspecting import coord_check, solver_statistics
 from orchestrator.cli.planning import plan, schema
 from orchestrator.cli.running import run, sync
 from orchestrator.cli.simulating import simulate
+from orchestrator.cli.suggesting import suggest
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,5 +35,5 @@ def main(verbose: bool) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else logging.WARNING)
 
 
-for command in (plan, schema, simulate, run, sync, fit, report, data, coord_check, solver_statistics, bench):
+for command in (plan, schema, suggest, simulate, run, sync, fit, report, data, coord_check, solver_statistics, bench):
     main.add_command(command)
