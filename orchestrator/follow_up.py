@@ -304,9 +304,8 @@ def _measurements(results: Path | None, arm: str, quantity: Wish, notes: list[st
     """The rows that a surface is fitted to, N in backbone parameters; None without any."""
     if results is None:
         return None
-    columns = {"params": "params_backbone", "loss": "fid" if quantity == "fid" else "loss"}
     try:
-        table = load_table(results, ("params", "samples", "flops", "loss"), columns, arm)
+        table = load_table(results, {"params": "params_backbone"}, arm, quantity="fid" if quantity == "fid" else "loss")
     except ValueError as error:
         if "has no arm" in str(error):  # it is in the spec, so it has not been run
             return None
