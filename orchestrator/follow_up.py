@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from analysis.candidates import Ladder, Measured, Trajectory
 from analysis.fitting import fit_law
@@ -22,9 +20,11 @@ from analysis.laws import SurfaceLaw
 from analysis.loading import load_table
 from analysis.planted import Cells, Noise, PlantedLaw
 from analysis.suggest import Quantity, Run, Suggestion, estimated_noise, plausible_laws, prior_laws, suggest
+from orchestrator.follow_up_spec import spec_text
 from orchestrator.planning import followup
 from orchestrator.planning.followup import Ground
 from orchestrator.planning.plan import expand
+from orchestrator.results.store import read_planned
 from orchestrator.spec.datasets import DATASETS
 from orchestrator.spec.sweep import Sweep, load
 from orchestrator.spec.trial import Trial
@@ -69,6 +69,12 @@ class FollowUp:
             "noise": vars(self.noise),
             "notes": list(self.notes),
         }
+
+    def expected(self, name: str) -> str:
+        """How well `params` or `loss` is known at the target, now and after, in words."""
+        now, after = self.suggestion.now[name], self.suggestion.after[name]
+        known = "not known yet" if self.law is None else f"{_shown(name, now)} now"
+        return f"{known}, {_shown(name, after)} after"
 
     def _intervals(self, half_widths: Mapping[str, float]) -> dict[str, Any]:
         """Of each quantity the factor by which its 95% interval goes up and down, and the interval itself."""
@@ -178,7 +184,8 @@ class _Study:
     def _candidates(self) -> list[Trial]:
         """Every size at every budget in every seed, where the sweep's constraints allow it."""
         data = DATASETS[self.sweep.dataset]
-        conditions = followup.candidate_constraints(self.ground, self.sweep.budgets.max_epochs or data.max_epochs)
+        epochs = self.sweep.budgets.max_epochs or data.max_epochs
+        conditions = followup.candidate_constraints(self.ground, self.own, epochs)
         budgets = {size["name"]: self.budgets for size in self.sizes}
         spec = self.ground.spec("candidates", "", self.sizes, budgets, self.seeds, conditions)
         trials = expand(*followup.sweep_of(spec, self.ground.source.path))
@@ -304,12 +311,9 @@ def _measurements(results: Path | None, arm: str, quantity: Wish, notes: list[st
     """The rows that a surface is fitted to, N in backbone parameters; None without any."""
     if results is None:
         return None
-    try:
-        table = load_table(results, {"params": "params_backbone"}, arm, quantity="fid" if quantity == "fid" else "loss")
-    except ValueError as error:
-        if "has no arm" in str(error):  # it is in the spec, so it has not been run
-            return None
-        raise
+    if arm not in set(read_planned(results)[0]["arm"]):
+        return None
+    table = load_table(results, {"params": "params_backbone"}, arm, quantity="fid" if quantity == "fid" else "loss")
     notes += table.warnings
     frame = best_learning_rates(table.frame)
     return frame.reset_index(drop=True) if len(frame) else None
@@ -325,59 +329,45 @@ def _best_rate(frame: pd.DataFrame | None, rates: Sequence[float]) -> float:
     return float(known[0]) if known else rates[len(rates) // 2]
 
 
-# The spec.
+# What is said of it.
 
 
 def _text(study: _Study, found: FollowUp, new_only: bool) -> str:
-    """The follow-up's spec, with a header that says what it is for."""
-    asked = study.asked(found.suggestion.runs, new_only)
-    budgets: dict[str, set[float]] = {}
-    for (size, _), cells in asked.items():
-        budgets.setdefault(size, set()).update(cells)
-    listed = {size["name"]: size for size in study.sizes}
-    names = sorted(budgets, key=lambda name: list(listed).index(name))
-    spec = study.ground.spec(
-        found.name,
-        f"{study.sweep.question} (What would sharpen the answer at {found.target_flops:.3g} FLOPs.)".strip(),
-        [listed[name] for name in names],
-        {name: sorted(budgets[name]) for name in names},
-        sorted({seed for _, seed in asked}),
-        followup.seed_constraints({key: list(cells.values()) for key, cells in asked.items()}),
+    header = [
+        f"Follows up sweep {found.sweep}, arm {found.arm}: {len(found.runs)} trials to run or to extend, for "
+        f"{found.suggestion.flops:.4g} training FLOPs of the {found.spend:.4g} allowed.",
+        f"Expected at {found.target_flops:.4g} FLOPs, 95%: N* {found.expected('params')}; loss "
+        f"{found.expected('loss')}.",
+    ]
+    if study.frame is not None and not new_only:
+        header.append(
+            f"What {found.sweep} has measured is listed too, so that one fit covers both: with results beside those of "
+            f"{found.sweep} it is taken over, and nothing is trained twice."
+        )
+    return spec_text(
+        study.ground,
+        study.sizes,
+        study.asked(found.suggestion.runs, new_only),
+        name=found.name,
+        target_flops=found.target_flops,
+        expect=_expectation(found),
+        header=header,
     )
-    spec["expect"] = _expectation(found)
-    body = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
-    return _header(found, new_only) + body
 
 
 def _expectation(found: FollowUp) -> dict[str, Any]:
     """What the plan of the follow-up is to expect: the law and noise as they are known now."""
-    noise = {"seed_noise": found.noise.seed, "measurement_noise": found.noise.measurement}
-    law = {} if found.law is None else {"law": dict(vars(found.law))}
+    noise = {"seed_noise": _digits(found.noise.seed, 3), "measurement_noise": _digits(found.noise.measurement, 3)}
+    law = {} if found.law is None else {"law": {name: _digits(value, 6) for name, value in vars(found.law).items()}}
     return {**law, **noise, "target_flops": found.target_flops}
 
 
-def _header(found: FollowUp, new_only: bool) -> str:
-    now, after = found.suggestion.now, found.suggestion.after
-    words = [
-        f"Follows up sweep {found.sweep}, arm {found.arm}: {len(found.runs)} trials to run or to extend, for "
-        f"{found.suggestion.flops:.4g} training FLOPs of the {found.spend:.4g} allowed.",
-        f"Expected at {found.target_flops:.4g} FLOPs, 95%: N* within a factor of {factor(now['params'])} now, "
-        f"{factor(after['params'])} after; the loss within {percent(now['loss'])} now, {percent(after['loss'])} after.",
-    ]
-    if not new_only:
-        words.append(
-            f"What {found.sweep} has measured is listed too, so that one fit covers both: with results beside those of "
-            f"{found.sweep} it is taken over, and nothing is trained twice."
-        )
-    lines = [line for part in words for line in textwrap.wrap(part, 98)]
-    return "".join(f"# {line}\n" for line in lines)
+def _digits(value: float, count: int) -> float:
+    return float(f"{value:.{count}g}")
 
 
-def factor(half_width: float) -> str:
-    """A half-width in logs as a factor: 1.25."""
-    return f"{np.exp(half_width):.3g}" if half_width < 12 else "more than 100,000"
-
-
-def percent(half_width: float) -> str:
-    """A half-width in logs as a share: 1.3%."""
-    return f"{np.expm1(half_width):.2g}" if half_width > 1 else f"{100 * np.expm1(half_width):.2g}%"
+def _shown(name: str, half_width: float) -> str:
+    """A half-width in logs: of N* as a factor, of the loss as a share."""
+    if name == "params":
+        return f"within a factor of {np.exp(half_width):.3g}"
+    return f"within {100 * np.expm1(half_width):.2g}%"

@@ -90,14 +90,11 @@ def _places(sweep: str) -> tuple[Path, Path | None]:
 def _show(found: FollowUp, out: Path) -> None:
     from rich.console import Console
 
-    from orchestrator.follow_up import factor, percent
-
-    console, now, after = Console(), found.suggestion.now, found.suggestion.after
+    console = Console()
     console.print(_table(found))
     console.print(
         f"\n{found.suggestion.flops:.3g} of {found.spend:.3g} FLOPs. At {found.target_flops:.3g} FLOPs, 95%:\n"
-        f"  N*    within a factor of {factor(now['params'])} now, {factor(after['params'])} expected after\n"
-        f"  loss  within {percent(now['loss'])} now, {percent(after['loss'])} expected after",
+        f"  N*    {found.expected('params')}\n  loss  {found.expected('loss')}",
         highlight=False,
     )
     for note in found.notes:

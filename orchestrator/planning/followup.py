@@ -28,8 +28,8 @@ BEYOND = 1.5
 """Sizes are considered from the smallest width over this to the largest times this."""
 BUDGET_RATIO = 1.5
 """Of neighbouring budgets that are considered."""
-MIN_STEPS = 16
-"""Optimizer steps before which nothing new is measured."""
+MIN_STEPS = 100
+"""Optimizer steps before which nothing new is measured, unless the sweep itself measures earlier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +155,11 @@ def rungs(known: Mapping[str, ModelConfig]) -> list[dict[str, Any]]:
         new = [(widths[0], depth) for depth in _steps(sorted({depth for _, depth in shapes}), 1)]
     else:
         return found
-    names = set(known)
+    names, varied = set(known), len({depth for _, depth in shapes}) > 1
     for width, depth in new:
         if (width, depth) not in shapes:
-            name = next(n for n in (f"w{width}", f"w{width}d{depth}", f"w{width}d{depth}x") if n not in names)
+            deep, plain = f"w{width}d{depth}", f"w{width}"
+            name = next(n for n in ([] if varied else [plain]) + [deep, f"{deep}x"] if n not in names)
             names.add(name)
             shape = dataclasses.replace(config, width=width, depth=depth, heads=width // head_dim)
             found.append(listed(name, shape))
@@ -233,7 +234,9 @@ def seed_constraints(wanted: Mapping[tuple[str, int], Collection[float]]) -> lis
     return conditions
 
 
-def candidate_constraints(ground: Ground, max_epochs: float) -> list[str]:
-    """Conditions that anything new has to meet: some steps beyond the warmup, within the data's epochs."""
+def candidate_constraints(ground: Ground, own: Sequence[Trial], max_epochs: float) -> list[str]:
+    """Conditions that anything new has to meet: steps enough, beyond the warmup, within the data's epochs."""
     warmup = ground.variant.training.warmup_samples
-    return [f"steps >= {MIN_STEPS}", f"samples >= {2 * warmup}", f"epochs <= {max_epochs:.12g}"]
+    fewest = min(trial.milestones[0] // trial.batch_size for trial in own if trial.milestones)
+    steps = max(10, min(MIN_STEPS, fewest))
+    return [f"steps >= {steps}", f"samples >= {2 * warmup}", f"epochs <= {max_epochs:.12g}"]
