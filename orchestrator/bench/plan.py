@@ -34,7 +34,12 @@ except SystemExit as done:
     assert not done.code, done.code
 heavy = sorted({"torch", "ray", "deepspeed", "mlflow"} & set(sys.modules))
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_maxrss, used.ru_utime + used.ru_stime, *heavy, file=sys.stderr)
+try:  # ru_maxrss would hold what the parent had when it forked
+    with open("/proc/self/status") as status:
+        peak = next(line.split()[1] for line in status if line.startswith("VmHWM"))
+except OSError:
+    peak = used.ru_maxrss
+print(peak, used.ru_utime + used.ru_stime, *heavy, file=sys.stderr)
 """
 
 
