@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from analysis.laws import SurfaceLaw
 from analysis.planted import SURFACE, Cells, CostLine, Noise, PlantedLaw
 from analysis.suggest import EXPONENT_RANGE, _Design, estimated_noise, plausible_laws, prior_laws, suggest
 from orchestrator.bench import suggest as benchmark
+from orchestrator.cli import main
 
 COST = CostLine(coefficient=300.0, exponent=1.0)
 LAW = PlantedLaw.anchored(4e5, 3e13 / 300 / 4e5, COST)
@@ -223,8 +225,10 @@ def test_the_benchmarks_fit_is_that_of_the_laws():
 
 def test_the_benchmark_in_small(tmp_path):
     table, picture = tmp_path / "table.json", tmp_path / "figure.png"
-    result = benchmark.main(["--laws", "2", "--repeats", "1", "--json", str(table), "--figure", str(picture)])
-    assert json.loads(table.read_text())["table"] == result["table"]
+    arguments = ["bench", "suggest", "--laws", "2", "--repeats", "1", "--raw", str(table), "--figure", str(picture)]
+    printed = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)
+    result = json.loads(table.read_text())
+    assert json.loads(printed.output) == {name: value for name, value in result.items() if name != "table"}
     assert picture.stat().st_size > 10_000
     assert result["full grid: compute"] == pytest.approx(1.0)
     for design in benchmark.DESIGNS[1:]:

@@ -8,13 +8,10 @@ ladder that `suggest` chooses from. All pay by one rule: budgets of one trajecto
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -249,7 +246,7 @@ def _row(number: int, repeats: int, spend: float, full: float) -> dict[str, Any]
     return row
 
 
-def figure(result: dict[str, Any]) -> Figure:
+def draw(result: dict[str, Any]) -> Figure:
     """Errors of every law by design, with their medians, and 1.25 times the full grid's."""
     drawn = Figure(figsize=(8.4, 3.6), layout="constrained")
     for axes, key, title in zip(
@@ -275,26 +272,3 @@ def figure(result: dict[str, Any]) -> Figure:
 def _limits(table: Sequence[dict[str, Any]], key: str) -> tuple[float, float]:
     errors = [row[design][key] for row in table for design in DESIGNS]
     return 0.8 * float(np.min(errors)), 1.25 * float(np.max(errors))
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run it, and write the table and the figure where asked."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.bench.suggest", description=run.__doc__)
-    parser.add_argument("--laws", type=int, default=50)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the raw table here")
-    parser.add_argument("--figure", type=Path, help="write the figure here (PNG)")
-    options = parser.parse_args(arguments)
-    result = run(options.laws, options.repeats)
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-    if options.figure is not None:
-        figure(result).savefig(options.figure, dpi=110)
-    return result
-
-
-if __name__ == "__main__":
-    import sys
-
-    shown = {key: value for key, value in main().items() if key != "table"}
-    sys.stdout.write(json.dumps(shown, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Commands that measure this machine: `bench memory`, `bench plan`."""
+"""Commands that measure this machine, or a method: `bench memory`, `bench plan`, `bench suggest`."""
 
 from __future__ import annotations
 
@@ -79,6 +79,29 @@ def plan(repeats: int, as_json: bool) -> None:
     _show(run(repeats), as_json)
 
 
+@click.command()
+@click.option("--laws", default=50, show_default=True, type=click.IntRange(min=1), help="Planted laws.")
+@click.option(
+    "--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="Draws of noise for each law."
+)
+@click.option("--raw", type=click.Path(path_type=Path), help="Write all figures, law by law, to this JSON file.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Draw the errors to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def suggest(laws: int, repeats: int, raw: Path | None, figure: Path | None, as_json: bool) -> None:
+    """Extrapolation error of follow-ups by `ditlaw suggest` against other designs of the same compute.
+
+    On planted laws, 8 times beyond the largest budget. The defaults take about 20 minutes of one core.
+    """
+    from orchestrator.bench.suggest import draw, run
+
+    figures = run(laws, repeats)
+    if raw is not None:
+        raw.write_text(json.dumps(figures, indent=1) + "\n")
+    if figure is not None:
+        draw(figures).savefig(figure, dpi=110)
+    _show({name: value for name, value in figures.items() if name != "table"}, as_json)
+
+
 def _show(figures: dict[str, Any], as_json: bool) -> None:
     """A flat object: as JSON for programs, a line a figure for people."""
     if as_json:
@@ -89,5 +112,5 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
 
 
-for command in (memory, plan):
+for command in (memory, plan, suggest):
     bench.add_command(command)

@@ -142,6 +142,7 @@ REFERENCE = "h100-80gb"
 """The GPU whose measured speeds stand in, by the ratio of peaks, for a GPU without its own."""
 
 
+@functools.lru_cache(maxsize=4096)
 def training_flops_per_second(
     device: Device, model: ModelConfig, precision: Precision, micro_batch: int, activation_checkpointing: bool
 ) -> tuple[float, bool]:
@@ -167,7 +168,6 @@ def _of_precision(device: Device, precision: Precision) -> tuple[Speed, ...]:
     return tuple(speed for speed in device.speeds if speed.precision == precision)
 
 
-@functools.lru_cache(maxsize=4096)
 def _interpolated(speeds: tuple[Speed, ...], width: int, tokens: int) -> float:
     """FLOP/s between the measured ones: first over tokens at each width, then over widths."""
     widths = sorted({speed.width for speed in speeds})

@@ -6,6 +6,7 @@ Calibrated against measured peaks by `ditlaw bench memory`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from models.config import ModelConfig
 from models.cost import REDUCE_BUCKET, Precision, activation_bytes, cost, inference_bytes, working_bytes
@@ -80,6 +81,7 @@ class Memory:
         return max(self.training, self.held + self.evaluation)
 
 
+@lru_cache(maxsize=4096)
 def memory(
     model: ModelConfig,
     *,

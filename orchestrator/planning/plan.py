@@ -93,6 +93,12 @@ class Plan:
     def _seconds(self) -> dict[str, float]:
         return {trial.trial_id: self._estimate(trial) for trial in self.trials}
 
+    def longest_first(self) -> Plan:
+        """The same plan in the order in which its trials start."""
+        ordered = dataclasses.replace(self, trials=tuple(makespan.by_length(self.trials, self.seconds)))
+        vars(ordered)["_seconds"] = self._seconds  # they do not depend on the order
+        return ordered
+
     @property
     def gpu_hours(self) -> float:
         """Estimated hours of devices (GPUs, or CPU workers where there are none)."""
@@ -235,8 +241,7 @@ def make(path: Path) -> Plan:
         problems = [problem_of(detail, source.data, Sweep) for detail in error.errors()]
         raise SpecError(source, [*problems, *_further_problems(source, problems)]) from None
     trials = expand(sweep, source)
-    plan = Plan(sweep, source, tuple(trials))
-    return dataclasses.replace(plan, trials=tuple(makespan.by_length(trials, plan.seconds)))
+    return Plan(sweep, source, tuple(trials)).longest_first()
 
 
 def expand(sweep: Sweep, source: Source) -> list[Trial]:

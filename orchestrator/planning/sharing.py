@@ -80,7 +80,10 @@ class _Maker:
             for cell in cells
         ]
         points = sorted({branch.first for branch in branches})
-        return [self._trial(cells[0], constant, [], tuple(points)), *branches]
+        trunk = self._trial(cells[0], constant, [], tuple(points))
+        for branch in branches:
+            branch.share_identity(trunk)
+        return [trunk, *branches]
 
     def _trial(
         self, cell: Cell, schedule: Schedule, targets: Sequence[Target], branch_points: tuple[int, ...] = ()

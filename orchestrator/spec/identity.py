@@ -28,6 +28,8 @@ def canonical_json(value: Any) -> str:
         TypeError: a value has no stable text, such as a set or an object.
         ValueError: a number is not finite.
     """
+    if (kept := getattr(value, _KEPT, None)) is not None:
+        return str(kept)
     if isinstance(value, str):
         return _quoted(value)
     if value is None or isinstance(value, bool):
@@ -50,9 +52,6 @@ def canonical_json(value: Any) -> str:
 
 
 def _of_dataclass(value: Any) -> str:
-    kept: str | None = value.__dict__.get(_KEPT)
-    if kept is not None:
-        return kept
     texts = {name: canonical_json(getattr(value, name)) for name in _field_names(value.__class__)}
     text = mapping_json({"": _quoted(type(value).__name__), **texts})
     if value.__dataclass_params__.frozen:

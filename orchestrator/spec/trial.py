@@ -5,12 +5,12 @@ Imported by planning (without torch) and by workers alike, and sent between proc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Literal
 
 from models.config import ModelConfig, Objective, Parameterization
-from orchestrator.spec.identity import canonical_json, digest, digest_text, mapping_json
+from orchestrator.spec.identity import canonical_json, digest, digest_text
 
 Precision = Literal["fp32", "bf16"]
 ZeroStage = Literal[0, 1, 2, 3]
@@ -109,6 +109,9 @@ DETERMINANTS = (
     "divergence",
 )
 """The fields of a trial that determine its result."""
+_SHARED = tuple(name for name in DETERMINANTS if name != "schedule")
+_IDENTITY = "{" + ",".join(f'"{name}":%({name})s' for name in sorted(DETERMINANTS)) + "}"
+"""Canonical JSON of them, to be filled in with theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +135,7 @@ class Trial:
     precision: Precision
     zero_stage: ZeroStage
     evaluation: Evaluation
-    divergence: Divergence = field(default_factory=Divergence)
+    divergence: Divergence = Divergence()
 
     # Names, for people.
     sweep: str
@@ -174,7 +177,7 @@ class Trial:
     @cached_property
     def trial_id(self) -> str:
         """16 hexadecimal digits of the SHA-256 of what determines the result."""
-        return digest_text(mapping_json(self._texts))
+        return digest_text(_IDENTITY % self._texts)
 
     @cached_property
     def _texts(self) -> dict[str, str]:
@@ -195,8 +198,13 @@ class Trial:
         """trial_id of the trajectory whose checkpoint at `schedule.start` this one begins with; None for others."""
         if not isinstance(self.schedule, CooldownSchedule):
             return None
-        constant = ConstantSchedule(warmup_samples=self.schedule.warmup_samples)
-        return digest_text(mapping_json({**self._texts, "schedule": canonical_json(constant)}))
+        return digest_text(_IDENTITY % {**self._texts, "schedule": _constant_text(self.schedule.warmup_samples)})
+
+    def share_identity(self, trunk: Trial) -> None:
+        """Take what determines the result, but for the schedule, from the trunk that this trial branches off: working
+        it out again takes most of the time of planning many branches."""
+        assert all(getattr(self, name) is getattr(trunk, name) for name in _SHARED), "a branch differs in its schedule"
+        vars(self)["_texts"] = {**trunk._texts, "schedule": canonical_json(self.schedule)}
 
     @cached_property
     def first(self) -> int:
@@ -217,3 +225,9 @@ class Trial:
     def flops(self) -> float:
         """Training FLOPs of its own: from where it begins to where it ends."""
         return self.flops_per_sample * (self.last - self.first)
+
+
+@cache
+def _constant_text(warmup_samples: int) -> str:
+    """Canonical JSON of the schedule of a trunk."""
+    return canonical_json(ConstantSchedule(warmup_samples=warmup_samples))
