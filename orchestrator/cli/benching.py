@@ -82,7 +82,7 @@ def plan(repeats: int, as_json: bool) -> None:
 @click.command()
 @click.option("--laws", default=50, show_default=True, type=click.IntRange(min=1), help="Planted laws.")
 @click.option(
-    "--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="Draws of noise for each law."
+    "--repeats", default=8, show_default=True, type=click.IntRange(min=1), help="Draws of noise for each law."
 )
 @click.option("--raw", type=click.Path(path_type=Path), help="Write all figures, law by law, to this JSON file.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw the errors to this file.")
@@ -90,7 +90,7 @@ def plan(repeats: int, as_json: bool) -> None:
 def suggest(laws: int, repeats: int, raw: Path | None, figure: Path | None, as_json: bool) -> None:
     """Extrapolation error of follow-ups by `ditlaw suggest` against other designs of the same compute.
 
-    On planted laws, 8 times beyond the largest budget. The defaults take about 20 minutes of one core.
+    On planted laws, 8 times beyond the largest budget. The defaults take about 12 minutes of one core.
     """
     from orchestrator.bench.suggest import draw, run
 
