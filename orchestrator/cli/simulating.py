@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,7 +30,7 @@ FROM_0 = click.FloatRange(min=0)
 @click.option("--repair-hours", type=ABOVE_0, default=1.0, show_default=True, help="Until a lost node is back.")
 @click.option("--startup-seconds", type=FROM_0, default=30.0, show_default=True, help="What a gang's start takes.")
 @click.option("--noise", type=FROM_0, default=0.0, help="Standard deviation of the log of trials' seconds.")
-@click.option("--limit", "limits", multiple=True, help="Most GPUs of a sweep at once, as NAME=64.")
+@click.option("--limit", "limits", multiple=True, help="Most GPUs of a sweep at once, as NAME=64; default: max_gpus.")
 @click.option("--priority", "priorities", multiple=True, help="Priority of a sweep, as NAME=1; higher goes first.")
 @click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -67,9 +67,12 @@ def simulate(
     from orchestrator.scheduling.study import Faults, works_of
 
     with refusing():
-        most = {sweep: Limit(gpus=number) for sweep, number in _by_sweep("--limit", limits, plans).items()}
+        given = {plan.sweep.name: plan.sweep.compute.max_gpus for plan in plans} | dict(
+            _by_sweep("--limit", limits, plans)
+        )
+        most = {sweep: Limit(gpus=number) for sweep, number in given.items() if number is not None}
         first = _by_sweep("--priority", priorities, plans)
-        works = [work for plan in plans for work in works_of(plan, int(first.get(plan.sweep.name, 0)))]
+        works = [work for plan in plans for work in works_of(plan, first.get(plan.sweep.name))]
         nodes = _nodes(gpus, gpus_per_node, cpus_per_gpu)
         faults = Faults(
             mtbf_hours=mtbf_hours or float("inf"),
@@ -101,9 +104,10 @@ def _nodes(gpus: int, per_node: int, cpus_per_gpu: float) -> list[Node]:
     ]
 
 
-def _by_sweep(option: str, given: Sequence[str], plans: Sequence[Plan]) -> Mapping[str, float]:
+def _by_sweep(option: str, given: Sequence[str], plans: Sequence[Plan]) -> Mapping[str, Any]:
     """NAME=NUMBER options by name; raise ValueError for what is not one, or of no sweep here."""
-    known, found = [plan.sweep.name for plan in plans], {}
+    known: list[str] = [plan.sweep.name for plan in plans]
+    found: dict[str, Any] = {}
     for text in given:
         name, _, number = text.rpartition("=")
         if name not in known:

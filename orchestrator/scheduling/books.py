@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from orchestrator.planning.plan import Plan
 from orchestrator.results.checkpoints import checkpoint_folders, checkpoint_name, checkpoints_folder
+from orchestrator.results.requests import retried_at
 from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
 from orchestrator.results.store import Store, read_attempts, read_curves, read_parts
 from orchestrator.scheduling.backend import Assignment, Progress
 from orchestrator.spec.columns import planned_columns
 from orchestrator.spec.trial import Trial
+
+DRIVER_DIED, NODE_LOST = "the driver died", "its node was lost"
+"""How the reasons of failures begin that are no fault of the trial."""
+
+
+def failures_in(attempts: Sequence[Mapping[str, Any]], newest: int, since: datetime | None) -> int:
+    """The failed attempts at the end of a trial's history that count against its retries.
+
+    The one that made the newest checkpoint counts, those before it do not; nor do those that began before `since`, or
+    were cut off with their driver or their node.
+
+    Args:
+        attempts: rows of one trial, in order.
+        newest: samples of its newest checkpoint.
+        since: when a person asked for a fresh count.
+    """
+    count = 0
+    for row in reversed(attempts):
+        if row["outcome"] != "failed" or (since is not None and row["started_at"] < since):
+            break
+        if not str(row["reason"]).startswith((DRIVER_DIED, NODE_LOST)):
+            count += 1
+        if row["samples_end"] > 0 and row["samples_start"] < newest:
+            break
+    return count
 
 
 class Books:
@@ -31,6 +59,7 @@ class Books:
         self._spent: dict[str, int] = {}
         self.refresh()
         attempts = read_attempts(store.folder)
+        self._attempts = attempts[["trial_id", "samples_start", "samples_end", "outcome", "reason", "started_at"]]
         self._entered = set(zip(attempts["trial_id"], attempts["attempt"], strict=True))
         for trial_id, start, end in zip(
             attempts["trial_id"], attempts["samples_start"], attempts["samples_end"], strict=True
@@ -100,6 +129,18 @@ class Books:
         """Training FLOPs that need not be spent again, as far as measurements show."""
         return sum((self._reached(trial) - trial.first) * trial.flops_per_sample for trial in self._plan.trials)
 
+    @property
+    def failures(self) -> dict[str, int]:
+        """Failed attempts by trial, since its newest checkpoint or since a person asked for a fresh count."""
+        since, counts = retried_at(self._store.folder), {}
+        for trial_id, rows in self._attempts.groupby("trial_id"):
+            name = str(trial_id)
+            if name in self._trials and (rows["outcome"] == "failed").any():
+                newest = max(self.checkpoints(name), default=0)
+                history: Any = rows.to_dict("records")
+                counts[name] = failures_in(history, newest, since.get(name))
+        return counts
+
     def spent(self, trial_id: str) -> int:
         """Samples that all attempts of a trial have trained, lost ones included."""
         return self._spent.get(trial_id, 0)
@@ -158,7 +199,7 @@ class Books:
             start, end = (int(part["samples"].min()), int(part["samples"].max())) if len(part) else (0, 0)
             log = self._logs(trial.trial_id) / f"{number}.log"
             began = datetime.fromtimestamp(log.stat().st_mtime, UTC)
-            self._enter(trial, number, None, began, (start, end), "the driver died")
+            self._enter(trial, number, None, began, (start, end), DRIVER_DIED)
 
     def enter_lost(self, assignment: Assignment, began: datetime, last: Progress | None, reason: str) -> int:
         """Enter an attempt whose worker could not; returns the samples it trained, as far as is known."""

@@ -6,7 +6,7 @@ It holds nothing that the store does not: started again, it finds what is measur
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -23,10 +23,10 @@ from orchestrator.scheduling.backend import (
     GangLost,
     Progress,
 )
-from orchestrator.scheduling.books import Books
+from orchestrator.scheduling.books import NODE_LOST, Books
 from orchestrator.scheduling.capacity import Cluster
 from orchestrator.scheduling.jobs import jobs_of
-from orchestrator.scheduling.scheduler import StopRequested, Tick
+from orchestrator.scheduling.scheduler import RetryRequested, StopRequested, Tick
 from orchestrator.scheduling.state import (
     Action,
     Limit,
@@ -98,22 +98,28 @@ class Driver:
         self._flops_ended = 0.0
         self._began = time.monotonic()
         self._stop = False
+        self._retries: list[str] = []
         self._notes: list[str] = []
-        waiting = self._books.waiting
+        waiting, compute = self._books.waiting, plan.sweep.compute
         for trial in plan.trials:
             if trial.branch_points:
                 self._books.drop_branch_points(trial.trial_id)
         self._state = opening(
             jobs_of(plan, waiting, self._books.waits),
             Cluster.of(backend.nodes()),
-            {plan.sweep.name: Limit(gangs=plan.sweep.compute.gangs)},
-            policy or Policy(ahead=True),
+            {plan.sweep.name: Limit(gangs=compute.gangs, gpus=compute.max_gpus)},
+            policy or Policy(ahead=True, max_failures=compute.retries, recycle_after=compute.recycle_after),
             {trial.trial_id: max(self._books.checkpoints(trial.trial_id), default=0) for trial in waiting},
+            self._books.failures,
         )
 
     def request_stop(self) -> None:
         """Let every attempt save and end; safe to call from a signal handler."""
         self._stop = True
+
+    def request_retry(self, trial_ids: Collection[str]) -> None:
+        """Give trials a fresh count of retries, those that were given up too."""
+        self._retries += trial_ids
 
     def opening(self) -> str:
         """What there is to do, in a line."""
@@ -130,6 +136,8 @@ class Driver:
             self._tell(Tick(time.monotonic() - self._began))
             if self._stop and not self._state.stopping:
                 self._tell(StopRequested())
+            while self._retries:
+                self._tell(RetryRequested(self._retries.pop()))
             for event in self._backend.events(TICK_SECONDS):
                 for checked in self._record(event):
                     self._tell(checked)
@@ -157,7 +165,7 @@ class Driver:
             notes=notes,
         )
 
-    def _tell(self, event: Event | StopRequested | Tick) -> None:
+    def _tell(self, event: Event | StopRequested | RetryRequested | Tick) -> None:
         self._apply(*scheduler.step(self._state, event))
 
     def _apply(self, state: State, actions: list[Action]) -> None:
@@ -214,6 +222,8 @@ class Driver:
         ended = partial(AttemptEnded, gang=event.gang, trial_id=trial.trial_id, attempt=assignment.attempt)
         if isinstance(event, GangLost) or event.outcome == "failed":
             reason = event.reason or "no reason given"
+            if self._state.gangs[event.gang].adrift:
+                reason = f"{NODE_LOST}: {reason}"
             self._flops_ended += self._books.enter_lost(assignment, began, last, reason) * trial.flops_per_sample
             if not lacking:
                 return [*saved, ended(outcome="completed", reason=None), event]

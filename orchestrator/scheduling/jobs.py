@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from orchestrator.planning.plan import Plan
+from orchestrator.planning.priorities import priorities_of
 from orchestrator.scheduling.backend import GangShape
 from orchestrator.scheduling.state import Job, Kind
 from orchestrator.spec.trial import Trial
 
 
-def jobs_of(plan: Plan, trials: Iterable[Trial], waits: Callable[[Trial], bool], priority: int = 0) -> list[Job]:
+def jobs_of(
+    plan: Plan, trials: Iterable[Trial], waits: Callable[[Trial], bool], priority: int | None = None
+) -> list[Job]:
     """The jobs of some trials of a plan, in their order.
 
     Args:
         plan: gives the estimated seconds and the gangs.
         trials: those to run.
         waits: whether a branch still lacks the checkpoint with which it begins.
-        priority: of all of them.
+        priority: of the sweep, in the place of compute.priority.
+
+    Raises:
+        ValueError: a condition of compute.priorities cannot be worked out.
     """
     trials = list(trials)
     after: dict[tuple[str, int], float] = {}
@@ -25,7 +31,11 @@ def jobs_of(plan: Plan, trials: Iterable[Trial], waits: Callable[[Trial], bool],
         if trial.trunk is not None and waits(trial):
             point = trial.trunk, trial.first
             after[point] = max(after.get(point, 0.0), plan.seconds(trial))
-    return [_job(plan, trial, waits, after, priority) for trial in trials]
+    compute = plan.sweep.compute
+    if priority is not None:
+        compute = compute.model_copy(update={"priority": priority})
+    priorities = priorities_of(compute, trials)
+    return [_job(plan, trial, waits, after, number) for trial, number in zip(trials, priorities, strict=True)]
 
 
 def _job(

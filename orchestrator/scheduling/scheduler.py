@@ -40,6 +40,13 @@ class StopRequested:
 
 
 @dataclass(frozen=True)
+class RetryRequested:
+    """A person wants a trial to be tried again with a fresh count of retries, even if it was given up."""
+
+    trial_id: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """It is `now`, in seconds since any fixed moment; earlier than the last Tick changes nothing."""
 
@@ -53,7 +60,7 @@ def begin(state: State) -> tuple[State, list[Action]]:
     return turn.state, turn.actions
 
 
-def step(state: State, event: Event | StopRequested | Tick) -> tuple[State, list[Action]]:
+def step(state: State, event: Event | StopRequested | RetryRequested | Tick) -> tuple[State, list[Action]]:
     """The state after `event`, and what to do now. Events of unknown gangs, trials and nodes change nothing."""
     turn = Turn(state)
     match event:
@@ -67,6 +74,8 @@ def step(state: State, event: Event | StopRequested | Tick) -> tuple[State, list
         case StopRequested():
             turn.state = state._replace(stopping=True)
             turn.actions += [] if state.stopping else [StopAttempt(gang) for gang in state.running]
+        case RetryRequested(trial_id):
+            _retry(turn, trial_id)
         case GangReady():
             _gang_ready(turn, event)
         case AttemptEnded():
@@ -91,6 +100,26 @@ def _release_delayed(turn: Turn) -> None:
     while (key := turn.state.delayed.key_at(0)) is not None and key[0] <= turn.state.now:
         turn.state = turn.state._replace(delayed=turn.state.delayed.without(key))
         turn.queue(key[1])
+
+
+def _retry(turn: Turn, trial_id: str) -> None:
+    """Forget the failures of a trial. One that was given up begins again, and so do the branches that it took along."""
+    state = turn.state
+    if trial_id not in state.jobs:
+        return
+    turn.state = state._replace(failures=state.failures.without(trial_id), failures_in_a_row=0)
+    if (key := next((key for key in state.delayed if key[1] == trial_id), None)) is not None:
+        turn.state = turn.state._replace(delayed=turn.state.delayed.without(key))
+        turn.queue(trial_id)
+    if trial_id not in state.given_up:
+        return
+    turn.state = turn.state._replace(given_up=turn.state.given_up.without(trial_id))
+    turn.revive(trial_id)
+    if trial_id in turn.state.blocked:
+        _retry(turn, turn.state.blocked[trial_id][0])
+    for branch in state.branches.get(trial_id, ()):
+        if branch in turn.state.given_up:
+            _retry(turn, branch)
 
 
 def _gang_ready(turn: Turn, event: GangReady) -> None:

@@ -291,6 +291,7 @@ def opening(
     limits: Mapping[str, Limit] | None = None,
     policy: Policy | None = None,
     saved: Mapping[str, int] | None = None,
+    failures: Mapping[str, int] | None = None,
 ) -> State:
     """The state before anything has happened.
 
@@ -300,6 +301,7 @@ def opening(
         limits: of each sweep; one that is not named has none.
         policy: how.
         saved: samples of the newest checkpoint of trials that have one already.
+        failures: failed attempts of trials since that; one that has none left is tried once more.
 
     Raises:
         ValueError: a limit allows not even one gang of a job.
@@ -322,17 +324,22 @@ def opening(
         pools[job.kind] = pool._replace(unfinished=pool.unfinished + 1)
     for trial_id, samples in (saved or {}).items():
         newest = newest.set(trial_id, samples)
+    policy, failed = policy or Policy(), SortedMap[str, int]()
+    for trial_id, count in (failures or {}).items():
+        if count:
+            failed = failed.set(trial_id, min(count, policy.max_failures))
     return State(
         jobs=by_id,
         branches={trunk: tuple(waiting) for trunk, waiting in branches.items()},
         limits=limits or {},
-        policy=policy or Policy(),
+        policy=policy,
         ranks=ranks,
         cluster=cluster,
         pools=pools,
         use={kind.sweep: Use() for kind in pools},
         blocked=blocked,
         saved=newest,
+        failures=failed,
     )
 
 

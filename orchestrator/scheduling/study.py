@@ -124,8 +124,8 @@ class Outcome:
         return self.flops_wasted / spent if spent else 0.0
 
 
-def works_of(plan: Plan, priority: int = 0) -> list[Work]:
-    """The trials of a plan, all of them to be run."""
+def works_of(plan: Plan, priority: int | None = None) -> list[Work]:
+    """The trials of a plan, all of them to be run; `priority` takes the place of compute.priority."""
     jobs = jobs_of(plan, plan.trials, lambda trial: trial.trunk is not None, priority)
     seconds = 60 * plan.sweep.compute.checkpoint_minutes
     return [

@@ -48,6 +48,17 @@ class Turn:
         failures = self.state.failures.without(trial_id)
         self.state = self.state._replace(blocked=self.state.blocked.without(trial_id), failures=failures)
 
+    def revive(self, trial_id: str) -> None:
+        """A job that was given up is to be done after all; it waits for its trunk where that has not ended."""
+        job = self.state.jobs[trial_id]
+        pool = self.state.pools[job.kind]
+        self.set_pool(job.kind, pool._replace(unfinished=pool.unfinished + 1))
+        waits = job.waits_for is not None and job.waits_for[0] not in self.state.done
+        if job.waits_for is not None and waits and not self.state.saved.get(trial_id, 0):
+            self.state = self.state._replace(blocked=self.state.blocked.set(trial_id, job.waits_for))
+        else:
+            self.queue(trial_id)
+
     def fitting(self, kind: Kind, seconds: float) -> QueueKey | None:
         """The first job of a kind that takes no longer than `seconds`."""
         queue = self.state.pools[kind].queue

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from models.config import SP, Block, CompleteP, MlpKind, MuP, Objective, Positions, RectifiedFlow
 from orchestrator.spec.datasets import DATASETS
+from orchestrator.spec.expression import parse
 from orchestrator.spec.ladder import Ladder, Size
 from orchestrator.spec.problems import problem_of
 from orchestrator.spec.recipe import Training
@@ -193,11 +194,29 @@ class Evaluation(Section):
         return self
 
 
+PRIORITY_NAMES = frozenset(
+    {"arm", "size", "seed", "width", "depth", "params", "batch_size", "learning_rate", "samples", "flops"}
+)
+"""What a condition of compute.priorities may ask of a trial (`orchestrator.planning.priorities`)."""
+
+
 class Compute(Section):
     """Where trials run. Nothing here changes a result, but zero_stage and precision, which are one for a sweep."""
 
     gangs: int = Field(default=1, ge=1, le=100_000)
-    """Groups of workers that run trials side by side."""
+    """Groups of workers that run trials side by side: the most that the sweep holds at once."""
+    max_gpus: PositiveFloat | None = None
+    """Most GPUs that the sweep holds at once; default: as many as its gangs use."""
+    priority: int = Field(default=0, ge=-1000, le=1000)
+    """Of all its trials, where several sweeps share a cluster: what is free goes to the highest first."""
+    priorities: dict[str, Annotated[int, Field(ge=-1000, le=1000)]] = {}
+    """Which trials go first: a condition, as "arm == 'mup'", and what it adds to the priority of the trials that meet
+    it; without any the longest go first. Names: arm, size, seed, width, depth, params, batch_size, learning_rate,
+    samples, flops."""
+    retries: int = Field(default=2, ge=0, le=1000)
+    """Failed attempts of a trial without a new checkpoint in between that are followed by another one."""
+    recycle_after: int | None = Field(default=None, ge=1)
+    """Attempts after which the workers of a gang are replaced by fresh ones; default: they are kept."""
     device: str | None = None
     """The device trials run on, such as h100-80gb or cpu (`ditlaw plan` lists them): gives memory and speed."""
     workers: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = 1
@@ -230,6 +249,15 @@ class Compute(Section):
             return self.zero_stage
         return 0 if self.precision == "fp32" else 1
 
+    @field_validator("priorities")
+    @classmethod
+    def _conditions(cls, priorities: dict[str, int]) -> dict[str, int]:
+        for text in priorities:
+            if unknown := sorted(parse(text).names - PRIORITY_NAMES):
+                known = ", ".join(sorted(PRIORITY_NAMES))
+                raise ValueError(f"{text!r} names {unknown[0]!r}; wanted names among {known}")
+        return priorities
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if self.workers == "auto" and self.device is None:
@@ -238,6 +266,12 @@ class Compute(Section):
             raise ValueError(
                 "precision bf16 with zero_stage 0 takes a spurious Adam step in DeepSpeed and bends the law; "
                 "wanted zero_stage 1, 2 or 3, or precision fp32"
+            )
+        gpus = self.gpus_per_worker * (1 if self.workers == "auto" else self.workers)
+        if self.max_gpus is not None and self.max_gpus < gpus:
+            raise ValueError(
+                f"max_gpus {self.max_gpus:g} is less than one gang has: {gpus:g}; wanted max_gpus of at least that, or "
+                "fewer workers"
             )
         if self.workers != 1 and self.gpus_per_worker not in (0, 1):
             raise ValueError(

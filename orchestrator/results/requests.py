@@ -1,0 +1,76 @@
+"""What a person asks of a sweep from outside its driver: requests, kept in the results folder beside the results.
+
+    requests/<time>-<name>.json    {"kind": "stop" | "retry", "trials": [...], "at": ...}
+
+Any machine that sees the folder can ask, and a driver that is started later finds what was asked before it. A request
+is written once and never changed. A stop is for the driver of its time and is dropped with it; a retry stays, for the
+count of a trial's failures begins anew with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.results.atomic import write_bytes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One thing asked of a sweep."""
+
+    kind: Literal["stop", "retry"]
+    at: datetime
+    trials: tuple[str, ...] = ()
+    path: Path
+
+
+def ask(folder: Path, kind: Literal["stop", "retry"], trials: Collection[str] = ()) -> Request:
+    """Leave a request in a results folder. Raises OSError where it cannot be written."""
+    at = datetime.now(UTC)
+    path = folder / "requests" / f"{at:%Y%m%dT%H%M%S.%f}Z-{kind}-{secrets.token_hex(4)}.json"
+    request = {"kind": kind, "trials": sorted(trials), "at": at.isoformat()}
+    write_bytes(path, (json.dumps(request) + "\n").encode())
+    return Request(kind=kind, at=at, trials=tuple(sorted(trials)), path=path)
+
+
+def requests_of(folder: Path) -> list[Request]:
+    """The requests in a results folder, oldest first; an unreadable one is reported through logging and skipped."""
+    found = []
+    for path in sorted((folder / "requests").glob("[!.]*.json")):
+        try:
+            found.append(_request(path, json.loads(path.read_bytes())))
+        except FileNotFoundError:  # dropped meanwhile
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("request %s is skipped: %s", path, error)
+    return found
+
+
+def retried_at(folder: Path) -> dict[str, datetime]:
+    """When a fresh count of retries was asked for last, by trial_id."""
+    return {trial: request.at for request in requests_of(folder) if request.kind == "retry" for trial in request.trials}
+
+
+def drop_stops(folder: Path) -> None:
+    """Forget the requests to stop: they were for a driver that has ended."""
+    for request in requests_of(folder):
+        if request.kind == "stop":
+            with contextlib.suppress(FileNotFoundError):
+                request.path.unlink()
+
+
+def _request(path: Path, content: Any) -> Request:
+    if content["kind"] not in ("stop", "retry"):
+        raise ValueError(f"kind is {content['kind']!r}; wanted stop or retry")
+    at = datetime.fromisoformat(content["at"])
+    return Request(kind=content["kind"], at=at, trials=tuple(map(str, content["trials"])), path=path)
