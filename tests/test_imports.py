@@ -23,7 +23,7 @@ MESSAGES = "orchestrator.scheduling.backend"
 ONLY_IN = {
     "deepspeed": {"orchestrator/training/engine.py"},
     "mlflow": {"orchestrator/tracking/mlflow_tracker.py"},
-    "ray": {"orchestrator/scheduling/ray_backend.py"},
+    "ray": {"orchestrator/scheduling/ray_backend.py", "orchestrator/scheduling/submission.py"},
 }
 
 

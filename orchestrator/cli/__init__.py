@@ -18,7 +18,10 @@ from orchestrator.cli.inspecting import coord_check, solver_statistics
 from orchestrator.cli.planning import plan, schema
 from orchestrator.cli.running import run, sync
 from orchestrator.cli.simulating import simulate
+from orchestrator.cli.steering import cancel, retry
+from orchestrator.cli.submitting import submit
 from orchestrator.cli.suggesting import suggest
+from orchestrator.cli.watching import logs, status
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,5 +38,7 @@ def main(verbose: bool) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else logging.WARNING)
 
 
-for command in (plan, schema, suggest, simulate, run, sync, fit, report, data, coord_check, solver_statistics, bench):
+for command in (plan, schema, suggest, simulate, run, submit, status, logs, cancel, retry, sync, fit, report, data):
+    main.add_command(command)
+for command in (coord_check, solver_statistics, bench):
     main.add_command(command)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +17,8 @@ import click
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""As `orchestrator.spec.section.Name`, which is not imported here: it would bring pydantic to every command."""
 SPEC = click.argument("spec", type=click.Path(path_type=Path))
 
 
@@ -43,8 +47,44 @@ def plan_of(spec: Path) -> Plan:
         return make(spec)
 
 
+def sweep_folder(sweep: str) -> Path:
+    """The folder of a sweep that was begun, a folder or a name below results/. A name leads nowhere else."""
+    if Path(sweep).is_dir():
+        folder = Path(sweep)
+    elif NAME.fullmatch(sweep):
+        folder = Path("results") / sweep
+    else:
+        raise Refused(f"got {sweep!r}; wanted a results folder that is there, or the name of a sweep in results/")
+    if not (folder / "plan.json").is_file():
+        raise Refused(f"{folder} holds no plan.json; wanted a results folder, or the name of a sweep in results/")
+    return folder
+
+
+def known_trials(folder: Path) -> dict[str, str]:
+    """The trials of the plan in a results folder: their names, by trial_id."""
+    try:
+        trials = json.loads((folder / "plan.json").read_text())["trials"]
+        return {str(trial["trial_id"]): str(trial["name"]) for trial in trials}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'plan.json'} cannot be read ({error}); wanted the plan of a sweep") from None
+
+
+def trials_named(known: Mapping[str, str], wanted: Sequence[str]) -> list[str]:
+    """The trials that are meant by (the beginnings of) their ids or by their names; ValueError if not one each."""
+    found = []
+    for text in wanted:
+        fits = [trial_id for trial_id, name in known.items() if trial_id.startswith(text) or name == text]
+        if len(fits) != 1:
+            some = ", ".join(f"{trial_id} ({known[trial_id]})" for trial_id in (fits or list(known))[:4])
+            raise ValueError(f"trial {text!r} is of {len(fits)} trials; wanted the beginning of one id, such as {some}")
+        found += fits
+    return list(dict.fromkeys(found))
+
+
 def results_of(sweep: str) -> Path:
-    """The results folder of a sweep, given as a folder or as a name below results/."""
+    """The results folder of a sweep, given as a folder or as a name below results/. A name leads nowhere else."""
+    if not Path(sweep).is_dir() and not NAME.fullmatch(sweep):
+        raise Refused(f"got {sweep!r}; wanted a results folder that is there, or the name of a sweep in results/")
     folder = Path(sweep) if Path(sweep).is_dir() else Path("results") / sweep
     if not (folder / "measurements").is_dir():
         raise Refused(f"{folder} holds no measurements; wanted a results folder, or the name of a sweep in results/")

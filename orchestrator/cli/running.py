@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +32,14 @@ if TYPE_CHECKING:
     from orchestrator.results.store import Store
     from orchestrator.scheduling.backend import Backend
     from orchestrator.scheduling.books import Books
-    from orchestrator.scheduling.driver import Driver
+    from orchestrator.scheduling.driver import Driver, Snapshot
     from orchestrator.scheduling.state import State
     from orchestrator.tracking.tracker import Tracker
+
+
+INBOX_SECONDS = 1.0
+"""Time between two looks at the requests in the results folder."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @click.command()
@@ -42,6 +49,12 @@ if TYPE_CHECKING:
 @click.option("--tracking-uri", help="MLflow; default: a SQLite file in the results folder.")
 @click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")
 @click.option("--retrain", is_flag=True, help="Train again from the start what has lost its checkpoints.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Seconds to wait for another driver of the sweep to end; default: refuse at once.",
+)
 def run(
     spec: Path,
     address: str | None,
@@ -49,10 +62,15 @@ def run(
     tracking_uri: str | None,
     data: Path | None,
     retrain: bool,
+    wait: float,
 ) -> None:
     """Train and measure what SPEC asks for and is not measured yet, then fit and report.
 
     Run it again to go on after an interruption; with everything measured it does nothing.
+
+    
+    ditlaw run sweeps/quickstart.yaml
+    ditlaw run sweep.yaml --address 10.0.0.1:6379 --results /shared/results/sweep --data /shared/data/fashion-mnist
     """
     from orchestrator.results.store import Store
     from orchestrator.scheduling.books import Books
@@ -75,7 +93,7 @@ def run(
         books.check_trunks()
         if not retrain:
             _refuse_retraining(planned, folder, books)
-        state = _execute(planned, store, address, data, tracking_uri)
+        state = _execute(planned, store, address, data, tracking_uri, wait)
     say_where(folder, tracking_uri)
     _finish(folder, state)
 
@@ -126,19 +144,24 @@ def _refresh(plan: Plan, store: Store) -> None:
             write_report(store.folder)
 
 
-def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str) -> State:
+def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str, wait: float) -> State:
     """Run what remains of `plan`. Ray comes first: if it does not answer, or cannot hold a gang, nothing is written."""
+    if address is None:  # Ray's own name for a node that keeps to loopback; it reads this when it is imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from orchestrator.planning.priorities import priorities_of
+    from orchestrator.results.requests import drop_stops
     from orchestrator.results.store import write_json
-    from orchestrator.scheduling.backend import GangShape
+    from orchestrator.scheduling.fitting import check_fit
     from orchestrator.scheduling.ray_backend import RayBackend
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
     folder, planned = store.folder, plan.as_json()
     backend = RayBackend(address, folder, data)
     try:
-        for workers in sorted({trial.num_workers for trial in plan.trials}):
-            backend.check(GangShape.of(plan.sweep.compute, workers))
-        with store.lock():
+        check_fit(plan, backend.whole_nodes(), backend.could_grow_to())
+        priorities_of(plan.sweep.compute, plan.trials)
+        with store.lock(wait):
+            drop_stops(folder)
             store.claim(plan.sweep.name, plan.digest)
             write_json(folder / "plan.json", planned)
             _adopt(plan, store)
@@ -162,9 +185,11 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
 def _adopt(plan: Plan, store: Store) -> None:
     """Take over what other sweeps of the same folder have measured and trained of this one's trials."""
     from orchestrator.results.holdings import adopt_checkpoints, adopt_measurements, holdings
+    from orchestrator.results.retraction import retracted
 
-    trial_ids = [trial.trial_id for trial in plan.trials]
-    rows = adopt_measurements(store, [(trial.trial_id, m) for trial in plan.trials for m in trial.milestones])
+    trial_ids, back = [trial.trial_id for trial in plan.trials], retracted(store)
+    wanted = [trial for trial in plan.trials if trial.trial_id not in back]
+    rows = adopt_measurements(store, [(trial.trial_id, m) for trial in wanted for m in trial.milestones])
     held = holdings(store.folder, trial_ids, beside=False)
     rest = plan.remaining(held.measured, held.checkpoints)
     stops = {trial.trial_id: sorted({*trial.milestones, *trial.branch_points}) for trial in rest.trials}
@@ -181,15 +206,50 @@ def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker) -> Stat
     from orchestrator.scheduling.driver import Driver
 
     with LiveView(Console()) as view:
-        driver = Driver(plan, store, backend, tracker.run_id, view.listen)
+
+        def listen(snapshot: Snapshot) -> None:
+            view.listen(snapshot)
+            inbox.look(driver)
+
+        inbox = _Inbox(store.folder, view.say)
+        driver = Driver(plan, store, backend, tracker.run_id, listen)
         view.say(driver.opening())
         with _interruptible(driver, view.say):
             return driver.run()
 
 
+class _Inbox:
+    """Requests that reach a driver at work through the results folder, each taken up once."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        from orchestrator.results.requests import requests_of
+
+        self._folder, self._say, self._looked = folder, say, time.monotonic()
+        self._seen = {request.path for request in requests_of(folder) if request.kind == "retry"}
+
+    def look(self, driver: Driver) -> None:
+        """Pass on what has come in since the last look, at most once in a while."""
+        from orchestrator.results.requests import requests_of
+
+        if time.monotonic() - self._looked < INBOX_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for request in requests_of(self._folder):
+            if request.path in self._seen:
+                continue
+            self._seen.add(request.path)
+            if request.kind == "stop":
+                self._say("Asked to stop (ditlaw cancel): every trial saves a checkpoint first.")
+                driver.request_stop()
+            else:
+                self._say(f"Asked to retry {len(request.trials)} trials (ditlaw retry).")
+                driver.request_retry(request.trials)
+
+
 @contextmanager
 def _interruptible(driver: Driver, say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) saves and stops; the second stops at once."""
+    """The first Ctrl-C (or SIGTERM, or SIGUSR1, by which SLURM warns of a limit) saves and stops; the second stops at
+    once."""
     asked = 0
 
     def on_signal(number: int, frame: Any) -> None:
@@ -200,7 +260,7 @@ def _interruptible(driver: Driver, say: Callable[[str], None]) -> Iterator[None]
         driver.request_stop()
         say("Stopping: every trial saves a checkpoint first. Once more to stop at once.")
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -214,6 +274,10 @@ def _finish(folder: Path, state: State) -> None:
         fail(f"Given up: {state.broken}. See {folder / 'logs'}; the same command goes on from here.")
     for trial_id, reason in state.given_up.items():
         click.echo(f"Trial {trial_id} was given up: {reason}; see {folder / 'logs' / trial_id}", err=True)
+    if state.given_up:
+        click.echo(
+            f"The same command tries them once more, after ditlaw retry {folder} as often as at first.", err=True
+        )
     if state.num_waiting and state.stopping:
         click.echo(f"Stopped with {state.num_waiting} trials to go. The same command goes on from here.")
         sys.exit(130)

@@ -190,6 +190,7 @@ class Plan:
             "results_bytes": self.results_bytes,
             "arms": self.arms,
             "gangs": compute.gangs,
+            "retries": compute.retries,
             "trials": [self._trial_json(trial) for trial in self.trials],
             "spec_path": str(self.source.path),
             "spec": self.source.text,

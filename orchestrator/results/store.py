@@ -16,11 +16,12 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -34,6 +35,8 @@ _logger = logging.getLogger(__name__)
 
 _OWNER = "sweep.json"
 _LOCK = ".lock"
+_LOOK_SECONDS = 0.1
+"""Longest time for which somebody who only looks who holds the lock could be in the way."""
 
 
 class Store:
@@ -92,22 +95,20 @@ class Store:
             ) from error
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:
         """Keeps a second driver off the folder. The lock dies with its process, however that ends.
 
-        Raises ValueError naming the holder when another process has it.
+        Raises ValueError naming the holder when another process has it, and still has it after `wait_seconds`.
         """
         self._check_kind_of_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / _LOCK).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(file, max(wait_seconds, _LOOK_SECONDS)):
                 file.seek(0)
                 raise ValueError(
                     f"results folder {self.folder} is in use by {_holder(file.read())}. "
-                    "Wait for it, stop it, or choose another --results."
-                ) from None
+                    "Wait for it (--wait), stop it (ditlaw cancel), or choose another --results."
+                )
             file.truncate(0)
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now().isoformat()}))
             file.flush()
@@ -115,6 +116,23 @@ class Store:
                 yield
             finally:
                 file.truncate(0)  # before the lock goes, so that nobody reads of a holder that has left
+
+    def holder(self) -> tuple[str, datetime | None, bool] | None:
+        """Who has the lock, since when, and whether it is alive; one that died is named until the next one comes.
+
+        None where nobody has it and the last one left in good order.
+        """
+        try:
+            with (self.folder / _LOCK).open() as file:
+                alive = not _locked(file, 0.0, fcntl.LOCK_SH)
+                text = file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not text and not alive:
+            return None
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return _holder(text), datetime.fromisoformat(json.loads(text)["since"]), alive
+        return _holder(text), None, alive
 
     def _append(self, kind: Kind, rows: Sequence[Mapping[str, Any]]) -> Path | None:
         if not rows:
@@ -271,6 +289,19 @@ def _part_name(trial_id: str, attempt: int) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", trial_id):
         raise ValueError(f"trial_id {trial_id!r} cannot name a file; wanted 1 to 64 letters, digits, _ and -.")
     return f"{_now():%Y%m%dT%H%M%S.%f}Z-{trial_id}-{attempt}-{secrets.token_hex(4)}.parquet"
+
+
+def _locked(file: IO[str], seconds: float, kind: int = fcntl.LOCK_EX) -> bool:
+    """Whether a lock on an open file could be had within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(min(1.0, seconds / 5))
 
 
 def _holder(text: str) -> str:

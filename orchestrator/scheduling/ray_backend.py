@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node  # for developers, as yet nowhere else
+from ray._private.state import available_resources_per_node, state  # for developers, as yet nowhere else
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -107,17 +107,18 @@ class RayBackend:
         self._last_nodes = 0.0
         self._look_at_nodes()
 
-    def check(self, shape: GangShape) -> None:
-        """Raise ValueError if the nodes as they are now could never hold one such gang."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        for resource, need in (("CPU", shape.cpus_per_worker), ("GPU", shape.gpus_per_worker)):
-            if need and sum(int(node.get(resource, 0) / need + 1e-9) for node in nodes) < shape.workers:
-                have = ", ".join(f"{node.get(resource, 0):g}" for node in nodes)
-                raise ValueError(
-                    f"a gang needs {need * shape.workers:g} {resource}s ({shape.workers} workers of {need:g}, each on "
-                    f"one node); the cluster's nodes have {have}. Lower compute.workers or compute."
-                    f"{resource.lower()}s_per_worker in the spec, or join a larger cluster with --address."
-                )
+    def whole_nodes(self) -> list[Node]:
+        """The machines with all that they have, whoever holds it now."""
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        return [
+            Node(name=node["NodeID"], cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
+            for node in alive
+        ]
+
+    def could_grow_to(self) -> Node | None:
+        """What the cluster's autoscaler may bring it to, taken together; None where it has none."""
+        most = state.get_max_resources_from_cluster_config()
+        return Node(name="autoscaler", cpus=most.get("CPU", 0.0), gpus=most.get("GPU", 0.0)) if most else None
 
     def nodes(self) -> Sequence[Node]:
         return list(self._nodes.values())
