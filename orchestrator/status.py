@@ -135,7 +135,7 @@ class StatusReader:
         first = {str(trial["trial_id"]): trial["samples_start"] for trial in plan["trials"]}
         done = sum((trial.samples - first[trial.trial_id]) * flops[trial.trial_id] for trial in trials)
         workers = {str(trial["trial_id"]): trial["gang"]["workers"] for trial in plan["trials"]}
-        seconds = attempts["wall_seconds"] * attempts["trial_id"].map(workers).fillna(1)
+        seconds = attempts["wall_seconds"] * attempts["trial_id"].map(workers).astype(float).fillna(1.0)
         return SweepStatus(
             sweep=plan["sweep"],
             folder=str(self._store.folder),

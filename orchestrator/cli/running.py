@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -146,12 +145,13 @@ def _refresh(plan: Plan, store: Store) -> None:
 
 def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str, wait: float) -> State:
     """Run what remains of `plan`. Ray comes first: if it does not answer, or cannot hold a gang, nothing is written."""
-    if address is None:  # Ray's own name for a node that keeps to loopback; it reads this when it is imported
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from orchestrator.planning.priorities import priorities_of
     from orchestrator.results.requests import drop_stops
     from orchestrator.results.store import write_json
     from orchestrator.scheduling.fitting import check_fit
+    from orchestrator.scheduling.loopback import keep_to_loopback
+
+    keep_to_loopback(address)
     from orchestrator.scheduling.ray_backend import RayBackend
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
@@ -177,6 +177,7 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
                     "MLflow has not taken everything; the results are complete without it. To catch up:", err=True
                 )
                 click.echo(f"  ditlaw sync {folder} --tracking-uri {tracking_uri}", err=True)
+            backend.close()  # while the folder is ours: no worker outlives the lock
     finally:
         backend.close()
     return state
@@ -275,9 +276,7 @@ def _finish(folder: Path, state: State) -> None:
     for trial_id, reason in state.given_up.items():
         click.echo(f"Trial {trial_id} was given up: {reason}; see {folder / 'logs' / trial_id}", err=True)
     if state.given_up:
-        click.echo(
-            f"The same command tries them once more, after ditlaw retry {folder} as often as at first.", err=True
-        )
+        click.echo(f"The same command tries them once more; after ditlaw retry {folder}, as at first.", err=True)
     if state.num_waiting and state.stopping:
         click.echo(f"Stopped with {state.num_waiting} trials to go. The same command goes on from here.")
         sys.exit(130)

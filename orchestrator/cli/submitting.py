@@ -117,4 +117,4 @@ def _show(jobs: Jobs, job: Job, sweep: str, follow: bool) -> int | None:
 def _own(output: str) -> str:
     """Whole lines of the command's own, without those of Ray."""
     lines = output[: output.rfind("\n") + 1].splitlines(keepends=True)
-    return "".join(line for line in lines if " INFO " not in line and not line.startswith("Running entrypoint"))
+    return "".join(line for line in lines if "\tINFO " not in line and not line.startswith("Running entrypoint"))

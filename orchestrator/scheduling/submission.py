@@ -34,6 +34,17 @@ OWNER = "ditlaw.sweep"
 STOP_SECONDS = 600
 """What a job that is stopped may take to save checkpoints, before Ray kills it (its default is 3)."""
 POLL_SECONDS = 0.5
+CLOSING = "\nReport:  "
+"""What a run prints when all is saved; its process ends soon after."""
+LEAVE_SECONDS = 15.0
+AGENT_SECONDS = 30.0
+"""How long a head node may take to be ready for jobs after its dashboard has answered."""
+CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""They tell of every package that is sent."""
 TOKEN_FILE = Path(".ray") / "auth_token"
 
 
@@ -63,7 +74,8 @@ class Jobs:
     def __init__(self, address: str) -> None:
         self.address = address
         _knock(address)
-        logging.getLogger("ray.dashboard").setLevel(logging.ERROR)  # it tells of every package it sends
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # which would go before `address`
                 self._client = JobSubmissionClient(address, headers=_headers())
@@ -83,9 +95,10 @@ class Jobs:
         base = f"{plan.sweep.name}-{plan.digest}"
         python = f'"$(command -v {shlex.quote(sys.executable)} || command -v python3)"'
         command = shlex.join(["-m", f"{PACKAGES[0]}.cli", "run", SPEC, "--address", "auto", *arguments])
+        deadline = time.monotonic() + AGENT_SECONDS
         while True:
             before = {job.submission_id: job for job in self._of(plan.sweep.name)}
-            there = next((job for job in before.values() if not job.ended), None)
+            there = next((job for job in before.values() if not job.ended and not self._is_over(job)), None)
             if there is not None:
                 return there, False
             name, number = base, 1
@@ -103,9 +116,11 @@ class Jobs:
                         metadata={OWNER: plan.sweep.name},
                     )
                 except RuntimeError as error:
-                    if "already exists" not in str(error):
+                    if "No available agent" in str(error) and time.monotonic() < deadline:
+                        time.sleep(POLL_SECONDS)  # the head node has only just begun
+                    elif "already exists" not in str(error):  # else somebody was quicker
                         raise ValueError(f"{self.address} did not take the job: {_first_line(error)}") from None
-                    continue  # somebody was quicker
+                    continue
             return self.job(name), True
 
     def job(self, submission_id: str) -> Job:
@@ -127,9 +142,7 @@ class Jobs:
         """
         running = [job for job in self._of(sweep) if not job.ended]
         if not running:
-            raise ValueError(
-                f"no job of sweep {sweep!r} runs on {self.address}; ray job list names those that are there."
-            )
+            raise ValueError(f"no job of sweep {sweep!r} runs on {self.address}; ray job list names all.")
         for job in running:
             self._client.stop_job(job.submission_id)
         deadline = time.monotonic() + seconds
@@ -138,6 +151,15 @@ class Jobs:
             if all(job.ended for job in now) or time.monotonic() >= deadline:
                 return now
             time.sleep(POLL_SECONDS)
+
+    def _is_over(self, job: Job) -> bool:
+        """Whether a job that has said its last word ends within a moment."""
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while CLOSING in self.output(job.submission_id) and time.monotonic() < deadline:
+            if self.job(job.submission_id).ended:
+                return True
+            time.sleep(POLL_SECONDS)
+        return False
 
     def _of(self, sweep: str) -> list[Job]:
         jobs = (_job(details) for details in self._client.list_jobs() if details.submission_id)
@@ -186,8 +208,8 @@ def _knock(address: str) -> None:
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError(
-            f"--address got {address!r}; wanted that of the cluster's dashboard, as http://HEAD:8265. (ditlaw run joins "
-            "a cluster by HOST:PORT.)"
+            f"--address got {address!r}; wanted that of the cluster's dashboard, as http://HEAD:8265 (ditlaw run "
+            "joins a cluster by HOST:PORT)."
         )
     try:
         port = url.port or (443 if url.scheme == "https" else 80)
