@@ -14,12 +14,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 
 def main() -> int:
     arguments = _arguments()
-    _environment()
+    with tempfile.TemporaryDirectory(prefix="ditlaw-") as folder:
+        _environment(folder)
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from ray.cluster_utils import Cluster  # reads the environment
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
@@ -29,8 +35,9 @@ def main() -> int:
     dashboard["dashboard_agent_listen_port"] = port + 1  # its default is taken where another cluster runs
     cluster = Cluster(initialize_head=True, head_node_args={**size, **dashboard, "gcs_server_port": arguments.port})
     try:
-        for _ in range(arguments.nodes - 1):
-            cluster.add_node(**size)
+        for node in range(1, arguments.nodes):
+            # Nodes that shared one folder would unpack a job's code over the code that runs.
+            cluster.add_node(**size, runtime_env_dir_name=f"runtime_resources_{node}")
         cluster.wait_for_nodes()
         if arguments.command:
             return subprocess.call(arguments.command)
@@ -47,8 +54,9 @@ def main() -> int:
     return 0
 
 
-def _environment() -> None:
-    """Loopback alone, and a token that every process of this user finds."""
+def _environment(folder: str) -> None:
+    """Loopback alone, a token that every process of this user finds, and files apart from those of other clusters."""
+    os.environ["RAY_TMPDIR"] = folder  # else "auto", which jobs use, may mean another cluster of this machine
     # By this name Ray lets the nodes of a cluster be of one machine; their address is then 127.0.0.1.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_AUTH_MODE"] = "token"

