@@ -78,12 +78,10 @@ def test_keys_of_a_cluster_do_not_change_what_is_trained(tmp_path):
 def test_conditions_add_to_the_priority_of_trials(tmp_path):
     keys = "{priority: 3, priorities: {\"arm == 'mup'\": 10, width >= 16: 100, \"'w' in size and seed == 0\": -1}}"
     plan = make(spec(tmp_path, keys))
-    found = {
-        (t.arm, t.size): p for t, p in zip(plan.trials, priorities_of(plan.sweep.compute, plan.trials), strict=True)
-    }
-    assert found == {
-        ("mup", "w8"): 12, ("mup", "w16"): 112, ("mup", "w32"): 112, ("sp", "w8"): 2, ("sp", "w16"): 102, ("sp", "w32"): 102
-    }  # fmt: skip
+    priorities = priorities_of(plan.sweep.compute, plan.trials)
+    found = {(trial.arm, trial.size): number for trial, number in zip(plan.trials, priorities, strict=True)}
+    mup, sp = {"w8": 12, "w16": 112, "w32": 112}, {"w8": 2, "w16": 102, "w32": 102}
+    assert found == {(arm, size): n for arm, sizes in (("mup", mup), ("sp", sp)) for size, n in sizes.items()}
     jobs = jobs_of(plan, plan.trials, lambda trial: False)
     assert sorted(job.priority for job in jobs) == sorted(found.values())
     assert jobs_of(plan, plan.trials[:1], lambda trial: False, 0)[0].priority == priorities[0] - 3

@@ -222,7 +222,7 @@ class Driver:
         ended = partial(AttemptEnded, gang=event.gang, trial_id=trial.trial_id, attempt=assignment.attempt)
         if isinstance(event, GangLost) or event.outcome == "failed":
             reason = event.reason or "no reason given"
-            if self._state.gangs[event.gang].adrift:
+            if (gang := self._state.gangs.get(event.gang)) is not None and gang.leaving:
                 reason = f"{NODE_LOST}: {reason}"
             self._flops_ended += self._books.enter_lost(assignment, began, last, reason) * trial.flops_per_sample
             if not lacking:
