@@ -10,6 +10,7 @@ import gc
 import inspect
 import logging
 import os
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -24,7 +25,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def join(rank: int, world_size: int, address: str, port: int, use_gpu: bool) -> None:
-    """Join the process group of a gang: NCCL with GPUs, gloo without."""
+    """Join the process group of a gang: NCCL with GPUs, gloo without. Ports are opened on the node's address alone."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world_size),
@@ -35,8 +36,25 @@ def join(rank: int, world_size: int, address: str, port: int, use_gpu: bool) -> 
     )
     if not use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    deepspeed = _deepspeed()
-    deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+    if address.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    backend = "nccl" if use_gpu else "gloo"
+    store = _rendezvous(rank, world_size, address, port)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    _deepspeed().init_distributed(dist_backend=backend, verbose=False)
+
+
+def _rendezvous(rank: int, world_size: int, address: str, port: int) -> torch.distributed.Store:
+    """The store by which the members find each other. By itself rank 0 would listen on every address of its node."""
+    tcp_store: Any = torch.distributed.TCPStore  # type: ignore[attr-defined]
+    if rank > 0:
+        return tcp_store(address, port, world_size, is_master=False)
+    listener = socket.create_server((address, port))
+    port = listener.getsockname()[1]
+    return tcp_store(
+        address, port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
 def leave() -> None:
