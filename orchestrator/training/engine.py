@@ -11,7 +11,7 @@ import inspect
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -67,8 +67,8 @@ class Engine:
     """A model under training: AdamW steps with DeepSpeed ZeRO 0 to 3, one learning rate and epsilon a parameter group.
 
     Args:
-        module: the model, on its device, in float32.
-        groups: parameter groups (`params`, `names`, `lr`, `weight_decay`, `eps`, `name`).
+        module: the model, on its device, in float32; or a module around it, as `LossModule`.
+        groups: parameter groups (`params`, `names`, `lr`, `weight_decay`, `eps`, `name`), which name the parameters.
         optimizer: AdamW's settings.
         micro_batch: samples of one forward and backward pass on this worker.
         micro_steps: forward and backward passes of one optimizer step.
@@ -76,6 +76,7 @@ class Engine:
         zero_stage: 0 to 3; 0 only with fp32, as DeepSpeed takes a spurious Adam step with bf16 there.
         offload: master weights, Adam moments and the optimizer's step are on the host (Ren et al. 2021, arXiv
             2101.06840); from ZeRO 1 on.
+        compiled: run the module through torch.compile; of no effect at ZeRO 3, whose hooks gather weights on the way.
 
     Raises:
         ValueError: offload at ZeRO 0.
@@ -92,12 +93,13 @@ class Engine:
         precision: Precision,
         zero_stage: int,
         offload: bool = False,
+        compiled: bool = False,
     ) -> None:
         assert not (precision == "bf16" and zero_stage == 0), "refused by the sweep's validation"
         if offload and zero_stage == 0:
             raise ValueError("offload with zero_stage 0, which keeps no master weights apart; wanted stage 1, 2 or 3")
         self.zero_stage, self.precision, self.micro_steps = zero_stage, precision, micro_steps
-        self._named = dict(module.named_parameters())
+        self._named = _named_in_order(module, groups)
         params = sum(parameter.numel() for parameter in self._named.values())
         self._rates = [float(group["lr"]) for group in groups]
         self._weight_decays = [float(group["weight_decay"]) for group in groups]
@@ -123,10 +125,12 @@ class Engine:
             "steps_per_print": 2**62,
         }
         self._engine, self._optimizer, _, _ = _deepspeed().initialize(model=module, optimizer=adamw, config=config)
+        if compiled and zero_stage < 3:
+            module.compile(dynamic=False)
         self._check_groups()
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The model's forward pass, through the hooks of ZeRO; in the engine's precision, which its parameters have."""
+        """The module's forward pass, through the hooks of ZeRO, in the engine's precision."""
         prediction: Tensor = self._engine(*inputs)
         return prediction
 
@@ -144,12 +148,55 @@ class Engine:
         self._engine.backward(loss)
         self._engine.step()
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters, in the model's order."""
+        return list(self._named)
+
+    def masters(self) -> list[Tensor]:
+        """This worker's part of the fp32 weights: the parameters at ZeRO 0, else flat pieces of them, one a group.
+
+        They are the optimizer's own, not copies, so that what follows the weights costs no communication.
+        """
+        if self.zero_stage == 0:
+            return [parameter.detach() for parameter in self._named.values()]
+        if self.zero_stage == 3:
+            return [flat.detach() for flat in self._optimizer.fp32_partitioned_groups_flat]
+        return [flat.detach() for flat in self._optimizer.single_partition_of_fp32_groups]
+
     def parameters(self) -> list[Tensor]:
         """The full fp32 parameters in the model's order. Collective; not copies where the stage holds them whole."""
         if self.precision == "fp32" and self.zero_stage < 3:
             return [parameter.detach() for parameter in self._named.values()]
         get = _deepspeed().utils.safe_get_full_fp32_param
         return [get(parameter).detach() for parameter in self._named.values()]
+
+    def whole(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Full fp32 tensors in the model's order, one at a time, from parts laid out as `masters()`. Collective.
+
+        The optimizer is not to step until the iterator is at its end.
+        """
+        if self.zero_stage == 0:
+            yield from parts
+            return
+        get = _deepspeed().utils.safe_get_full_fp32_param
+        _exchange(self.masters(), parts)  # DeepSpeed knows how to gather what lies in the place of its masters
+        try:
+            for parameter in self._named.values():
+                yield get(parameter).detach()
+        finally:
+            _exchange(self.masters(), parts)
+
+    def take_part(self, parts: Sequence[Tensor], full: Mapping[str, Tensor]) -> None:
+        """Write this worker's part of full fp32 tensors, by parameter name, into `parts`; `whole`'s reverse."""
+        if self.zero_stage == 0:
+            torch._foreach_copy_(list(parts), [full[name].to(parts[0].device) for name in self._named])
+            return
+        set_full = _deepspeed().utils.safe_set_full_fp32_param
+        _exchange(self.masters(), parts)
+        for name, parameter in self._named.items():
+            set_full(parameter, full[name].to(self._engine.device))
+        _exchange(self.masters(), parts)
 
     def state(self) -> dict[str, Tensor]:
         """Weights, Adam moments and step count as full fp32 tensors on the CPU. Collective."""
@@ -251,6 +298,46 @@ class Engine:
         assert rates == self._rates, f"learning rates per group are {rates}; wanted {self._rates}"
         assert decays == self._weight_decays, f"weight decays per group are {decays}; wanted {self._weight_decays}"
         assert epsilons == self._epsilons, f"Adam's epsilons per group are {epsilons}; wanted {self._epsilons}"
+
+
+class LossModule(nn.Module):
+    """A model and its loss as one module, which the compiler sees as a whole.
+
+    Args:
+        model: the model.
+        loss: of each sample, as `models.objectives.Objective.loss`.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self._loss = model, loss
+
+    def forward(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The mean loss of a batch."""
+        return self._loss(self.model, x, y, t, noise).mean()
+
+
+def _named_in_order(module: nn.Module, groups: list[dict[str, Any]]) -> dict[str, nn.Parameter]:
+    """The groups' parameters by their names there, in the module's order."""
+    names = {
+        id(parameter): name for group in groups for name, parameter in zip(group["names"], group["params"], strict=True)
+    }
+    return {names[id(parameter)]: parameter for parameter in module.parameters()}
+
+
+EXCHANGED = 2**24
+"""Elements that change places at a time."""
+
+
+@torch.no_grad()
+def _exchange(ones: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Swap the contents of tensors, a piece at a time: there may be no room for a copy of all."""
+    for one, other in zip(ones, others, strict=True):
+        pairs = zip(one.view(-1).split(EXCHANGED), other.view(-1).split(EXCHANGED), strict=True)
+        for a, b in pairs:
+            kept = a.clone()
+            a.copy_(b)
+            b.copy_(kept)
 
 
 def _forget_modules() -> None:

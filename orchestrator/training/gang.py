@@ -15,6 +15,9 @@ from orchestrator.spec.trial import Evaluation
 from orchestrator.training.data.images import Split, load
 from orchestrator.training.evaluation import Draws, fixed_draws
 
+HELD_BYTES = 2**30
+"""Images that a GPU holds at most; larger sets stay in the host's memory."""
+
 
 @dataclass(kw_only=True)
 class GangMember:
@@ -28,6 +31,7 @@ class GangMember:
     stop: threading.Event = field(default_factory=threading.Event)
     report: Callable[[Any], None] = lambda progress: None
     _datasets: dict[tuple[str, Split], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _held: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _draws: dict[tuple[str, Evaluation], Draws] = field(default_factory=dict)
 
     def dataset(self, name: str, split: Split) -> tuple[Tensor, Tensor]:
@@ -36,6 +40,15 @@ class GangMember:
         if key not in self._datasets:
             self._datasets[key] = load(name, split, self.data)
         return self._datasets[key]
+
+    def training_set(self, name: str) -> tuple[Tensor, Tensor]:
+        """Images (bytes) and labels to train on; on the GPU where they take little of its memory."""
+        images, labels = self.dataset(name, "train")
+        if self.device.type != "cuda" or images.numel() > HELD_BYTES:
+            return images, labels
+        if name not in self._held:
+            self._held[name] = images.to(self.device), labels.to(self.device)
+        return self._held[name]
 
     def draws(self, name: str, evaluation: Evaluation) -> Draws:
         """The fixed draws of the validation loss, made once."""

@@ -31,7 +31,7 @@ from orchestrator.spec.trial import CooldownSchedule, Schedule
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
 from orchestrator.training.data.images import to_float
 from orchestrator.training.data.order import batch_indices, torch_generator
-from orchestrator.training.engine import Engine
+from orchestrator.training.engine import Engine, LossModule
 from orchestrator.training.evaluation import sample_grid, save_grid, validation_loss
 from orchestrator.training.gang import GangMember
 from orchestrator.training.progress import Counters, is_curve_step
@@ -55,15 +55,16 @@ class Attempt:
         self.trial = trial = assignment.trial
         self.store = Store(member.results)
         self.checkpoints = Checkpoints(member.results, trial.trial_id, keep=trial.branch_points)
-        self.images, self.labels = member.dataset(trial.dataset, "train")
+        self.images, self.labels = member.training_set(trial.dataset)
         self.objective = build_objective(trial.objective)
         model = build(trial.model, trial.parameterization, trial.seed).to(member.device)
         model.activation_checkpointing = trial.activation_checkpointing
         self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
         self.micro_batch = trial.micro_batch or trial.batch_size // member.world_size
         optimizer = trial.optimizer
+        on_gpu = member.device.type == "cuda"
         self.engine = Engine(
-            model,
+            LossModule(model, self.objective.loss),
             parameter_groups(
                 model, trial.parameterization, optimizer.learning_rate, optimizer.weight_decay, optimizer.eps
             ),
@@ -73,9 +74,9 @@ class Attempt:
             precision=trial.precision,
             zero_stage=trial.zero_stage,
             offload=trial.offload,
+            compiled=on_gpu,
         )
-        self.names = [name for name, _ in model.named_parameters()]
-        self.ema = Ema(self.engine.parameters(), trial.ema.relative_std)
+        self.ema = Ema(self.engine.masters(), trial.ema.relative_std)
         self.samples, self.counters = 0, Counters()
         self._restore()
         self.samples_start, self.wall_before = self.samples, self.counters.wall_seconds
@@ -147,7 +148,7 @@ class Attempt:
             loss = self._loss(micro_batch)
             self.engine.step(loss)
             losses.append(loss.detach())
-        self.ema.update(self.engine.parameters(), self.samples, self.samples + self.trial.batch_size)
+        self.ema.update(self.engine.masters(), self.samples, self.samples + self.trial.batch_size)
         return torch.stack(losses).mean()
 
     def _micro_batches(self) -> list[tuple[Tensor, ...]]:
@@ -156,23 +157,25 @@ class Attempt:
 
     def _loss(self, micro_batch: tuple[Tensor, ...]) -> Tensor:
         """The mean loss of a micro-batch."""
-        x, y, t, noise = micro_batch
-        return self.objective.loss(self.engine.forward, x, y, t, noise).mean()
+        return self.engine.forward(*micro_batch)
 
-    def _batch(self, samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """This worker's share of the batch at `samples`; draws are made for the whole batch and then divided."""
+    def _batch(self, samples: int) -> tuple[Tensor, ...]:
+        """This worker's share of the batch at `samples`; draws are made for the whole batch and then divided.
+
+        They are made where the images are: on a GPU that holds the dataset nothing waits for the host.
+        """
         trial, member = self.trial, self.member
-        indices = torch.from_numpy(batch_indices(trial.seed, samples, trial.batch_size, len(self.images)))
-        generator = torch_generator(trial.seed, "step", samples)
-        draws = torch.rand(2, trial.batch_size, generator=generator)
-        noise = torch.randn((trial.batch_size, *self.images.shape[1:]), generator=generator)
+        device = self.images.device
+        indices = torch.from_numpy(batch_indices(trial.seed, samples, trial.batch_size, len(self.images))).to(device)
+        generator = torch_generator(trial.seed, "step", samples, device.type)
+        draws = torch.rand(2, trial.batch_size, generator=generator, device=device)
+        noise = torch.randn((trial.batch_size, *self.images.shape[1:]), generator=generator, device=device)
         y = torch.where(draws[1] < trial.model.class_dropout, trial.model.num_classes, self.labels[indices])
         share = trial.batch_size // member.world_size
         mine = slice(member.rank * share, (member.rank + 1) * share)
         x = to_float(self.images[indices[mine]])
         t = self.objective.draw_t(draws[0, mine])
-        device = member.device
-        return x.to(device), y[mine].to(device), t.to(device), noise[mine].to(device)
+        return tuple(tensor.to(member.device) for tensor in (x, y[mine], t, noise[mine]))
 
     def _rate_scale(self) -> float:
         """The schedule's share of the base rate for the step at `samples`."""
@@ -228,7 +231,10 @@ class Attempt:
         self._report("evaluating")
         trial, member = self.trial, self.member
         with torch.no_grad():
-            torch._foreach_copy_(list(self.measured_model.parameters()), self.ema.tensors)
+            for parameter, average in zip(
+                self.measured_model.parameters(), self.engine.whole(self.ema.tensors), strict=True
+            ):
+                parameter.copy_(average)
         draws = member.draws(trial.dataset, trial.evaluation)
         loss = validation_loss(self.measured_model, self.objective, draws, member.rank, member.world_size)
         if member.rank == 0 and math.isfinite(loss):
@@ -250,8 +256,9 @@ class Attempt:
         self._write_curve()  # first: what a checkpoint covers is not trained again
         self.counters.wall_seconds = self._wall_seconds()
         state = self.engine.state() if self.counters.steps else {}
-        if self.member.rank == 0 and state:
-            state |= {f"ema/{name}": tensor.cpu() for name, tensor in zip(self.names, self.ema.tensors, strict=True)}
+        averages = self.engine.whole(self.ema.tensors)
+        state |= {f"ema/{name}": tensor.cpu() for name, tensor in zip(self.engine.names, averages, strict=True)}
+        if self.member.rank == 0 and self.counters.steps:
             self.checkpoints.save(Checkpoint(samples=self.samples, tensors=state, counters=self.counters.as_json()))
         self.last_save = time.perf_counter()
 
@@ -264,9 +271,7 @@ class Attempt:
         self.samples, self.counters = checkpoint.samples, Counters.from_json(checkpoint.counters)
         micro_batch = self._micro_batches()[0]
         self.engine.load_state(checkpoint.tensors, lambda: self._loss(micro_batch))
-        torch._foreach_copy_(
-            self.ema.tensors, [checkpoint.tensors[f"ema/{n}"].to(self.member.device) for n in self.names]
-        )
+        self.engine.take_part(self.ema.tensors, {n: checkpoint.tensors[f"ema/{n}"] for n in self.engine.names})
         log.info("trial %s goes on at %d samples", self.trial.trial_id, self.samples)
 
     # Rows and reports.
