@@ -108,6 +108,7 @@ class Engine:
         adamw = torch.optim.AdamW(
             [{key: group[key] for key in settings} for group in groups], betas=optimizer.betas, fused=True
         )
+        free_of_norm = zero_stage in (1, 2) and not offload and not optimizer.gradient_clip
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": micro_steps,
@@ -117,11 +118,14 @@ class Engine:
                 # A bucket is allocated whole, whatever the model's size; DeepSpeed's own takes 1 GB in bf16.
                 "reduce_bucket_size": min(REDUCE_BUCKET, params),
                 **({"offload_optimizer": {"device": "cpu"}} if offload else {}),
+                # Only clipping needs the norm, and the host would wait for it in every step.
+                **({"compute_grad_norm": False} if free_of_norm else {}),
             },
             # Else it insists on an AdamW of its own for offload, which it compiles from C++ at start.
             "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": precision == "bf16"},
+            # A step that is not finite is taken, and found out by its loss: skipping it would hide a divergence.
+            "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
             "steps_per_print": 2**62,
         }
         self._engine, self._optimizer, _, _ = _deepspeed().initialize(model=module, optimizer=adamw, config=config)
