@@ -116,9 +116,9 @@ def test_evaluation_is_of_the_batch_that_evaluation_has():
         ("fp32", 0, 4, 20),  # weights 4, moments 8, EMA 4, measured 4
         ("fp32", 1, 1, 24),  # and a master copy
         ("bf16", 1, 1, 22),  # weights 2, master 4, moments 8, EMA 4, measured 4
-        ("bf16", 1, 4, 2 + 12 / 4 + 8),
-        ("bf16", 2, 4, 2 + 12 / 4 + 8),
-        ("bf16", 3, 4, 2 / 4 + 12 / 4 + 8),
+        ("bf16", 1, 4, 2 + 16 / 4 + 4),
+        ("bf16", 2, 4, 2 + 16 / 4 + 4),
+        ("bf16", 3, 4, 2 / 4 + 16 / 4 + 4),
     ],
 )
 def test_state(precision: Precision, stage: int, world: int, per_param: float) -> None:

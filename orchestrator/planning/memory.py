@@ -28,7 +28,7 @@ class Memory:
     moments: int
     """Adam's two, 8 P; from ZeRO 1 on divided by w. None with offload."""
     ema: int
-    """The fp32 average, 4 P: every worker holds it whole."""
+    """The fp32 average, 4 P; from ZeRO 1 on divided by w."""
     measured: int
     """The fp32 model that evaluation runs, 4 P."""
     gradients: int
@@ -49,8 +49,8 @@ class Memory:
     """What lives within one block of it."""
     gradients_to_step: int
     """Flat fp32 gradients that a ZeRO optimizer makes for its step, and what it makes them from."""
-    gathered_master: int
-    """The fp32 weights that the EMA is given, 4 P, where the module does not hold them whole."""
+    copied_master: int
+    """With offload, the fp32 weights that the EMA is given, 4 P / w."""
     evaluation: int
     """What the forward pass of the validation loss needs."""
     host: int
@@ -73,7 +73,7 @@ class Memory:
         before = self.accumulated + self.bucket + self.gathered + self.activations + self.working
         after = self.reducing + self.bucket + self.gathered
         step = max(self.gradients, self.standing) + self.gradients_to_step
-        return self.state + max(before, after, step, self.standing + self.gathered_master)
+        return self.state + max(before, after, step, self.standing + self.copied_master)
 
     @property
     def total(self) -> int:
@@ -127,7 +127,7 @@ def memory(
         weights=size * (share if zero_stage == 3 else params),
         master=0 if zero_stage == 0 or offload else 4 * owned,
         moments=0 if offload else 8 * owned,
-        ema=4 * params,
+        ema=4 * owned,
         measured=4 * params,
         gradients=size * gradients,
         accumulated=size * _accumulated(params, gradients, zero_stage, again),
@@ -138,7 +138,7 @@ def memory(
         activations=micro_batch * activation_bytes(model, precision, activation_checkpointing),
         working=micro_batch * working_bytes(model, precision),
         gradients_to_step=0 if zero_stage == 0 or offload else owned * (6 if precision == "bf16" else 4),
-        gathered_master=0 if precision == "fp32" and zero_stage < 3 else 4 * params,
+        copied_master=4 * owned if offload else 0,
         evaluation=evaluation_batch * inference_bytes(model, "fp32"),
         host=_host(share, size, zero_stage == 2 and again) if offload else 0,
     )

@@ -156,6 +156,8 @@ class Trial:
     """Blocks keep only their input and are computed again in the backward pass."""
     offload: bool = False
     """Optimizer state and master weights lie in the memory of the host (ZeRO-Offload)."""
+    compiled: bool = False
+    """The step runs through torch.compile where that pays: on a GPU, but for ZeRO 3."""
 
     # What planning knows of it.
     flops_per_sample: float

@@ -160,8 +160,13 @@ class Engine:
     def masters(self) -> list[Tensor]:
         """This worker's part of the fp32 weights: the parameters at ZeRO 0, else flat pieces of them, one a group.
 
-        They are the optimizer's own, not copies, so that what follows the weights costs no communication.
+        They are the optimizer's own, so that what follows the weights costs no communication; with offload copies of
+        them on the device.
         """
+        return [part.to(self._engine.device) for part in self._parts()]
+
+    def _parts(self) -> list[Tensor]:
+        """`masters`, where they are."""
         if self.zero_stage == 0:
             return [parameter.detach() for parameter in self._named.values()]
         if self.zero_stage == 3:
@@ -184,12 +189,12 @@ class Engine:
             yield from parts
             return
         get = _deepspeed().utils.safe_get_full_fp32_param
-        _exchange(self.masters(), parts)  # DeepSpeed knows how to gather what lies in the place of its masters
+        _exchange(self._parts(), parts)  # DeepSpeed knows how to gather what lies in the place of its masters
         try:
             for parameter in self._named.values():
                 yield get(parameter).detach()
         finally:
-            _exchange(self.masters(), parts)
+            _exchange(self._parts(), parts)
 
     def take_part(self, parts: Sequence[Tensor], full: Mapping[str, Tensor]) -> None:
         """Write this worker's part of full fp32 tensors, by parameter name, into `parts`; `whole`'s reverse."""
@@ -197,10 +202,10 @@ class Engine:
             torch._foreach_copy_(list(parts), [full[name].to(parts[0].device) for name in self._named])
             return
         set_full = _deepspeed().utils.safe_set_full_fp32_param
-        _exchange(self.masters(), parts)
+        _exchange(self._parts(), parts)
         for name, parameter in self._named.items():
             set_full(parameter, full[name].to(self._engine.device))
-        _exchange(self.masters(), parts)
+        _exchange(self._parts(), parts)
 
     def state(self) -> dict[str, Tensor]:
         """Weights, Adam moments and step count as full fp32 tensors on the CPU. Collective."""

@@ -62,7 +62,6 @@ class Attempt:
         self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
         self.micro_batch = trial.micro_batch or trial.batch_size // member.world_size
         optimizer = trial.optimizer
-        on_gpu = member.device.type == "cuda"
         self.engine = Engine(
             LossModule(model, self.objective.loss),
             parameter_groups(
@@ -74,7 +73,7 @@ class Attempt:
             precision=trial.precision,
             zero_stage=trial.zero_stage,
             offload=trial.offload,
-            compiled=on_gpu,
+            compiled=trial.compiled and member.device.type == "cuda",
         )
         self.ema = Ema(self.engine.masters(), trial.ema.relative_std)
         self.samples, self.counters = 0, Counters()
