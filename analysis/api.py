@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pandas as pd
 
@@ -14,12 +13,13 @@ from analysis.fitting import NUM_RESAMPLES
 from analysis.loading import Table, load_table
 from analysis.result import Result
 from analysis.transfer import RateTransfer, learning_rate_transfer
+from orchestrator.results.location import Location
 
-Source = Table | Path | str | pd.DataFrame
+Source = Table | Location | str | pd.DataFrame
 
 
 def load(
-    source: Path | str | pd.DataFrame,
+    source: Location | str | pd.DataFrame,
     columns: Mapping[str, str] | None = None,
     *,
     arm: str | None = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from analysis.isoflop import IsoflopFit, fit_isoflop
 from analysis.laws import SurfaceLaw
 from analysis.magnitudes import scientific
 from analysis.transfer import RateTransfer, learning_rate_transfer
+from orchestrator.results.location import Location
 from orchestrator.results.store import read_attempts, read_curves, read_planned
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class ArmFindings:
 class Findings:
     """A results folder, read and fitted."""
 
-    folder: Path
+    folder: Location
     measurements: pd.DataFrame
     curves: pd.DataFrame
     attempts: pd.DataFrame
@@ -88,7 +88,7 @@ class Findings:
         return next((arm for arm in self.arms if len(arm.trained)), None)
 
 
-def find(folder: Path) -> Findings:
+def find(folder: Location) -> Findings:
     """Read and fit a results folder. Missing files and failed fits are values, never errors."""
     measurements, num_other = read_planned(folder)
     frame = measurements.assign(params=measurements["params_backbone"].astype(float))
@@ -116,7 +116,7 @@ def find(folder: Path) -> Findings:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Location) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:

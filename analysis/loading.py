@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ from analysis.frontier import sound_rates
 from analysis.magnitudes import numbers_of
 from analysis.mixing import conditions_of, refuse_mixed
 from analysis.reading import is_ours, read_rows
+from orchestrator.results.location import Location, location
 
 FLOPS_RULES = ("6ND", "none")
 DEFAULT_FLOPS_RULE = "6ND"
@@ -126,7 +126,7 @@ class Table:
 
 
 def load_table(
-    source: Path | str | pd.DataFrame,
+    source: Location | str | pd.DataFrame,
     columns: Mapping[str, str] | None = None,
     arm: str | None = None,
     *,
@@ -180,11 +180,11 @@ def load_table(
     )
 
 
-def _raw(source: Path | str | pd.DataFrame, warnings: list[str]) -> tuple[pd.DataFrame, bool, str]:
+def _raw(source: Location | str | pd.DataFrame, warnings: list[str]) -> tuple[pd.DataFrame, bool, str]:
     if isinstance(source, pd.DataFrame):
         frame = source.reset_index(drop=True).rename(columns=str)
         return frame, is_ours(frame), "the frame"
-    raw, ours = read_rows(Path(source), warnings)
+    raw, ours = read_rows(location(source), warnings)
     return raw.reset_index(drop=True), ours, str(source)
 
 

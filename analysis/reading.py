@@ -7,13 +7,13 @@ import io
 import re
 import warnings as python_warnings
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from analysis.magnitudes import number_of
+from orchestrator.results.location import Location, entries
 from orchestrator.results.store import read_planned
 
 OURS = {"schema_version", "trial_id", "samples", "flops", "loss"}
@@ -25,7 +25,7 @@ _OTHER = (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".pkl", ".pickle", ".feath
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-def read_rows(path: Path, warnings: list[str]) -> tuple[pd.DataFrame, bool]:
+def read_rows(path: Location, warnings: list[str]) -> tuple[pd.DataFrame, bool]:
     """The rows of a results folder, a CSV or Parquet file, or a folder of them; and whether they are ours.
 
     What had to be guessed (a delimiter, a decimal comma) is added to `warnings`.
@@ -54,8 +54,8 @@ def is_ours(frame: pd.DataFrame) -> bool:
     return set(map(str, frame.columns)) >= OURS
 
 
-def _read_folder(path: Path, warnings: list[str]) -> pd.DataFrame:
-    files = sorted(f for f in path.iterdir() if f.name.lower().endswith((*_TEXT, *_PARQUET)))
+def _read_folder(path: Location, warnings: list[str]) -> pd.DataFrame:
+    files = sorted(f for f in entries(path) if f.name.lower().endswith((*_TEXT, *_PARQUET)))
     if not files:
         raise ValueError(f"{path} holds no CSV or Parquet file and no measurements/ folder.")
     frames = [_read_file(file, warnings) for file in files]
@@ -69,12 +69,14 @@ def _read_folder(path: Path, warnings: list[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _read_file(path: Path, warnings: list[str]) -> pd.DataFrame:
+def _read_file(path: Location, warnings: list[str]) -> pd.DataFrame:
     name = path.name.lower()
     if name.endswith(_OTHER):
         raise ValueError(f"{path} is no CSV or Parquet file. Save the table as CSV or Parquet first.")
     try:
-        frame = pd.read_parquet(path) if name.endswith(_PARQUET) else _read_text(path, warnings)
+        frame = (
+            pd.read_parquet(io.BytesIO(path.read_bytes())) if name.endswith(_PARQUET) else _read_text(path, warnings)
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path} could not be read as a table: {str(error).strip()}. Repair that line.") from error
     except (pa.ArrowException, OSError) as error:
@@ -86,7 +88,7 @@ def _read_file(path: Path, warnings: list[str]) -> pd.DataFrame:
     return frame
 
 
-def _read_text(path: Path, warnings: list[str]) -> pd.DataFrame:
+def _read_text(path: Location, warnings: list[str]) -> pd.DataFrame:
     lines = _lines(path)
     delimiter = _delimiter(lines, path)
     if delimiter != ("\t" if path.name.lower().endswith(".tsv") else ","):
@@ -119,7 +121,7 @@ def _read_text(path: Path, warnings: list[str]) -> pd.DataFrame:
         )
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Location) -> list[str]:
     """The lines of a text file but for blank ones and those that begin with #."""
     raw = path.read_bytes()
     if path.name.lower().endswith(".gz"):
@@ -144,7 +146,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
     return [field.strip() for field in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
 
 
-def _delimiter(lines: list[str], path: Path) -> str:
+def _delimiter(lines: list[str], path: Location) -> str:
     """What stands between the columns: what the file's ending promises where the header has it, else what it has."""
     promised = "\t" if path.name.lower().endswith(".tsv") else ","
     counts = {delimiter: len(_fields(lines[0], delimiter)) - 1 for delimiter in _DELIMITERS}

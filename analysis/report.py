@@ -32,6 +32,7 @@ from analysis.report_tables import (
     spent,
 )
 from orchestrator.results.atomic import write_bytes
+from orchestrator.results.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +41,16 @@ MAX_PICTURES = 8
 """Sample grids of one arm."""
 
 
-def write_report(results: Path, out: Path | None = None, *, tracking_ui: str | None = None) -> Path:
+def write_report(results: Location, out: Path | None = None, *, tracking_ui: str | None = None) -> Location:
     """Write the report of a results folder to `out` (default: report.html in it), whole or not at all; return its path.
 
     `tracking_ui` is the address of the MLflow pages that points link to (default: the one in the folder's mlflow.json).
     Fits that cannot be made are shown with their reason. Raises ValueError when the folder does not exist.
     """
-    results = Path(results)
     if not results.is_dir():
         raise ValueError(f"there is no results folder {results}. Give the folder of a sweep, or run it first.")
     findings = find(results)
-    target = Path(out) if out is not None else results / "report.html"
+    target = out if out is not None else results / "report.html"
     write_bytes(target, _Report(findings, tracking_ui).html().encode())
     logger.info("wrote %s: %d measurements", target, len(findings.measurements))
     return target
@@ -287,7 +287,7 @@ class _Report:
         words = "" if strips else page.paragraph("No sample grids are in the results folder.", "note")
         return page.section("samples", "Samples along compute", *strips, words)
 
-    def picture_path(self, row: pd.Series) -> Path | None:
+    def picture_path(self, row: pd.Series) -> Location | None:
         path = self.findings.folder / "samples" / f"{row['trial_id']}-{row['samples']}.png"
         return path if path.is_file() and path.stat().st_size <= MAX_PICTURE_BYTES else None
 

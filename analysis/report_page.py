@@ -7,12 +7,12 @@ import html
 import io
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.drawing import STYLE
+from orchestrator.results.location import Location
 
 FONTS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 
@@ -164,7 +164,7 @@ def svg(figure: Figure, name: str, point: Callable[[str], tuple[str, str | None]
     return re.sub(r'<a xlink:href="point:([^"]*)"[^>]*>(.*?)</a>', linked, text, flags=re.DOTALL)
 
 
-def picture(path: Path, alt: str, caption: str) -> str:
+def picture(path: Location, alt: str, caption: str) -> str:
     """A PNG, embedded."""
     data = base64.b64encode(path.read_bytes()).decode()
     image = f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}">'

@@ -24,6 +24,7 @@ from orchestrator.follow_up_spec import spec_text
 from orchestrator.planning import followup
 from orchestrator.planning.followup import Ground
 from orchestrator.planning.plan import expand
+from orchestrator.results.location import Location
 from orchestrator.results.store import read_planned
 from orchestrator.spec.datasets import DATASETS
 from orchestrator.spec.sweep import Sweep, load
@@ -87,8 +88,8 @@ class FollowUp:
 
 
 def follow_up(
-    sweep: Path,
-    results: Path | None,
+    sweep: Location,
+    results: Location | None,
     *,
     target_flops: float,
     spend: float,
@@ -151,7 +152,7 @@ class _Study:
     """A sweep's arm as a design sees it: what may be run, and what is measured."""
 
     def __init__(
-        self, sweep: Path, results: Path | None, arm: str | None, quantity: Wish, num_seeds: int,
+        self, sweep: Location, results: Location | None, arm: str | None, quantity: Wish, num_seeds: int,
         target_flops: float, spend: float,
     ) -> None:  # fmt: skip
         self.notes: list[str] = []
@@ -288,9 +289,9 @@ def _cells(trial: Trial) -> list[tuple[int, float | None]]:
     return list(zip(trial.milestones, trial.budgets, strict=True))
 
 
-def _spec_of(sweep: Path) -> tuple[Sweep, Any]:
+def _spec_of(sweep: Location) -> tuple[Sweep, Any]:
     """The sweep of a spec, or that a results folder's plan.json holds."""
-    if not sweep.is_dir():
+    if isinstance(sweep, Path) and not sweep.is_dir():
         return load(sweep)
     path = sweep / "plan.json"
     try:
@@ -307,7 +308,7 @@ def _spec_of(sweep: Path) -> tuple[Sweep, Any]:
         return load(copy)
 
 
-def _measurements(results: Path | None, arm: str, quantity: Wish, notes: list[str]) -> pd.DataFrame | None:
+def _measurements(results: Location | None, arm: str, quantity: Wish, notes: list[str]) -> pd.DataFrame | None:
     """The rows that a surface is fitted to, N in backbone parameters; None without any."""
     if results is None:
         return None

@@ -156,6 +156,7 @@ def attempt(trial_id: str, rows: list[dict[str, Any]], start: datetime) -> dict[
         "train_seconds": last["wall_seconds"] * 0.9,
         "evaluation_seconds": last["wall_seconds"] * 0.1,
         "startup_seconds": 0.0,
+        "checkpoint_seconds": None,
     }
 
 

@@ -72,6 +72,7 @@ def attempt(trial_id: str, outcome: str, number: int = 0, reason: str | None = N
         "train_seconds": 8.0,
         "evaluation_seconds": 1.0,
         "startup_seconds": 1.0,
+        "checkpoint_seconds": None,
     }
 
 

@@ -26,7 +26,11 @@ def test_the_newest_comes_back_whole(checkpoints):
     found = checkpoints.newest(at_most=100)
     assert (found.samples, found.counters) == (24, {"steps": 24})
     assert torch.equal(found.tensors["w"], torch.full((3,), 24.0))
-    assert sorted(folder.name for folder in checkpoints.folder.iterdir()) == ["000000000000016", "000000000000024"]
+    assert sorted(folder.name for folder in checkpoints.folder.iterdir()) == [
+        "000000000000016",
+        "000000000000024",
+        "newest.json",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "manifest missing", "manifest broken", "another trial", "bit flip"])

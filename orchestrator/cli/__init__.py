@@ -16,7 +16,7 @@ from orchestrator.cli.benching import bench
 from orchestrator.cli.datasets import data
 from orchestrator.cli.inspecting import coord_check, solver_statistics
 from orchestrator.cli.planning import plan, schema
-from orchestrator.cli.running import run, sync
+from orchestrator.cli.running import compact, run, sync
 from orchestrator.cli.simulating import simulate
 from orchestrator.cli.steering import cancel, retry
 from orchestrator.cli.submitting import submit
@@ -38,7 +38,7 @@ def main(verbose: bool) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else logging.WARNING)
 
 
-for command in (plan, schema, suggest, simulate, run, submit, status, logs, cancel, retry, sync, fit, report, data):
+for command in (plan, schema, suggest, simulate, run, submit, status, logs, cancel, retry, sync, compact):
     main.add_command(command)
-for command in (coord_check, solver_statistics, bench):
+for command in (fit, report, data, coord_check, solver_statistics, bench):
     main.add_command(command)

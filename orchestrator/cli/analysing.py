@@ -16,7 +16,7 @@ FORCE_HELP = "Fit rows together that no one law describes, and leave out rows wi
 
 
 @click.command()
-@click.argument("table", type=click.Path(path_type=Path))
+@click.argument("table")
 @click.option("--law", type=click.Choice(["power", "surface", "isoflop"]), required=True, help="What to fit.")
 @click.option("--columns", help=COLUMNS_HELP)
 @click.option("--arm", help="Fit the rows of this arm only.")
@@ -41,7 +41,7 @@ FORCE_HELP = "Fit rows together that no one law describes, and leave out rows wi
 @click.option("--format", "suffix", type=click.Choice(["svg", "pdf", "png"]), default="svg", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def fit(
-    table: Path,
+    table: str,
     law: str,
     columns: str | None,
     arm: str | None,
@@ -58,7 +58,7 @@ def fit(
     suffix: str,
     as_json: bool,
 ) -> None:
-    """Fit a scaling law to TABLE: a CSV or Parquet file or folder, of ditlaw's or not.
+    """Fit a scaling law to TABLE: a CSV or Parquet file or folder, of ditlaw's or not, or a URI of one.
 
     \b
     ditlaw fit results/quickstart --law isoflop --arm mup --target-flops 1e13
@@ -69,6 +69,7 @@ def fit(
         from analysis.estimating import Options
         from analysis.fit_table import check_request, fit_loaded
         from analysis.loading import load_table
+        from orchestrator.results.location import location
 
         options = Options(
             recipe=recipe,  # type: ignore[arg-type]
@@ -78,7 +79,7 @@ def fit(
             seed=seed,
         )
         check_request(law, target_flops)
-        loaded = load_table(table, names, arm, quantity=loss, flops_rule=flops_rule, force=force)
+        loaded = load_table(location(table), names, arm, quantity=loss, flops_rule=flops_rule, force=force)
         result = fit_loaded(loaded, law, target_flops, options)
         files = result.save_plots(plots, suffix) if plots else []
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
@@ -111,7 +112,7 @@ def _columns(text: str | None) -> dict[str, str] | None:
 @click.argument("sweep")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Where to write it; default: in the results folder.")
 def report(sweep: str, out: Path | None) -> None:
-    """Write the report of SWEEP (a name below results/, or a results folder) as one HTML file."""
+    """Write the report of SWEEP (a name below results/, a results folder, or its URI) as one HTML file."""
     folder = results_of(sweep)
     with refusing():
         click.echo(f"Report:  {write_report(folder, out)}")

@@ -16,6 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
+    from orchestrator.results.location import Location
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """As `orchestrator.spec.section.Name`, which is not imported here: it would bring pydantic to every command."""
@@ -81,17 +82,23 @@ def trials_named(known: Mapping[str, str], wanted: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def results_of(sweep: str) -> Path:
-    """The results folder of a sweep, given as a folder or as a name below results/. A name leads nowhere else."""
-    if not Path(sweep).is_dir() and not NAME.fullmatch(sweep):
-        raise Refused(f"got {sweep!r}; wanted a results folder that is there, or the name of a sweep in results/")
-    folder = Path(sweep) if Path(sweep).is_dir() else Path("results") / sweep
-    if not (folder / "measurements").is_dir():
+def results_of(sweep: str) -> Location:
+    """The results of a sweep, given as a folder, as a URI, or as a name below results/. A name leads nowhere else."""
+    from orchestrator.results.location import location
+
+    with refusing():
+        folder = location(sweep)
+        if isinstance(folder, Path) and not folder.is_dir():
+            if not NAME.fullmatch(sweep):
+                raise Refused(f"got {sweep!r}; wanted results that are there, or the name of a sweep in results/")
+            folder = Path("results") / sweep
+        found = (folder / "measurements").is_dir()
+    if not found:
         raise Refused(f"{folder} holds no measurements; wanted a results folder, or the name of a sweep in results/")
     return folder
 
 
-def tracking_uri_of(given: str | None, folder: Path) -> str:
+def tracking_uri_of(given: str | None, folder: Location) -> str:
     """Where MLflow is: as given, else as its own environment variable says, else in the results folder."""
     from orchestrator.tracking.address import default_tracking_uri
 
@@ -113,13 +120,13 @@ def data_folder(plan: Plan, data: Path | None) -> Path:
     return folder
 
 
-def write_report(folder: Path, out: Path | None = None) -> Path:
+def write_report(folder: Location, out: Path | None = None) -> Location:
     from analysis.report import write_report
 
     return write_report(folder, out)
 
 
-def say_where(folder: Path, tracking_uri: str) -> None:
+def say_where(folder: Location, tracking_uri: str) -> None:
     from orchestrator.tracking.address import ui_command
 
     click.echo(f"Report:  {folder / 'report.html'}")

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @SPEC
-@click.option("--results", type=click.Path(path_type=Path), help="Results folder; default: results/<sweep>.")
+@click.option("--results", help="Results folder or URI; default: results/<sweep>.")
 @click.option("--from-scratch", is_flag=True, help="Plan as if nothing were measured yet.")
 @click.option("--map", "picture", type=click.Path(path_type=Path), help="Draw the isoFLOP map into this PNG or PDF.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def plan(spec: Path, results: Path | None, from_scratch: bool, picture: Path | None, as_json: bool) -> None:
+def plan(spec: Path, results: str | None, from_scratch: bool, picture: Path | None, as_json: bool) -> None:
     """Show the cells, trials, FLOPs, memory, hours and disk of SPEC. Touches nothing.
 
     What is measured already, by this or any other sweep beside its results folder, is not planned again.
     """
     whole = plan_of(spec)
-    planned = whole if from_scratch else _remaining(whole, results or Path("results") / whole.sweep.name)
+    planned = whole if from_scratch else _remaining(whole, results or f"results/{whole.sweep.name}")
     if picture is not None:
         _draw(whole, picture)
     from orchestrator.expectations import expected_json
@@ -50,14 +50,19 @@ def _lines(plan: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(f'  "{key}": {value}' for key, value in text.items()) + "\n}"
 
 
-def _remaining(plan: Plan, folder: Path) -> Plan:
+def _remaining(plan: Plan, results: str) -> Plan:
     """What is left of `plan`; the results are opened only where there are some."""
-    if not folder.parent.is_dir() or not any((place / "measurements").is_dir() for place in folder.parent.iterdir()):
+    folder = Path(results)
+    here = "://" not in results  # elsewhere one has to ask
+    if here and not folder.parent.is_dir():
+        return plan
+    if here and not any((place / "measurements").is_dir() for place in folder.parent.iterdir()):
         return plan
     from orchestrator.results.holdings import holdings
+    from orchestrator.results.location import location
 
     with refusing():
-        held = holdings(folder, [trial.trial_id for trial in plan.trials])
+        held = holdings(location(results), [trial.trial_id for trial in plan.trials])
     return plan.remaining(held.measured, held.checkpoints)
 
 

@@ -15,7 +15,6 @@ import click
 
 from orchestrator.cli.common import (
     SPEC,
-    Refused,
     data_folder,
     fail,
     plan_of,
@@ -28,6 +27,7 @@ from orchestrator.cli.common import (
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
+    from orchestrator.results.location import Location
     from orchestrator.results.store import Store
     from orchestrator.scheduling.backend import Backend
     from orchestrator.scheduling.books import Books
@@ -44,7 +44,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 @click.command()
 @SPEC
 @click.option("--address", help="Ray cluster to join (host:port, ray://... or auto); default: one on this machine.")
-@click.option("--results", help="Results folder; default: results/<sweep>.")
+@click.option("--results", help="Results folder, or a URI as s3://bucket/prefix; default: results/<sweep>.")
 @click.option("--tracking-uri", help="MLflow; default: a SQLite file in the results folder.")
 @click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")
 @click.option("--retrain", is_flag=True, help="Train again from the start what has lost its checkpoints.")
@@ -71,13 +71,13 @@ def run(
     ditlaw run sweeps/quickstart.yaml
     ditlaw run sweep.yaml --address 10.0.0.1:6379 --results /shared/results/sweep --data /shared/data/fashion-mnist
     """
+    from orchestrator.results.location import location
     from orchestrator.results.store import Store
     from orchestrator.scheduling.books import Books
 
     planned = plan_of(spec)
-    if results and "://" in results:
-        raise Refused(f"--results got {results!r}; wanted a folder that the driver and every worker see.")
-    folder = Path(results) if results else Path("results") / planned.sweep.name
+    with refusing():
+        folder = location(results) if results else Path("results") / planned.sweep.name
     tracking_uri = tracking_uri_of(tracking_uri, folder)
     store = Store(folder)
     with refusing():
@@ -101,7 +101,10 @@ def run(
 @click.argument("sweep")
 @click.option("--tracking-uri", help="MLflow; default: a SQLite file in the results folder.")
 def sync(sweep: str, tracking_uri: str | None) -> None:
-    """Bring MLflow up to date with the results of SWEEP, after an outage or into another server."""
+    """Bring MLflow up to date with the results of SWEEP, after an outage or into another server.
+
+    SWEEP is a name below results/, a results folder, or a URI as s3://bucket/prefix.
+    """
     folder = results_of(sweep)
     with refusing():
         from orchestrator.results.store import Store
@@ -109,6 +112,7 @@ def sync(sweep: str, tracking_uri: str | None) -> None:
 
         store = Store(folder)
         uri = tracking_uri_of(tracking_uri, folder)
+        store.check_writable()
         with store.lock():
             whole = show_all(folder, uri, store.owner() or folder.name)
     if not whole:
@@ -116,7 +120,28 @@ def sync(sweep: str, tracking_uri: str | None) -> None:
     say_where(folder, uri)
 
 
-def _refuse_retraining(plan: Plan, folder: Path, books: Books) -> None:
+@click.command()
+@click.argument("sweep")
+def compact(sweep: str) -> None:
+    """Merge the many small Parquet files of SWEEP into few large ones, which reads faster.
+
+    SWEEP is a name below results/, a results folder, or a URI as s3://bucket/prefix. It may be running.
+    """
+    folder = results_of(sweep)
+    with refusing():
+        from orchestrator.results.compaction import compact as merge
+        from orchestrator.results.store import Store
+
+        Store(folder).check_writable()
+        for done in merge(folder):
+            rows = f"{done.rows} rows rewritten" + (
+                f", {done.repeated} repeated ones left out" if done.repeated else ""
+            )
+            files = f"{done.parts_before} -> {done.parts_after} files"
+            click.echo(f"{done.kind:13} {files}" + (f" ({rows})" if done.rows else ""))
+
+
+def _refuse_retraining(plan: Plan, folder: Location, books: Books) -> None:
     """Never start at 0 unasked what has been trained before."""
     lost = books.to_retrain()
     if lost:
@@ -269,7 +294,7 @@ def _interruptible(driver: Driver, say: Callable[[str], None]) -> Iterator[None]
             signal.signal(number, handler)
 
 
-def _finish(folder: Path, state: State) -> None:
+def _finish(folder: Location, state: State) -> None:
     """Say what is missing, if anything, and leave with the right code."""
     if state.broken is not None:
         fail(f"Given up: {state.broken}. See {folder / 'logs'}; the same command goes on from here.")

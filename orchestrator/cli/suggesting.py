@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from orchestrator.follow_up import FollowUp
+    from orchestrator.results.location import Location
 
 
 @click.command()
@@ -47,7 +48,7 @@ def suggest(
 ) -> None:
     """Write the sweep that sharpens the law of SWEEP at a target budget most, for a given spend.
 
-    SWEEP is a name below results/, a results folder, or a spec, of which nothing need be measured yet.
+    SWEEP is a name below results/, a results folder or its URI, or a spec, of which nothing need be measured yet.
 
     \b
     ditlaw suggest quickstart --arm mup --target-flops 1e13 --spend 4e11 -o next.yaml
@@ -74,7 +75,7 @@ def suggest(
     _show(found, out)
 
 
-def _places(sweep: str) -> tuple[Path, Path | None]:
+def _places(sweep: str) -> tuple[Location, Location | None]:
     """Where the spec is, and where the results are, if there are any."""
     path = Path(sweep)
     if not path.is_file():

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all: written under a hidden temporary name, flushed to the disk, then renamed."""
+"""Files that appear whole or not at all: written under a hidden temporary name, flushed to the disk, then renamed.
+
+On object storage an upload is that by itself.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,18 @@ import os
 import secrets
 from pathlib import Path
 
+from orchestrator.results.location import Location, ObjectPath
 
-def write_bytes(path: Path, data: bytes) -> None:
+
+def write_bytes(path: Location, data: bytes) -> None:
     """Writes `data` to `path`, whole or not at all, and durably; the folder is created where absent.
 
     A process killed midway leaves at most a hidden `.tmp-*` file beside it, which readers of the folder ignore.
     Raises OSError as the file system does (disk full, no permission); `path` is then as it was.
     """
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
     try:

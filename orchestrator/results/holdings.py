@@ -9,19 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import secrets
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.results.checkpoints import checkpoint_folders, checkpoint_name, checkpoints_folder
-from orchestrator.results.store import Store, parts_of, read_parts
+from orchestrator.results.checkpoints import checkpoint_folders, checkpoint_name, checkpoints_folder, copy_checkpoint
+from orchestrator.results.location import Location, entries
+from orchestrator.results.parts import read_new
+from orchestrator.results.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ class Holdings:
     checkpoints: Mapping[str, tuple[int, ...]]
 
 
-def holdings(folder: Path, trial_ids: Collection[str], beside: bool = True) -> Holdings:
+def holdings(folder: Location, trial_ids: Collection[str], beside: bool = True) -> Holdings:
     """What `folder`, and the results folders `beside` it, hold of the trials. An absent folder holds nothing."""
     measured: set[tuple[str, int]] = set()
     checkpoints: dict[str, set[int]] = {}
@@ -52,23 +50,23 @@ def holdings(folder: Path, trial_ids: Collection[str], beside: bool = True) -> H
     )
 
 
-def siblings(folder: Path) -> list[Path]:
+def siblings(folder: Location) -> list[Location]:
     """The other results folders in the same parent folder."""
-    folder = Path(folder).absolute()
-    if not folder.parent.is_dir():
+    folder = folder.absolute()
+    if folder.parent == folder or not folder.parent.is_dir():
         return []
-    beside = (place for place in sorted(folder.parent.iterdir()) if place != folder and not place.name.startswith("."))
+    beside = (place for place in entries(folder.parent) if place != folder and not place.name.startswith("."))
     return [place for place in beside if (place / "measurements").is_dir()]
 
 
-def known(folder: Path, trial_ids: Collection[str]) -> set[str]:
+def known(folder: Location, trial_ids: Collection[str]) -> set[str]:
     """The trials that a results folder has heard of, by its plan and the names of its folders: no part is opened."""
     names: set[str] = set()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # without a plan its logs tell
         names |= {str(trial["trial_id"]) for trial in json.loads((folder / "plan.json").read_text())["trials"]}
     for kind in ("logs", "checkpoints"):
         try:
-            names |= {entry.name for entry in os.scandir(folder / kind)}
+            names |= {entry.name for entry in entries(folder / kind)}
         except (FileNotFoundError, NotADirectoryError):
             continue
     return names & set(trial_ids)
@@ -102,7 +100,7 @@ def adopt_checkpoints(store: Store, stops: Mapping[str, Sequence[int]]) -> int:
     )
 
 
-def _adopt_rows(store: Store, place: Path, trial_ids: Collection[str], missing: set[tuple[str, int]]) -> set[Any]:
+def _adopt_rows(store: Store, place: Location, trial_ids: Collection[str], missing: set[tuple[str, int]]) -> set[Any]:
     """Copy the measurements that are missing, with their trials' curves; returns their (trial_id, samples)."""
     first: dict[tuple[str, int], dict[str, Any]] = {}
     for row in sorted(_rows(place, "measurements", trial_ids).to_pylist(), key=lambda row: row["created_at"]):
@@ -116,7 +114,7 @@ def _adopt_rows(store: Store, place: Path, trial_ids: Collection[str], missing: 
     return set(first)
 
 
-def _adopt_checkpoints(folder: Path, place: Path, trial_id: str, stops: Sequence[int]) -> int:
+def _adopt_checkpoints(folder: Location, place: Location, trial_id: str, stops: Sequence[int]) -> int:
     own = {int(f.name) for f in checkpoint_folders(folder, trial_id)}
     theirs = {int(f.name) for f in checkpoint_folders(place, trial_id)} - own
     have = max((samples for samples in own if samples <= stops[0]), default=0)
@@ -125,23 +123,19 @@ def _adopt_checkpoints(folder: Path, place: Path, trial_id: str, stops: Sequence
     return sum(_copy(place, folder, trial_id, samples) for samples in sorted(wanted))
 
 
-def _copy(place: Path, folder: Path, trial_id: str, samples: int) -> bool:
+def _copy(place: Location, folder: Location, trial_id: str, samples: int) -> bool:
     """One checkpoint, whole or not at all; False where it is gone meanwhile."""
     name = checkpoint_name(samples)
     source, target = checkpoints_folder(place, trial_id) / name, checkpoints_folder(folder, trial_id)
-    target.mkdir(parents=True, exist_ok=True)
-    temporary = target / f".{name}.{secrets.token_hex(4)}"
     try:
-        shutil.copytree(source, temporary)
-        temporary.rename(target / name)
+        copy_checkpoint(source, target / name)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         log.warning("checkpoint %s could not be taken over: %s", source, error)
         return False
     return True
 
 
-def _rows(folder: Path, kind: Any, trial_ids: Collection[str], columns: Sequence[str] | None = None) -> pa.Table:
+def _rows(folder: Location, kind: Any, trial_ids: Collection[str], columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of some trials, duplicates included."""
-    table = read_parts(parts_of(folder, kind), kind, columns)
+    table = read_new(folder, kind, columns=columns).table
     return table.filter(pc.is_in(table["trial_id"], pa.array(sorted(trial_ids), pa.string())))

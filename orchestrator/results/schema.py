@@ -1,4 +1,12 @@
-"""The columns of a results folder, declared once. Version them: raise SCHEMA_VERSION when a column changes meaning."""
+"""The columns of a results folder, declared once.
+
+Raise SCHEMA_VERSION when a column comes, goes or changes its meaning, and add the step to migration.py. Versions:
+
+1   the first
+2   attempts: `checkpoint_seconds`, and rows of outcome `running`, written when an attempt begins, so that one that dies
+    with its driver says where it began; measurements: `flops_useful` is what the trial itself trained (it counted a
+    cooldown from 0 and a diverged trial to milestones it did not reach)
+"""
 
 from __future__ import annotations
 
@@ -7,7 +15,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+VERSION_KEY = b"ditlaw.schema_version"
+"""In the metadata of each part."""
 
 Kind = Literal["measurements", "curves", "attempts"]
 
@@ -23,7 +33,7 @@ def _optional(name: str, kind: pa.DataType) -> pa.Field:
 
 
 def _schema(*fields: pa.Field) -> pa.Schema:
-    return pa.schema(fields, metadata={"ditlaw.schema_version": str(SCHEMA_VERSION)})
+    return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION)})
 
 
 MEASUREMENT = _schema(
@@ -103,11 +113,18 @@ ATTEMPT = _schema(
     _optional("train_seconds", pa.float64()),
     _optional("evaluation_seconds", pa.float64()),
     _optional("startup_seconds", pa.float64()),
+    _optional("checkpoint_seconds", pa.float64()),
 )
-"""One row an execution of a trial on a gang. `attempt` counts from 0 for each trial."""
+"""One row an execution of a trial on a gang. `attempt` counts from 0 for each trial.
+
+`checkpoint_seconds` is how long training stood still for checkpoints. A row of outcome `running` is replaced, for
+readers, by the row of the same attempt's end.
+"""
+
+RUNNING = "running"
 
 MEASUREMENT_OUTCOMES = ("ok", "diverged")
-ATTEMPT_OUTCOMES = ("completed", "stopped", "diverged", "failed")
+ATTEMPT_OUTCOMES = ("completed", "stopped", "diverged", "failed", RUNNING)
 
 SCHEMAS: Mapping[Kind, pa.Schema] = {"measurements": MEASUREMENT, "curves": CURVE, "attempts": ATTEMPT}
 OUTCOMES: Mapping[Kind, tuple[str, ...]] = {"measurements": MEASUREMENT_OUTCOMES, "attempts": ATTEMPT_OUTCOMES}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.plan import Plan
-from orchestrator.results.checkpoints import checkpoint_folders, checkpoint_name, checkpoints_folder
+from orchestrator.results import logs
+from orchestrator.results.checkpoints import (
+    checkpoint_folders,
+    checkpoint_name,
+    checkpoints_folder,
+    drop_checkpoint,
+    has_checkpoint,
+)
+from orchestrator.results.location import Location
+from orchestrator.results.parts import read_new
 from orchestrator.results.requests import retried_at
 from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
-from orchestrator.results.store import Store, read_attempts, read_curves, read_parts
+from orchestrator.results.store import Store, read_attempts, read_curves
 from orchestrator.scheduling.backend import Assignment, Progress
 from orchestrator.spec.columns import planned_columns
 from orchestrator.spec.trial import Trial
@@ -54,7 +60,7 @@ class Books:
         for trial in plan.trials:
             if trial.trunk is not None:
                 self._branches.setdefault(trial.trunk, []).append(trial)
-        self._seen: set[Path] = set()
+        self._seen: set[Location] = set()
         self._measured: set[tuple[str, int]] = set()
         self._spent: dict[str, int] = {}
         self.refresh()
@@ -68,10 +74,10 @@ class Books:
 
     def refresh(self) -> None:
         """Take in the measurements written since the last look."""
-        new = [part for part in self._store.parts("measurements") if part not in self._seen]
-        rows = read_parts(new, "measurements", ["trial_id", "samples"]).to_pydict()
+        new = read_new(self._store.folder, "measurements", self._seen, ["trial_id", "samples"])
+        rows = new.table.to_pydict()
         self._measured |= set(zip(rows["trial_id"], rows["samples"], strict=True))
-        self._seen |= set(new)
+        self._seen |= set(new.parts)
 
     def lacking(self, trial: Trial) -> tuple[int, ...]:
         """The milestones of a trial that are not measured."""
@@ -98,7 +104,7 @@ class Books:
 
     def has_checkpoint(self, trial_id: str, samples: int) -> bool:
         """Whether a trial has a finished checkpoint at exactly `samples`."""
-        return (checkpoints_folder(self._store.folder, trial_id) / checkpoint_name(samples)).is_dir()
+        return has_checkpoint(self._store.folder, trial_id, samples)
 
     @property
     def waiting(self) -> list[Trial]:
@@ -166,40 +172,36 @@ class Books:
         needed = {branch.first for branch in self._branches.get(trunk_id, []) if self.lacking(branch)}
         for samples in self.checkpoints(trunk_id)[1:]:
             if samples in trunk.branch_points and samples not in needed:
-                folder = checkpoints_folder(self._store.folder, trunk_id) / checkpoint_name(samples)
-                gone = folder.with_name(f".{folder.name}.gone")  # never a half-deleted one under its own name
-                with contextlib.suppress(OSError):
-                    folder.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
+                drop_checkpoint(checkpoints_folder(self._store.folder, trunk_id) / checkpoint_name(samples))
 
     def claim(self, trial_id: str) -> int:
         """The next attempt's number, taken by creating its log file: no two attempts ever share one."""
-        folder = self._logs(trial_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(folder.glob("*.log")))
-        while True:
-            with contextlib.suppress(FileExistsError):
-                (folder / f"{number}.log").open("x").close()
-                return number
-            number += 1
+        return logs.claim_attempt(self._store.folder, trial_id)
 
     def close_abandoned(self) -> None:
-        """Enter the attempts that died with their driver: claimed, and without a row. Their curves say how far."""
+        """Enter the attempts that died with their driver: claimed, and without a row of their end.
+
+        The row of their beginning says where they began; curves and checkpoints say how far they came.
+        """
         abandoned = [
             (trial, number)
             for trial in self._plan.trials
-            for number in range(len(list(self._logs(trial.trial_id).glob("*.log"))))
+            for number in logs.claimed_attempts(self._store.folder, trial.trial_id)
             if (trial.trial_id, number) not in self._entered
         ]
         if not abandoned:
             return
-        curves = read_curves(self._store.folder)
+        folder = self._store.folder
+        curves, begun = read_curves(folder), read_attempts(folder, running=True)
+        starts = dict(zip(zip(begun["trial_id"], begun["attempt"], strict=True), begun["samples_start"], strict=True))
         for trial, number in abandoned:
             part = curves[(curves["trial_id"] == trial.trial_id) & (curves["attempt"] == number)]
-            start, end = (int(part["samples"].min()), int(part["samples"].max())) if len(part) else (0, 0)
-            log = self._logs(trial.trial_id) / f"{number}.log"
-            began = datetime.fromtimestamp(log.stat().st_mtime, UTC)
-            self._enter(trial, number, None, began, (start, end), DRIVER_DIED)
+            seen = [int(samples) for samples in part["samples"]]
+            start = int(starts.get((trial.trial_id, number), min(seen, default=0)))
+            if number == logs.claimed_attempts(folder, trial.trial_id)[-1]:
+                seen += self.checkpoints(trial.trial_id)
+            began = datetime.fromtimestamp(logs.log_of(folder, trial.trial_id, number).stat().st_mtime, UTC)
+            self._enter(trial, number, None, began, (start, max(start, *seen, 0)), DRIVER_DIED)
 
     def enter_lost(self, assignment: Assignment, began: datetime, last: Progress | None, reason: str) -> int:
         """Enter an attempt whose worker could not; returns the samples it trained, as far as is known."""
@@ -244,14 +246,12 @@ class Books:
             "train_seconds": None,
             "evaluation_seconds": None,
             "startup_seconds": None,
+            "checkpoint_seconds": None,
         }
         self._store.append_attempts([row])
         self._entered.add((trial.trial_id, attempt))
         self.spend(trial.trial_id, end - start)
         return end - start
-
-    def _logs(self, trial_id: str) -> Path:
-        return self._store.folder / "logs" / trial_id
 
     def _reached(self, trial: Trial) -> int:
         """Samples up to which a trial need not be trained again."""

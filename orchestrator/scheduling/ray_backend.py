@@ -22,6 +22,7 @@ from ray._private.state import available_resources_per_node, state  # for develo
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from orchestrator.results.location import Location
 from orchestrator.scheduling.backend import (
     Assignment,
     AttemptEnded,
@@ -90,14 +91,14 @@ class RayBackend:
 
     Args:
         address: of a running cluster ("host:port", "ray://..." or "auto"), or None for one of its own on this machine.
-        results: the sweep's results folder, on a file system that every node shares.
+        results: the sweep's results folder, on a file system that every node shares, or on object storage.
         data: the dataset's folder on every node.
 
     Raises:
         ValueError: no Ray answers at `address`.
     """
 
-    def __init__(self, address: str | None, results: Path, data: Path) -> None:
+    def __init__(self, address: str | None, results: Location, data: Path) -> None:
         self._arguments = {"results": str(results.absolute()), "data": str(data.absolute())}
         self._gangs: dict[str, _Gang] = {}
         self._events: list[Event] = []

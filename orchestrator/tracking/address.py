@@ -6,10 +6,13 @@ import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from orchestrator.results.location import Location, ObjectPath
 
-def default_tracking_uri(results: Path) -> str:
-    """The SQLite database inside the results folder."""
-    return f"sqlite:///{Path(results).absolute() / 'mlflow.db'}"
+
+def default_tracking_uri(results: Location) -> str:
+    """The SQLite database inside the results folder; for results on object storage, in the current folder."""
+    folder = Path.cwd() if isinstance(results, ObjectPath) else results.absolute()
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def ui_url(tracking_uri: str) -> str:

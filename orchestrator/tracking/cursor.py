@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from orchestrator.results.location import Location
 from orchestrator.results.store import write_json
 
 _logger = logging.getLogger(__name__)
@@ -30,12 +30,12 @@ class Cursor:
     ui: str = ""
     """Address of the user interface."""
 
-    def save(self, results: Path) -> None:
+    def save(self, results: Location) -> None:
         """Writes the cursor, whole or not at all."""
         write_json(results / FILE_NAME, {**vars(self), "logged": sorted(self.logged)})
 
 
-def load_cursor(results: Path, tracking_uri: str, experiment: str) -> Cursor:
+def load_cursor(results: Location, tracking_uri: str, experiment: str) -> Cursor:
     """The cursor of the folder where it is for this server and experiment; else a fresh one, at the beginning."""
     fresh = Cursor(tracking_uri=tracking_uri, experiment=experiment)
     try:

@@ -12,6 +12,7 @@ import getpass
 import json
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -19,8 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.results.schema import Kind
-from orchestrator.results.store import Store, read_attempts, read_parts
+from orchestrator.results.compaction import inputs_of, is_compacted
+from orchestrator.results.location import Location, entries
+from orchestrator.results.parts import read_parts
+from orchestrator.results.schema import RUNNING, SCHEMAS, Kind
+from orchestrator.results.store import Store, read_attempts
 from orchestrator.tracking.address import artifact_location, sqlite_path, ui_url, without_password
 from orchestrator.tracking.cursor import Cursor, load_cursor
 from orchestrator.tracking.points import Point, attempt_points, curve_points, flat, measurement_points, milliseconds
@@ -36,13 +40,12 @@ _LONGEST_WAIT_SECONDS = 60.0
 _TRIAL_TAG, _SWEEP_TAG = "ditlaw.trial_id", "ditlaw.sweep"
 
 
-def sync(results: Path, tracking_uri: str, experiment: str, timeout: float = 600.0) -> bool:
+def sync(results: Location, tracking_uri: str, experiment: str, timeout: float = 600.0) -> bool:
     """Rebuilds the view from the results folder, from the beginning; true when all was written.
 
     Runs that exist are reused, and points that are there already stay single (which MLflow finds out slowly: into an
     empty database it is several times faster). Not for a folder whose sweep is running.
     """
-    results = Path(results)
     Cursor(tracking_uri=without_password(tracking_uri), experiment=experiment).save(results)
     plan_file = results / "plan.json"
     plan = json.loads(plan_file.read_text()) if plan_file.exists() else {}
@@ -54,8 +57,8 @@ def sync(results: Path, tracking_uri: str, experiment: str, timeout: float = 600
 class MlflowTracker:
     """Implements Tracker. One thread, one writer to MLflow; the driver's calls never wait for it."""
 
-    def __init__(self, results: Path, tracking_uri: str, experiment: str, *, poll_seconds: float = 2.0) -> None:
-        self._results = Path(results).absolute()
+    def __init__(self, results: Location, tracking_uri: str, experiment: str, *, poll_seconds: float = 2.0) -> None:
+        self._results = results.absolute()
         self._tracking_uri = tracking_uri
         self._poll_seconds = poll_seconds
         self._cursor = load_cursor(self._results, without_password(tracking_uri), experiment)
@@ -126,7 +129,7 @@ class _View:
 
     def __init__(
         self,
-        results: Path,
+        results: Location,
         tracking_uri: str,
         cursor: Cursor,
         plan: Mapping[str, Any],
@@ -139,7 +142,7 @@ class _View:
         self._cursor = cursor
         self._plan = plan
         self._tags = dict(tags)
-        self._files = [Path(file) for file in files]
+        self._files: list[Location] = list(files)
         self._sweep = str(plan.get("sweep") or self._store.owner() or cursor.experiment)
         self._client: Any = None
         self._connected = False
@@ -162,10 +165,10 @@ class _View:
 
     def finish(self, outcome: Outcome) -> None:
         """Shows the report and ends the sweep's run."""
-        parent = self._cursor.parent_run_id
+        parent = str(self._cursor.parent_run_id)
         report = self._results / "report.html"
         if report.exists():
-            self._client.log_artifact(parent, str(report))
+            self._show_file(parent, report)
         self._client.set_tag(parent, "outcome", outcome)
         self._client.set_terminated(parent, _STATUS[outcome])
 
@@ -224,9 +227,9 @@ class _View:
         run_id = str(run.info.run_id)
         summary = {key: value for key, value in self._plan.items() if isinstance(value, str | int | float)}
         self._log_params(run_id, summary, run.data.params)
-        for file in (*self._files, self._results / "plan.json"):
+        for file in [*self._files, self._results / "plan.json"]:
             if file.exists():
-                self._client.log_artifact(run_id, str(file))
+                self._show_file(run_id, file)
         return run_id
 
     def _adopt(self, trial_id: str, run: Any) -> None:
@@ -272,7 +275,17 @@ class _View:
 
     # Parts
 
+    def _follow_compaction(self) -> None:
+        """A part that compaction has made of parts that were shown is shown."""
+        logged = self._cursor.logged
+        for kind in SCHEMAS:
+            for path in self._store.parts(kind):
+                inputs = inputs_of(path) if self._name(path) not in logged else frozenset()
+                if inputs and all(f"{kind}/{name}" in logged or is_compacted(name) for name in inputs):
+                    logged.add(self._name(path))
+
     def _remember_shown(self) -> None:
+        self._follow_compaction()
         attempts = read_attempts(self._results)
         self._ended = {str(key): int(value) for key, value in attempts.groupby("trial_id")["attempt"].max().items()}
         kinds: tuple[Kind, ...] = ("curves", "measurements")
@@ -289,7 +302,12 @@ class _View:
             if too_late():
                 raise TimeoutError("no time is left")
             by_trial: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-            for row in read_parts(paths, kind).to_pylist():
+            try:
+                shown = read_parts(paths, kind).to_pylist()
+            except FileNotFoundError:  # compacted meanwhile
+                self._follow_compaction()
+                return self._show_parts(kind, show, too_late)
+            for row in shown:
                 by_trial[row["trial_id"]].append(row)
             for trial_id, rows in by_trial.items():
                 show(trial_id, rows)
@@ -316,6 +334,9 @@ class _View:
 
     def _show_attempts(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         run_id = self._run(trial_id, {})
+        rows = [row for row in rows if row["outcome"] != RUNNING]
+        if not rows:
+            return
         self._log_points(run_id, [point for row in rows for point in attempt_points(row)])
         last = max(rows, key=lambda row: row["attempt"])
         if last["attempt"] < self._ended.get(trial_id, -1):
@@ -330,16 +351,24 @@ class _View:
     def _show_images(self) -> None:
         """Grids of generated samples, `samples/<trial_id>-<samples>.png`, of the measured milestones."""
         try:
-            names = {entry.name for entry in os.scandir(self._results / "samples")}
+            names = {path.name for path in entries(self._results / "samples")}
         except FileNotFoundError:
             return
         for trial_id, samples in sorted(self._seen["measurements"]):
             name = f"{trial_id}-{samples}.png"
             if name in names and f"samples/{name}" not in self._cursor.logged:
-                path = self._results / "samples" / name
-                self._client.log_artifact(self._cursor.runs[trial_id], str(path), "samples")
+                self._show_file(self._cursor.runs[trial_id], self._results / "samples" / name, "samples")
                 self._cursor.logged.add(f"samples/{name}")
                 self._cursor.save(self._results)
+
+    def _show_file(self, run_id: str, file: Location, folder: str | None = None) -> None:
+        if isinstance(file, Path):
+            self._client.log_artifact(run_id, str(file), folder)
+            return
+        with tempfile.TemporaryDirectory(prefix="ditlaw-mlflow-") as place:
+            local = Path(place) / file.name
+            local.write_bytes(file.read_bytes())
+            self._client.log_artifact(run_id, str(local), folder)
 
     def _unseen(self, kind: Kind, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The first row of each milestone or curve point that has not been shown (a resumed attempt replays some)."""
@@ -357,8 +386,9 @@ class _View:
             self._client.update_run(self._cursor.runs[trial_id], status=status)
             self._statuses[trial_id] = status
 
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self._results).as_posix()
+    @staticmethod
+    def _name(path: Location) -> str:
+        return f"{path.parent.name}/{path.name}"
 
 
 def _open(tracking_uri: str) -> Any:

@@ -1,7 +1,9 @@
 """Checkpoints of a trial: full fp32 state in safetensors, complete or absent.
 
-A checkpoint is a folder `<trial>/<samples>` with `state.safetensors` and `manifest.json`. It is written under a hidden
-name, synced, and renamed; it counts only if its manifest names this trial and its checksum agrees.
+A checkpoint is a folder `<trial>/<samples>` with `state.safetensors` and `manifest.json`, which has the sizes and
+checksums of its files. It counts only if the manifest names this trial and they agree. On a file system it is written
+under a hidden name, synced, and renamed; on object storage the manifest goes up last. `newest.json` beside the
+checkpoints points to the one that was saved last, so that its loss does not go unnoticed.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import json
 import logging
 import secrets
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,22 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from orchestrator.results.atomic import sync_folder, write_bytes
-from orchestrator.results.checkpoints import checkpoint_folders, checkpoint_name, checkpoints_folder
+from orchestrator.results.checkpoints import (
+    MANIFEST,
+    POINTER,
+    checkpoint_folders,
+    checkpoint_name,
+    checkpoints_folder,
+    drop_checkpoint,
+    has_checkpoint,
+)
+from orchestrator.results.location import Location, ObjectPath
+from orchestrator.results.outbox import AT_ONCE, Outbox
 
 log = logging.getLogger(__name__)
 
 KEEP = 2
-STATE, MANIFEST = "state.safetensors", "manifest.json"
+STATE = "state.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,37 +53,19 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one trial below `<results>/checkpoints`.
 
-    The newest KEEP stay, and those at the samples in `keep`, off which others will branch.
+    The newest KEEP stay, and those at the samples in `keep`, off which others will branch. `outbox` writes them: at
+    once, or in the background and in order, which is why `save` wants tensors that nobody changes any more.
     """
 
-    def __init__(self, results: Path, trial_id: str, keep: Collection[int] = ()) -> None:
+    def __init__(self, results: Location, trial_id: str, keep: Collection[int] = (), outbox: Outbox = AT_ONCE) -> None:
         self.trial_id, self.keep = trial_id, {checkpoint_name(samples) for samples in keep}
         self.results, self.folder = results, checkpoints_folder(results, trial_id)
+        self.outbox = outbox
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint so that it is there whole or not at all, then drop those that are not kept."""
-        final = self.folder / checkpoint_name(checkpoint.samples)
-        if final.exists() and self._read(final) is not None:
-            return
-        for abandoned in self.folder.glob(".*") if self.folder.is_dir() else ():
-            shutil.rmtree(abandoned, ignore_errors=True)
-        temporary = self.folder / f".{final.name}.{secrets.token_hex(4)}"
-        temporary.mkdir(parents=True)
-        state = save(checkpoint.tensors)
-        manifest = {
-            "trial_id": self.trial_id,
-            "samples": checkpoint.samples,
-            "counters": checkpoint.counters,
-            "files": {STATE: {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}},
-        }
-        write_bytes(temporary / STATE, state)
-        write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        sync_folder(self.folder)
-        for old in self._folders()[KEEP:]:
-            if old != final and old.name not in self.keep:
-                shutil.rmtree(old, ignore_errors=True)
+        size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+        self.outbox.put(partial(self._write, checkpoint), size)
 
     def at(self, samples: int) -> Checkpoint:
         """The checkpoint at exactly `samples`, from which another trial branches off.
@@ -79,9 +74,10 @@ class Checkpoints:
             ValueError: it is not there or not whole. Training the trunk again would silently spend its compute twice.
         """
         folder = self.folder / checkpoint_name(samples)
-        checkpoint = self._read(folder) if folder.is_dir() else None
+        there = has_checkpoint(self.results, self.trial_id, samples)
+        checkpoint = self._read(folder) if there else None
         if checkpoint is None:
-            what = "is not whole" if folder.is_dir() else "is not there"
+            what = "is not whole" if there else "is not there"
             raise ValueError(
                 f"the checkpoint {folder}, with which the trial begins, {what}. Restore it from a backup, or delete "
                 f"{self.folder} to train its trunk again from the start."
@@ -99,6 +95,7 @@ class Checkpoints:
                 twice, so a person decides.
         """
         folders = self._folders()
+        self._check_pointer(folders)
         past = 0
         for folder in folders:
             if (checkpoint := self._read(folder)) is None:
@@ -116,20 +113,77 @@ class Checkpoints:
             )
         return None
 
-    def _folders(self) -> list[Path]:
+    def _write(self, checkpoint: Checkpoint) -> None:
+        final = self.folder / checkpoint_name(checkpoint.samples)
+        state = save(checkpoint.tensors)
+        manifest = {
+            "trial_id": self.trial_id,
+            "samples": checkpoint.samples,
+            "counters": checkpoint.counters,
+            "files": {STATE: {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}},
+        }
+        files = {STATE: state, MANIFEST: json.dumps(manifest, indent=1).encode()}
+        if isinstance(final, ObjectPath):
+            if not has_checkpoint(self.results, self.trial_id, checkpoint.samples) or self._read(final) is None:
+                for name, data in files.items():  # the manifest last: with it the checkpoint counts
+                    write_bytes(final / name, data)
+        elif not final.exists() or self._read(final) is None:
+            self._write_folder(final, files)
+        write_bytes(self.folder / POINTER, json.dumps({"newest": final.name}).encode())
+        for old in self._folders()[KEEP:]:
+            if old != final and old.name not in self.keep:
+                drop_checkpoint(old)
+
+    def _write_folder(self, final: Path, files: dict[str, bytes]) -> None:
+        folder = final.parent
+        for abandoned in folder.glob(".*") if folder.is_dir() else ():
+            shutil.rmtree(abandoned, ignore_errors=True)
+        temporary = folder / f".{final.name}.{secrets.token_hex(4)}"
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        sync_folder(folder)
+
+    def _check_pointer(self, folders: Sequence[Location]) -> None:
+        """Say so where the checkpoint that was saved last is gone: what follows repeats work."""
+        try:
+            saved = str(json.loads((self.folder / POINTER).read_bytes())["newest"])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be read (%s); the checkpoints that are there count", self.folder / POINTER, error)
+            return
+        if saved not in {folder.name for folder in folders}:
+            log.warning("checkpoint %s, the last that was saved, is gone", self.folder / saved)
+
+    def _folders(self) -> Sequence[Location]:
         """Folders of finished checkpoints, newest first."""
         return checkpoint_folders(self.results, self.trial_id)
 
-    def _read(self, folder: Path) -> Checkpoint | None:
-        """The checkpoint in `folder`, or None (with a warning) if anything about it is wrong."""
+    def _read(self, folder: Location) -> Checkpoint | None:
+        """The checkpoint in `folder`, or None (with a warning) if anything about it is wrong.
+
+        Object storage that does not answer says nothing about the checkpoint: that is raised, as OSError.
+        """
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
             if manifest["trial_id"] != self.trial_id:
                 raise ValueError(f"is of trial {manifest['trial_id']}")
             state = (folder / STATE).read_bytes()
-            if hashlib.sha256(state).hexdigest() != manifest["files"][STATE]["sha256"]:
+            known = manifest["files"][STATE]
+            if len(state) != known["bytes"]:
+                raise ValueError(f"has {len(state)} bytes of state; its manifest says {known['bytes']}")
+            if hashlib.sha256(state).hexdigest() != known["sha256"]:
                 raise ValueError("has another checksum than its manifest says")
             return Checkpoint(samples=manifest["samples"], tensors=load(state), counters=manifest["counters"])
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if (
+                isinstance(folder, ObjectPath)
+                and isinstance(error, OSError)
+                and not isinstance(error, FileNotFoundError)
+            ):
+                raise
             log.warning("checkpoint %s is skipped: %s", folder, error)
             return None

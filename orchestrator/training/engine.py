@@ -208,12 +208,12 @@ class Engine:
         _exchange(self._parts(), parts)
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, Adam moments and step count as full fp32 tensors on the CPU. Collective."""
+        """Copies of weights, Adam moments and step count as full fp32 tensors on the CPU. Collective."""
         self._link_moments()
-        state = {f"param/{n}": p.cpu() for n, p in zip(self._named, self.parameters(), strict=True)}
+        state = {f"param/{n}": p.to("cpu", copy=True) for n, p in zip(self._named, self.parameters(), strict=True)}
         for name, parameter in self._named.items():
             for moment in MOMENTS:
-                state[f"{moment}/{name}"] = self._moment(parameter, moment).cpu()
+                state[f"{moment}/{name}"] = self._moment(parameter, moment).to("cpu", copy=True)
         state["step"] = torch.tensor(self._step_count(), dtype=torch.int64)
         return state
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -14,6 +13,7 @@ from models.config import ModelConfig
 from models.objectives import Objective
 from models.samplers import sample
 from orchestrator.results.atomic import write_bytes
+from orchestrator.results.location import Location
 from orchestrator.spec.trial import Evaluation
 from orchestrator.training.data.images import to_float
 from orchestrator.training.data.order import torch_generator
@@ -97,7 +97,7 @@ def sample_noise(config: ModelConfig, evaluation: Evaluation) -> tuple[Tensor, T
     return noise, torch.arange(num_classes).repeat(rows)
 
 
-def save_grid(results: Path, trial_id: str, samples: int, png: bytes) -> None:
+def save_grid(results: Location, trial_id: str, samples: int, png: bytes) -> None:
     """Keep a grid where the report and MLflow look for it."""
     write_bytes(results / "samples" / f"{trial_id}-{samples}.png", png)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.results.location import Location
 from orchestrator.spec.trial import Evaluation
 from orchestrator.training.data.images import Split, load
 from orchestrator.training.evaluation import Draws, fixed_draws
@@ -26,7 +27,7 @@ class GangMember:
     rank: int
     world_size: int
     device: torch.device
-    results: Path
+    results: Location
     data: Path
     stop: threading.Event = field(default_factory=threading.Event)
     report: Callable[[Any], None] = lambda progress: None

@@ -14,6 +14,7 @@ import math
 import socket
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from models.ema import Ema
 from models.families import build
 from models.objectives import build_objective
 from models.parameterization import parameter_groups
-from orchestrator.results.schema import SCHEMA_VERSION
+from orchestrator.results.outbox import AT_ONCE, Outbox, outbox_of
+from orchestrator.results.schema import RUNNING, SCHEMA_VERSION
 from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
 from orchestrator.spec.columns import planned_columns
@@ -42,6 +44,8 @@ CONTROL_STEPS = 16
 """Steps between the points at which the workers of a larger gang agree on stopping or saving."""
 CURVE_SECONDS = 5.0
 """Shortest time between two parts of a training curve."""
+LARGEST_PAUSE_SHARE = 0.01
+"""Where checkpoints leave in the background, the share of the time for which training may stand still for them."""
 REPORT_SECONDS = 0.2
 """Shortest time between two reports of progress."""
 
@@ -49,12 +53,13 @@ REPORT_SECONDS = 0.2
 class Attempt:
     """The state of one attempt on one worker; `run` tells the story."""
 
-    def __init__(self, assignment: Assignment, member: GangMember) -> None:
+    def __init__(self, assignment: Assignment, member: GangMember, outbox: Outbox = AT_ONCE) -> None:
         self.started, self.started_at = time.perf_counter(), datetime.now(UTC)
         self.assignment, self.member = assignment, member
         self.trial = trial = assignment.trial
-        self.store = Store(member.results)
-        self.checkpoints = Checkpoints(member.results, trial.trial_id, keep=trial.branch_points)
+        self.outbox = outbox
+        self.store = Store(member.results, outbox)
+        self.checkpoints = Checkpoints(member.results, trial.trial_id, keep=trial.branch_points, outbox=outbox)
         self.images, self.labels = member.training_set(trial.dataset)
         self.objective = build_objective(trial.objective)
         model = build(trial.model, trial.parameterization, trial.seed).to(member.device)
@@ -82,8 +87,10 @@ class Attempt:
         self.pending: list[Tensor] = []
         self.curve: list[dict[str, Any]] = []
         self.last_save = self.last_curve = self.last_report = time.perf_counter()
-        self.train_seconds = self.evaluation_seconds = 0.0
+        self.train_seconds = self.evaluation_seconds = self.checkpoint_seconds = self.last_pause = 0.0
         self.startup_seconds = time.perf_counter() - self.started
+        if member.rank == 0:
+            self.store.append_attempts([self._attempt_row(RUNNING, None)])
         self._report("starting")
 
     def run(self) -> tuple[AttemptOutcome, str | None]:
@@ -214,7 +221,10 @@ class Attempt:
 
     def _control(self) -> bool:
         """Save if it is time to; True if asked to stop."""
-        due = time.perf_counter() - self.last_save > self.assignment.checkpoint_seconds
+        least = self.assignment.checkpoint_seconds
+        if self.outbox.in_background:
+            least = max(least, self.last_pause / LARGEST_PAUSE_SHARE)
+        due = time.perf_counter() - self.last_save > least and not self.outbox.busy
         stop, due = self.member.agree(self.member.stop.is_set(), due)
         if due and not stop:
             self._settle()
@@ -239,7 +249,7 @@ class Attempt:
         if member.rank == 0 and math.isfinite(loss):
             if milestone == trial.milestones[-1] and trial.evaluation.sample_images:
                 png = sample_grid(self.measured_model, self.objective, trial.model, trial.evaluation)
-                save_grid(member.results, trial.trial_id, milestone, png)
+                self.outbox.put(partial(save_grid, member.results, trial.trial_id, milestone, png), len(png))
             self._write_curve()
             self.store.append_measurements([self._measurement_row(milestone, "ok", None, loss)])
         self.evaluation_seconds += time.perf_counter() - began
@@ -252,14 +262,17 @@ class Attempt:
             self.store.append_measurements([self._measurement_row(m, "diverged", reason, None) for m in milestones])
 
     def _save(self) -> None:
+        began = time.perf_counter()
         self._write_curve()  # first: what a checkpoint covers is not trained again
         self.counters.wall_seconds = self._wall_seconds()
         state = self.engine.state() if self.counters.steps else {}
-        averages = self.engine.whole(self.ema.tensors)
-        state |= {f"ema/{name}": tensor.cpu() for name, tensor in zip(self.engine.names, averages, strict=True)}
+        averages = zip(self.engine.names, self.engine.whole(self.ema.tensors), strict=True)
+        state |= {f"ema/{name}": tensor.to("cpu", copy=True) for name, tensor in averages}
         if self.member.rank == 0 and self.counters.steps:
             self.checkpoints.save(Checkpoint(samples=self.samples, tensors=state, counters=self.counters.as_json()))
         self.last_save = time.perf_counter()
+        self.last_pause = self.last_save - began
+        self.checkpoint_seconds += self.last_pause
 
     def _restore(self) -> None:
         checkpoint = self.checkpoints.newest(at_most=self._stops[0])
@@ -324,13 +337,13 @@ class Attempt:
             "mlflow_run_id": self.assignment.mlflow_run_id,
             "wall_seconds": self._wall_seconds(),
             "gpu_hours": self._wall_seconds() * self.member.world_size / 3600,
-            "flops_useful": milestone * trial.flops_per_sample,
+            "flops_useful": (min(milestone, self.samples) - trial.first) * trial.flops_per_sample,
             "flops_wasted": max(0, self.assignment.samples_spent - (self.samples_start - trial.first))
             * trial.flops_per_sample,
             "created_at": datetime.now(UTC),
         }
 
-    def _attempt_row(self, outcome: AttemptOutcome, reason: str | None) -> dict[str, Any]:
+    def _attempt_row(self, outcome: str, reason: str | None) -> dict[str, Any]:
         return {
             "trial_id": self.trial.trial_id,
             "attempt": self.assignment.attempt,
@@ -347,6 +360,7 @@ class Attempt:
             "train_seconds": self.train_seconds,
             "evaluation_seconds": self.evaluation_seconds,
             "startup_seconds": self.startup_seconds,
+            "checkpoint_seconds": self.checkpoint_seconds,
         }
 
 
@@ -368,7 +382,8 @@ def run_attempt(assignment: Assignment, member: GangMember) -> tuple[AttemptOutc
 
     Raises whatever went wrong: the caller ends the gang, as its process group can be in any state.
     """
-    attempt = Attempt(assignment, member)
-    outcome, reason = attempt.run()
-    attempt.close(outcome, reason)
+    with outbox_of(member.results) as outbox:
+        attempt = Attempt(assignment, member, outbox)
+        outcome, reason = attempt.run()
+        attempt.close(outcome, reason)
     return outcome, reason

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from orchestrator.results.location import location
+from orchestrator.results.logs import writing_log
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
 from orchestrator.training import engine
 from orchestrator.training.gang import GangMember
@@ -19,14 +21,14 @@ class Worker:
     """One process of a gang.
 
     Args:
-        results: the sweep's results folder, the same for every worker.
+        results: the sweep's results folder or URI, the same for every worker.
         data: the dataset's folder.
         threads: CPU threads to compute with.
         use_gpu: compute on the first visible GPU.
     """
 
     def __init__(self, results: str, data: str, threads: int, use_gpu: bool) -> None:
-        self._results, self._data = Path(results), Path(data)
+        self._results, self._data = location(results), Path(data)
         self._threads, self._use_gpu = threads, use_gpu
         self._member: GangMember | None = None
         self._progress: Progress | None = None
@@ -52,7 +54,8 @@ class Worker:
         torch.set_num_threads(self._threads)
         self._member.stop.clear()
         self._progress = None
-        with _log_file(self._results / "logs" / assignment.trial.trial_id / f"{assignment.attempt}.log"):
+        log = writing_log(self._results, assignment.trial.trial_id, assignment.attempt)
+        with log as path, _log_file(path):
             return run_attempt(assignment, self._member)
 
     def progress(self) -> Progress | None:
@@ -71,7 +74,6 @@ class Worker:
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Everything that ditlaw logs during an attempt, and the traceback that ends one, kept beside the results."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("orchestrator")

@@ -1,0 +1,114 @@
+"""Where the training compute of a sweep went, trial by trial, from its attempts and measurements alone.
+
+Every sample that an attempt trained is in exactly one of four accounts, so that they add up to what was spent:
+
+    useful     trained for the first time, up to the trial's last measurement (of a diverged trial: all of it)
+    replayed   trained before by another attempt: what a fault cost that lost the way since the last checkpoint
+    failed     trained past the last measurement by attempts that failed; where a later attempt goes on from their
+               checkpoints, it becomes useful, and where it trains the same again, that is replayed
+    pending    the same, by attempts that were stopped or are running, and that wait to go on
+
+`shared` was never spent: one training a measurement would have cost so much more than what was useful, because budgets
+of one trial are prefixes of each other, cooldowns begin on a trunk, and other sweeps had trained some of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from orchestrator.results.location import Location
+from orchestrator.results.schema import RUNNING
+from orchestrator.results.store import read_attempts, read_measurements
+
+ACCOUNTS = ("flops_useful", "flops_replayed", "flops_failed", "flops_pending")
+COLUMNS = ("trial_id", "flops_spent", *ACCOUNTS, "flops_shared")
+
+Span = tuple[int, int]
+
+
+def read_ledger(folder: Location) -> pd.DataFrame:
+    """The ledger of a results folder, one row a trial. After a killed driver it lacks at most what its attempts did
+    since their last curve point or checkpoint, and that only until the next run has entered them.
+    """
+    return ledger(read_attempts(folder, running=True), read_measurements(folder))
+
+
+def ledger(attempts: pd.DataFrame, measurements: pd.DataFrame) -> pd.DataFrame:
+    """One row a trial, training FLOPs in the columns COLUMNS; `flops_spent` is the sum of the four accounts.
+
+    Args:
+        attempts: as `read_attempts` gives them.
+        measurements: as `read_measurements` gives them.
+    """
+    trials = sorted({*attempts["trial_id"], *measurements["trial_id"]})
+    by_trial = dict(tuple(attempts.groupby("trial_id"))) if len(attempts) else {}
+    measured = dict(tuple(measurements.groupby("trial_id"))) if len(measurements) else {}
+    rows = [
+        _trial(trial, by_trial.get(trial, attempts.iloc[:0]), measured.get(trial, measurements.iloc[:0]))
+        for trial in trials
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _trial(trial_id: str, attempts: pd.DataFrame, measured: pd.DataFrame) -> dict[str, str | float]:
+    flops = _flops_per_sample(attempts, measured)
+    diverged = bool((measured["outcome"] == "diverged").any())
+    reached = (
+        int(measured.loc[measured["outcome"] == "ok", "samples"].max()) if (measured["outcome"] == "ok").any() else 0
+    )
+    known: list[Span] = []
+    samples = dict.fromkeys(("useful", "replayed", "failed", "pending"), 0)
+    for row in attempts.sort_values("attempt").itertuples():
+        span = (int(row.samples_start), int(row.samples_end))
+        fresh = _subtract(span, known)
+        new = sum(end - start for start, end in fresh)
+        useful = new if diverged else sum(max(0, min(end, reached) - start) for start, end in fresh)
+        samples["replayed"] += span[1] - span[0] - new
+        samples["useful"] += useful
+        samples["pending" if row.outcome in ("stopped", "completed", RUNNING) else "failed"] += new - useful
+        known = _union([*known, span])
+    separate = int(measured.loc[measured["outcome"] == "ok", "samples"].sum())
+    if diverged:  # its cells asked for no more than the way to where it diverged
+        last = max((end for _, end in known), default=0)
+        separate += last * int((measured["outcome"] == "diverged").sum())
+    return {
+        "trial_id": trial_id,
+        "flops_spent": sum(samples.values()) * flops,
+        **{f"flops_{account}": count * flops for account, count in samples.items()},
+        "flops_shared": max(0, separate - samples["useful"]) * flops,
+    }
+
+
+def _flops_per_sample(attempts: pd.DataFrame, measured: pd.DataFrame) -> float:
+    """What one sample costs; all rows of a trial say the same."""
+    if len(measured):
+        return float(measured["flops"].iloc[0] / measured["samples"].iloc[0])
+    trained = attempts["samples_end"] - attempts["samples_start"]
+    told = attempts[trained > 0]
+    return float(told["flops"].iloc[0] / trained[trained > 0].iloc[0]) if len(told) else 0.0
+
+
+def _subtract(span: Span, known: Sequence[Span]) -> list[Span]:
+    """The parts of a span outside of sorted, disjoint ones."""
+    start, end = span
+    parts = []
+    for low, high in known:
+        if high <= start or low >= end:
+            continue
+        if start < low:
+            parts.append((start, low))
+        start = max(start, high)
+    return [*parts, (start, end)] if start < end else parts
+
+
+def _union(spans: Iterable[Span]) -> list[Span]:
+    """Sorted and disjoint."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged

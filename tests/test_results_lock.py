@@ -1,0 +1,113 @@
+"""One driver at a time on object storage, where nothing but objects can say so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.results import lock
+from orchestrator.results.location import ObjectPath, entries, location
+
+BEAT = 0.1
+LEASE = 0.8
+
+
+@pytest.fixture
+def folder(s3: str) -> ObjectPath:
+    place = location(f"{s3}/sweep")
+    assert isinstance(place, ObjectPath)
+    return place
+
+
+def held(folder: ObjectPath):
+    return lock.held(folder, 0.0, BEAT, LEASE)
+
+
+def stranger(folder: ObjectPath, **columns: object) -> ObjectPath:
+    """The object of a contender on another machine."""
+    path = folder / "lock" / "stranger.json"
+    path.write_bytes(json.dumps({"pid": 7, "host": "far", "machine": "far", "since": "noon", **columns}).encode())
+    return path
+
+
+def test_the_lock_is_exclusive_and_goes_with_its_holder(folder: ObjectPath) -> None:
+    with held(folder) as check:
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=r"is in use by process \d+ on .* choose another --results"), held(folder):
+            pass
+        assert time.monotonic() - began < LEASE, "a holder that shows itself is refused before its lease is over"
+        check()
+    assert entries(folder / "lock") == []
+    with held(folder):
+        pass
+
+
+def test_a_silent_holder_is_taken_over_and_a_lively_one_is_not(folder: ObjectPath) -> None:
+    path = stranger(folder, beat=1)
+    began = time.monotonic()
+    with held(folder):
+        assert LEASE <= time.monotonic() - began < LEASE + 3
+        assert not path.exists()
+    stranger(folder, beat=1)
+    beating = threading.Timer(LEASE / 2, stranger, (folder,), {"beat": 2})
+    beating.start()
+    with pytest.raises(ValueError, match="is in use by process 7 on far since noon"), held(folder):
+        pass
+    beating.join()
+
+
+def test_a_holder_that_was_killed_on_this_machine_need_not_be_waited_for(folder: ObjectPath) -> None:
+    code = (
+        "import os; from orchestrator.results import lock; from orchestrator.results.location import location\n"
+        f"manager = lock.held(location('{folder}')); manager.__enter__(); print('held', flush=True); os.kill(os.getpid(), 9)"
+    )
+    died = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path.cwd())
+    assert died.stdout == "held\n", died.stderr
+    assert len(entries(folder / "lock")) == 1
+    began = time.monotonic()
+    with lock.held(folder):
+        assert time.monotonic() - began < 5
+
+
+def test_who_has_lost_the_lock_hears_of_it(folder: ObjectPath) -> None:
+    with held(folder) as check:
+        (mine,) = entries(folder / "lock")
+        mine.unlink()
+        deadline = time.monotonic() + 5
+        with pytest.raises(OSError, match="were taken over by another process"):
+            while time.monotonic() < deadline:
+                check()
+                time.sleep(0.02)
+
+
+def test_of_many_contenders_at_most_one_holds_at_a_time(folder: ObjectPath) -> None:
+    inside, most, won = 0, 0, 0
+    guard = threading.Lock()
+
+    def contend() -> None:
+        nonlocal inside, most, won
+        try:
+            with held(folder):
+                with guard:
+                    inside, won = inside + 1, won + 1
+                    most = max(most, inside)
+                time.sleep(0.3)
+                with guard:
+                    inside -= 1
+        except ValueError:
+            pass
+
+    threads = [threading.Thread(target=contend) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most <= 1
+    with held(folder):
+        pass
