@@ -10,6 +10,7 @@ from analysis.bootstrap import Interval
 from analysis.findings import ArmFindings, Findings
 from analysis.magnitudes import duration, scientific, with_unit
 from analysis.report_page import escape, paragraph, table
+from orchestrator.results.ledger import ledger
 
 
 def spent(findings: Findings) -> str:
@@ -101,17 +102,35 @@ def _totals(findings: Findings) -> list[str]:
             f"{scientific(planned)} training FLOPs; one run per measurement would have cost "
             f"{separate / planned:.2f} times as much."
         )
-    if len(rows):
-        wasted = _per_trial(rows, "flops_wasted")
-        lost = (
-            f", {wasted / _flops_spent(rows):.1%} of it lost to faults" if wasted > 0 else ", none of it lost to faults"
-        )
-        texts.append(f"Spent: {_magnitude(_flops_spent(rows))} FLOPs{lost}.")
+    if len(attempts):
+        texts.append(_ledger(ledger(attempts, rows)))
     if len(attempts):
         hours = (attempts["ended_at"].max() - attempts["started_at"].min()).total_seconds() / 3600
         counts = ", ".join(f"{count} {escape(name)}" for name, count in attempts["outcome"].value_counts().items())
         texts.append(f"{len(attempts)} attempts ({counts}) in {duration(hours)} of wall time.")
     return texts
+
+
+def _ledger(rows: pd.DataFrame) -> str:
+    """Where the FLOPs went, in a sentence."""
+    total = rows.drop(columns="trial_id").sum()
+    spent = float(total["flops_spent"])
+    if spent <= 0:
+        return "Nothing was spent: all of it had been trained by other sweeps."
+    shares = [
+        (float(total[f"flops_{account}"]) / spent, words)
+        for account, words in (
+            ("replayed", "was trained again after faults"),
+            ("failed", "was lost with attempts that failed"),
+            ("pending", "waits to be gone on with"),
+        )
+    ]
+    lost = [f"{share:.1%} {words}" for share, words in shares if share > 0]
+    shared = f" Sharing saved {_magnitude(float(total['flops_shared']))} more." if total["flops_shared"] > 0 else ""
+    return (
+        f"Spent: {_magnitude(spent)} training FLOPs, {total['flops_useful'] / spent:.1%} of them useful"
+        f"{'; ' + ', '.join(lost) if lost else ', none lost to faults'}.{shared}"
+    )
 
 
 def minima_table(findings: Findings) -> str:

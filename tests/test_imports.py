@@ -59,7 +59,8 @@ def test_imports_point_one_way():
 
 def test_heavy_libraries_stay_in_their_files():
     for library, files in ONLY_IN.items():
-        found = {path.as_posix() for path in FILES if any(within(module, {library}) for module in imports(path))}
+        users = {path.as_posix() for path in FILES if any(within(module, {library}) for module in imports(path))}
+        found = {user for user in users if not user.startswith("orchestrator/bench/")}  # where peers are measured
         assert found == files, library
 
 

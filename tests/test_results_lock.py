@@ -65,7 +65,8 @@ def test_a_silent_holder_is_taken_over_and_a_lively_one_is_not(folder: ObjectPat
 def test_a_holder_that_was_killed_on_this_machine_need_not_be_waited_for(folder: ObjectPath) -> None:
     code = (
         "import os; from orchestrator.results import lock; from orchestrator.results.location import location\n"
-        f"manager = lock.held(location('{folder}')); manager.__enter__(); print('held', flush=True); os.kill(os.getpid(), 9)"
+        f"manager = lock.held(location('{folder}')); manager.__enter__()\n"
+        "print('held', flush=True); os.kill(os.getpid(), 9)"
     )
     died = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path.cwd())
     assert died.stdout == "held\n", died.stderr
@@ -80,10 +81,14 @@ def test_who_has_lost_the_lock_hears_of_it(folder: ObjectPath) -> None:
         (mine,) = entries(folder / "lock")
         mine.unlink()
         deadline = time.monotonic() + 5
-        with pytest.raises(OSError, match="were taken over by another process"):
+
+        def watch() -> None:
             while time.monotonic() < deadline:
                 check()
                 time.sleep(0.02)
+
+        with pytest.raises(OSError, match="were taken over by another process"):
+            watch()
 
 
 def test_of_many_contenders_at_most_one_holds_at_a_time(folder: ObjectPath) -> None:

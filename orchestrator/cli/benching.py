@@ -1,4 +1,4 @@
-"""Commands that measure this machine, or a method: `bench memory`, `bench plan`, `bench suggest`."""
+"""Commands that measure this machine, or a method: `bench memory`, `bench plan`, `bench store`, `bench suggest`."""
 
 from __future__ import annotations
 
@@ -100,6 +100,24 @@ def suggest(laws: int, repeats: int, raw: Path | None, figure: Path | None, as_j
     if figure is not None:
         draw(figures).savefig(figure, dpi=110)
     _show({name: value for name, value in figures.items() if name != "table"}, as_json)
+
+
+@click.command()
+@click.option("--parts", default=40, show_default=True, type=click.IntRange(min=1), help="Parts of 40,000 points.")
+@click.option("--mlflow-points", default=10_000, show_default=True, type=click.IntRange(min=1), help="For MLflow.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="Times; the median counts.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=Path(),
+    help="On whose disk to write; default: the current folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def store(parts: int, mlflow_points: int, repeats: int, folder: Path, as_json: bool) -> None:
+    """Durable metric points a second into Parquet, beside MLflow in SQLite."""
+    from orchestrator.bench.store import run
+
+    _show(run(parts, mlflow_points, repeats, folder), as_json)
 
 
 def _show(figures: dict[str, Any], as_json: bool) -> None:

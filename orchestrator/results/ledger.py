@@ -55,21 +55,21 @@ def ledger(attempts: pd.DataFrame, measurements: pd.DataFrame) -> pd.DataFrame:
 def _trial(trial_id: str, attempts: pd.DataFrame, measured: pd.DataFrame) -> dict[str, str | float]:
     flops = _flops_per_sample(attempts, measured)
     diverged = bool((measured["outcome"] == "diverged").any())
-    reached = (
-        int(measured.loc[measured["outcome"] == "ok", "samples"].max()) if (measured["outcome"] == "ok").any() else 0
-    )
+    ok = [int(samples) for samples in measured.loc[measured["outcome"] == "ok", "samples"]]
+    reached = max(ok, default=0)
     known: list[Span] = []
     samples = dict.fromkeys(("useful", "replayed", "failed", "pending"), 0)
-    for row in attempts.sort_values("attempt").itertuples():
-        span = (int(row.samples_start), int(row.samples_end))
+    ordered = attempts.sort_values("attempt")
+    spans = zip(ordered["samples_start"].astype(int), ordered["samples_end"].astype(int), strict=True)
+    for span, outcome in zip(spans, ordered["outcome"], strict=True):
         fresh = _subtract(span, known)
         new = sum(end - start for start, end in fresh)
         useful = new if diverged else sum(max(0, min(end, reached) - start) for start, end in fresh)
         samples["replayed"] += span[1] - span[0] - new
         samples["useful"] += useful
-        samples["pending" if row.outcome in ("stopped", "completed", RUNNING) else "failed"] += new - useful
+        samples["pending" if outcome in ("stopped", "completed", RUNNING) else "failed"] += new - useful
         known = _union([*known, span])
-    separate = int(measured.loc[measured["outcome"] == "ok", "samples"].sum())
+    separate = sum(ok)
     if diverged:  # its cells asked for no more than the way to where it diverged
         last = max((end for _, end in known), default=0)
         separate += last * int((measured["outcome"] == "diverged").sum())

@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
@@ -218,6 +219,19 @@ def _read(folder: Location, kind: Kind) -> pd.DataFrame:
 
 def _table(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     schema = SCHEMAS[kind]
+    if not all(map(len(schema).__eq__, map(len, rows))):
+        _refuse_columns(kind, rows)
+    try:
+        columns = [_column(kind, field, list(map(itemgetter(field.name), rows))) for field in schema]
+    except KeyError:
+        _refuse_columns(kind, rows)
+        raise
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _refuse_columns(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError that names what is too much and too little, in any row."""
+    schema = SCHEMAS[kind]
     got, wanted = set().union(*rows), set(schema.names)
     unknown = sorted(got - wanted)
     missing = sorted({name for row in rows for name in wanted - row.keys()})
@@ -226,25 +240,23 @@ def _table(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         problems.append(f"unknown columns {', '.join(unknown)}")
     if missing:
         problems.append(f"missing columns {', '.join(missing)}")
-    if problems:
-        raise ValueError(
-            f"rows of {kind} have {' and '.join(problems)}; wanted exactly the {len(schema.names)} columns of "
-            "orchestrator/results/schema.py. Give None where a nullable column does not apply."
-        )
-    columns = [_column(kind, field, [row[field.name] for row in rows]) for field in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
+    raise ValueError(
+        f"rows of {kind} have {' and '.join(problems)}; wanted exactly the {len(schema.names)} columns of "
+        "orchestrator/results/schema.py. Give None where a nullable column does not apply."
+    )
 
 
-def _column(kind: Kind, field: pa.Field, values: list[Any]) -> pa.Array:
+def _column(kind: Kind, field: pa.Field, values: Sequence[Any]) -> pa.Array:
     where = f"column {field.name} of {kind}"
-    if not field.nullable and any(value is None for value in values):
+    types = set(map(type, values))
+    if not field.nullable and type(None) in types:
         raise ValueError(f"{where} is None; wanted {field.type}. Only nullable columns may be empty.")
     outcomes = OUTCOMES.get(kind, ()) if field.name == "outcome" else ()
     if outcomes and (wrong := [value for value in values if value not in outcomes]):
         raise ValueError(f"{where} is {wrong[0]!r}; wanted one of {', '.join(outcomes)}.")
     if pa.types.is_timestamp(field.type) and any(isinstance(v, datetime) and v.tzinfo is None for v in values):
         raise ValueError(f"{where} has no time zone; wanted UTC. Use datetime.now(UTC).")
-    if pa.types.is_integer(field.type):  # pyarrow would drop the fraction without a word
+    if pa.types.is_integer(field.type) and types != {int}:  # pyarrow would drop the fraction without a word
         fractions = [value for value in values if isinstance(value, float) and not value.is_integer()]
         if fractions:
             raise ValueError(f"{where} does not hold {field.type}: got {fractions[0]}. Give a whole number.")

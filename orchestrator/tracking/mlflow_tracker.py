@@ -175,7 +175,7 @@ class _View:
     # Runs
 
     def _connect(self) -> None:
-        self._client = _open(self._tracking_uri)
+        self._client = open_client(self._tracking_uri)
         cursor = self._cursor
         experiment_id = self._experiment()
         runs = list(self._existing_runs(experiment_id))
@@ -391,7 +391,7 @@ class _View:
         return f"{path.parent.name}/{path.name}"
 
 
-def _open(tracking_uri: str) -> Any:
+def open_client(tracking_uri: str) -> Any:
     """An MLflow client, with its chatter off; a fresh SQLite database is laid out here, by one process at a time."""
     for name, value in (
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
