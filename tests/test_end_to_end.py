@@ -17,9 +17,12 @@ import pandas as pd
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from orchestrator.cli import main
 from orchestrator.planning.plan import make
+from orchestrator.results.location import Location, location
 from orchestrator.results.schema import MEASUREMENT
 from orchestrator.results.store import read_attempts, read_curves, read_measurements
 
@@ -37,7 +40,7 @@ def ditlaw(*arguments: object, timeout: float = 150, **environment: str) -> subp
     )
 
 
-def table(results: Path) -> pd.DataFrame:
+def table(results: Location) -> pd.DataFrame:
     return read_measurements(results).sort_values(["trial_id", "samples"]).reset_index(drop=True)
 
 
@@ -306,3 +309,31 @@ def test_a_results_folder_of_another_sweep_is_refused(smoke, tmp_path):
     assert done.returncode == 2
     assert "holds sweep 'smoke'; got 'other'" in done.stderr
     assert sorted(smoke[0].rglob("*")) == before
+
+
+def test_on_object_storage_the_measurements_are_the_same_and_every_command_reads_them(smoke, s3, tmp_path):
+    results = f"{s3}/sweeps/smoke"
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    done = ditlaw("run", SMOKE, "--results", results, "--tracking-uri", uri)
+    assert done.returncode == 0, done.stdout + done.stderr
+    there = location(results)
+    pd.testing.assert_frame_equal(table(there)[DATA], table(smoke[0])[DATA], check_exact=True)
+    curves = ["trial_id", "samples", "flops", "loss"]
+    pd.testing.assert_frame_equal(read_curves(there)[curves], read_curves(smoke[0])[curves], check_exact=True)
+    assert (read_attempts(there)["outcome"] == "completed").all()
+    assert f"Report:  {results}/report.html" in done.stdout
+    again = ditlaw("run", SMOKE, "--results", results, "--tracking-uri", uri)
+    assert again.returncode == 0
+    assert f"Nothing to do: all 18 measurements of smoke are in {results}." in again.stdout
+    before = read_measurements(there)
+    for command in (
+        ["compact", results],
+        ["sync", results, "--tracking-uri", uri],
+        ["fit", results, "--law", "isoflop", "--arm", "mup", "--force"],
+        ["report", results, "-o", str(tmp_path / "report.html")],
+    ):
+        answer = CliRunner().invoke(main, command)
+        assert answer.exit_code == 0, answer.output
+    pd.testing.assert_frame_equal(read_measurements(there), before)
+    assert len([*(there / "curves").iterdir()]) == 1
+    assert "<svg" in (tmp_path / "report.html").read_text()

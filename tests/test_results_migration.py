@@ -61,9 +61,7 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     assert isinstance(path, Path)
     table = pq.read_table(path).replace_schema_metadata({VERSION_KEY: b"99"})
     pq.write_table(table, path)
-    with pytest.raises(
-        ValueError, match=r"curves were written under schema version 99; this ditlaw reads versions 1 to"
-    ):
+    with pytest.raises(ValueError, match=r"curves were written under schema version 99; this ditlaw reads"):
         read_curves(tmp_path)
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import time
 
 import pytest
 import torch
 
+from orchestrator.results.checkpoints import checkpoint_folders
+from orchestrator.results.location import ObjectPath, location
+from orchestrator.results.outbox import InBackground
 from orchestrator.training.checkpoint import MANIFEST, STATE, Checkpoint, Checkpoints
 
 
@@ -82,3 +87,65 @@ def test_a_budget_below_what_is_kept_starts_again_and_says_so(checkpoints, caplo
     assert "it starts again" in caplog.text
     checkpoints.save(checkpoint(8))
     assert checkpoints.newest(at_most=8).samples == 8
+
+
+def test_the_loss_of_the_newest_is_noticed(checkpoints, caplog):
+    checkpoints.save(checkpoint(8))
+    checkpoints.save(checkpoint(16))
+    shutil.rmtree(checkpoints.folder / "000000000000016")
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest(at_most=100).samples == 8
+    assert "000000000000016, the last that was saved, is gone" in caplog.text
+
+
+def test_on_object_storage_one_counts_with_its_manifest_and_old_ones_go(s3, caplog):
+    checkpoints = Checkpoints(location(f"{s3}/results"), "abc", keep=[8])
+    assert checkpoints.newest(at_most=100) is None
+    for samples in (8, 16, 24, 32):
+        checkpoints.save(checkpoint(samples))
+    assert [int(f.name) for f in checkpoint_folders(checkpoints.results, "abc")] == [32, 24, 8]
+    found = checkpoints.newest(at_most=100)
+    assert (found.samples, found.counters) == (32, {"steps": 32})
+    assert torch.equal(found.tensors["w"], torch.full((3,), 32.0))
+    assert checkpoints.at(8).samples == 8
+    newest = checkpoints.folder / "000000000000032"
+    (newest / STATE).write_bytes((newest / STATE).read_bytes()[:-5])
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest(at_most=100).samples == 24
+    assert f"checkpoint {newest} is skipped: has" in caplog.text
+    (newest / MANIFEST).unlink()
+    assert checkpoints.newest(at_most=100).samples == 24
+    with pytest.raises(ValueError, match="which the trial begins, is not there"):
+        checkpoints.at(32)
+
+
+def test_storage_that_does_not_answer_is_no_reason_to_use_an_older_one(s3, monkeypatch):
+    checkpoints = Checkpoints(location(f"{s3}/results"), "abc")
+    checkpoints.save(checkpoint(8))
+
+    def unreachable(path):
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(ObjectPath, "read_bytes", unreachable)
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        checkpoints.newest(at_most=100)
+
+
+def test_an_upload_takes_no_time_from_the_step(s3, monkeypatch):
+    put = ObjectPath.write_bytes
+
+    def slow(path, data):
+        time.sleep(0.2)
+        put(path, data)
+
+    monkeypatch.setattr(ObjectPath, "write_bytes", slow)
+    results = location(f"{s3}/results")
+    began = time.perf_counter()
+    with InBackground() as outbox:
+        checkpoints = Checkpoints(results, "abc", outbox=outbox)
+        checkpoints.save(checkpoint(8))
+        blocked = time.perf_counter() - began
+        assert checkpoint_folders(results, "abc") == []
+    assert time.perf_counter() - began > 0.6, "a state, a manifest and a pointer"
+    assert blocked < 0.05
+    assert Checkpoints(results, "abc").newest(at_most=8).samples == 8
