@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from orchestrator.results.atomic import write_bytes
+from orchestrator.results.compaction import compact
+from orchestrator.results.location import location
 from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
 from orchestrator.results.store import Store, write_json
+from orchestrator.tracking import mlflow_tracker
 from orchestrator.tracking.address import default_tracking_uri
-from orchestrator.tracking.mlflow_tracker import MlflowTracker, sync
+from orchestrator.tracking.mlflow_tracker import MlflowTracker, open_client, sync
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ABSENT = "http://127.0.0.1:9"
@@ -261,3 +265,66 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
+
+
+class Counting:
+    """Stands before an MLflow client and counts what it is told."""
+
+    def __init__(self, client: Any) -> None:
+        self._client, self.metrics = client, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        self.metrics += len(metrics)
+        self._client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+
+
+def test_what_compaction_has_moved_is_not_shown_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients: list[Counting] = []
+
+    def counted(tracking_uri: str) -> Counting:
+        clients.append(Counting(open_client(tracking_uri)))
+        return clients[-1]
+
+    monkeypatch.setattr(mlflow_tracker, "open_client", counted)
+    results, uri = folder / "results", default_tracking_uri(folder)
+    store = write_results(results)
+    show(results, uri)
+    compact(results)
+    store.append_curves([curve("bbbb", 64, attempt=1, loss=2.0)])
+    show(results, uri)
+    compact(results)
+    show(results, uri)
+    server = Server(uri)
+    assert server.history("bbbb", "train/loss") == [(16, 1.0), (32, 1.0), (48, 2.0), (64, 2.0)]
+    assert [client.metrics for client in clients] == [clients[0].metrics, 4, 0], "only the new point is told"
+
+
+def test_an_hour_without_a_server_costs_nothing_even_if_the_parts_are_compacted_meanwhile(folder: Path) -> None:
+    results, uri = folder / "results", default_tracking_uri(folder)
+    tracker = MlflowTracker(results, ABSENT, "tiny", poll_seconds=0.01)
+    tracker.start(PLAN)
+    store = write_results(results)
+    assert not tracker.close(1)
+    store.append_attempts([attempt("aaaa", "running", 1)])
+    compact(results)
+    assert sync(results, uri, "tiny", timeout=60)
+    assert_complete(Server(uri))
+
+
+def test_results_on_object_storage_are_shown(folder: Path, s3: str) -> None:
+    here, there = folder / "results", location(f"{s3}/results")
+    write_results(here)
+    for path in sorted(here.rglob("*")):
+        if path.is_file():
+            write_bytes(there / path.relative_to(here).as_posix(), path.read_bytes())
+    uri = default_tracking_uri(folder)
+    assert sync(there, uri, "tiny", timeout=60)
+    server = Server(uri)
+    assert_complete(server)
+    assert server.artifacts("aaaa", "samples") == ["samples/aaaa-64.png"]
+    assert server.artifacts("sweep") == ["plan.json", "report.html"]
+    cursor = json.loads((there / "mlflow.json").read_text())
+    assert cursor["runs"]["aaaa"] == server.runs["aaaa"].info.run_id
