@@ -321,6 +321,8 @@ def test_on_object_storage_the_measurements_are_the_same_and_every_command_reads
     curves = ["trial_id", "samples", "flops", "loss"]
     pd.testing.assert_frame_equal(read_curves(there)[curves], read_curves(smoke[0])[curves], check_exact=True)
     assert (read_attempts(there)["outcome"] == "completed").all()
+    for kind in ("checkpoints", "samples"):
+        assert {path.name for path in (there / kind).iterdir()} == {path.name for path in (smoke[0] / kind).iterdir()}
     assert f"Report:  {results}/report.html" in done.stdout
     again = ditlaw("run", SMOKE, "--results", results, "--tracking-uri", uri)
     assert again.returncode == 0

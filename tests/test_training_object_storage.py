@@ -7,23 +7,19 @@ import socket
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
 from orchestrator.planning.plan import make
-from orchestrator.results.checkpoints import checkpoint_folders
 from orchestrator.results.ledger import read_ledger
 from orchestrator.results.location import Location, ObjectPath, location
 from orchestrator.results.logs import claim_attempt
-from orchestrator.results.store import Store, read_attempts, read_curves, read_measurements
+from orchestrator.results.store import Store, read_attempts, read_measurements
 from orchestrator.scheduling.backend import Assignment
 from orchestrator.scheduling.books import Books
 from orchestrator.training import engine
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import run_attempt
-
-DATA = ["trial_id", "cell_id", "samples", "flops", "loss", "loss_train", "outcome", "reason", "flops_useful"]
 
 
 class Killed(BaseException):
@@ -68,19 +64,6 @@ def attempt(plan, member: GangMember, seconds: float = 1e9):
         mlflow_run_id=None,
     )
     return run_attempt(assignment, member)
-
-
-def test_s3_gives_what_a_disk_gives(group, plan, s3, tmp_path):
-    disk, storage = tmp_path / "results", location(f"{s3}/results")
-    for results in (disk, storage):
-        assert attempt(plan, member_of(group, results)) == ("completed", None)
-    pd.testing.assert_frame_equal(read_measurements(storage)[DATA], read_measurements(disk)[DATA], check_exact=True)
-    columns = ["samples", "flops", "loss", "learning_rate"]
-    pd.testing.assert_frame_equal(read_curves(storage)[columns], read_curves(disk)[columns], check_exact=True)
-    (trial,) = plan.trials
-    kept = [[int(folder.name) for folder in checkpoint_folders(results, trial.trial_id)] for results in (disk, storage)]
-    assert kept[0] == kept[1]
-    assert [path.name for path in (storage / "samples").iterdir()] == [f"{trial.trial_id}-{trial.last}.png"]
 
 
 @pytest.mark.parametrize("where", ["disk", "s3"])
