@@ -31,9 +31,9 @@ def run(parts: int = 40, mlflow_points: int = 10_000, repeats: int = 3, folder: 
 
     Returns:
         points_per_s (rows as a worker has them, to Parquet that has been synced to the disk below `folder`; the median
-        of `repeats`), points_per_cpu_s (what other processes take on a busy machine left out), small_parts_points_per_s (the same in parts of 250 rows), read_points_per_s, compact_seconds
-        (of 40 small parts), mlflow_points_per_s and
-        mlflow_points_per_cpu_s (batches of 100), and what they were measured with.
+        of `repeats`), points_per_cpu_s (what other processes take on a busy machine left out),
+        small_parts_points_per_s (the same in parts of 250 rows), read_points_per_s, compact_seconds (of 40 small
+        parts), mlflow_points_per_s and mlflow_points_per_cpu_s (batches of 100), and what they were measured with.
     """
     rows = _rows(ROWS_PER_PART)
     runs = [_write_and_read(rows, parts, folder) for _ in range(repeats)]
@@ -96,7 +96,7 @@ def _write_and_read(rows: list[dict[str, Any]], parts: int, folder: Path) -> dic
 
 
 def _mlflow(folder: Path, rows: list[dict[str, Any]], points: int) -> dict[str, float]:
-    """Points a second, and a second of the CPU, of `log_batch` into a fresh SQLite database, which is laid out before the clock starts."""
+    """Points a second, and a CPU second, of `log_batch` into a fresh SQLite database that is laid out before."""
     from mlflow.entities import Metric
 
     from orchestrator.tracking.mlflow_tracker import open_client

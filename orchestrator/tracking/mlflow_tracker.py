@@ -7,7 +7,6 @@ missed is read from the parts when it answers, in this run, in the next one, or 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import getpass
 import json
 import logging
@@ -16,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,17 @@ from orchestrator.results.location import Location, entries
 from orchestrator.results.parts import read_parts
 from orchestrator.results.schema import RUNNING, SCHEMAS, Kind
 from orchestrator.results.store import Store, read_attempts
-from orchestrator.tracking.address import artifact_location, sqlite_path, ui_url, without_password
+from orchestrator.tracking.address import alone, artifact_location, ui_url, without_password
 from orchestrator.tracking.cursor import Cursor, load_cursor
-from orchestrator.tracking.points import Point, attempt_points, curve_points, flat, measurement_points, milliseconds
+from orchestrator.tracking.points import (
+    Point,
+    attempt_points,
+    batches,
+    curve_points,
+    flat,
+    measurement_points,
+    milliseconds,
+)
 from orchestrator.tracking.tracker import Outcome
 
 _logger = logging.getLogger(__name__)
@@ -268,9 +275,9 @@ class _View:
             for key, value in current.items()
             if key in existing and existing[key] != value[:6000]
         ]
-        for batch in _batches(params, _PARAMS_PER_BATCH):
+        for batch in batches(params, _PARAMS_PER_BATCH):
             self._client.log_batch(run_id, params=batch)
-        for batch in _batches(changed, _PARAMS_PER_BATCH):
+        for batch in batches(changed, _PARAMS_PER_BATCH):
             self._client.log_batch(run_id, tags=batch)
 
     # Parts
@@ -298,7 +305,7 @@ class _View:
         self, kind: Kind, show: Callable[[str, Sequence[Mapping[str, Any]]], None], too_late: Callable[[], bool]
     ) -> None:
         new = [path for path in self._store.parts(kind) if self._name(path) not in self._cursor.logged]
-        for paths in _batches(new, _PARTS_PER_PASS):
+        for paths in batches(new, _PARTS_PER_PASS):
             if too_late():
                 raise TimeoutError("no time is left")
             by_trial: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -378,7 +385,7 @@ class _View:
     def _log_points(self, run_id: str, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 
-        for batch in _batches([Metric(*point) for point in points], _METRICS_PER_BATCH):
+        for batch in batches([Metric(*point) for point in points], _METRICS_PER_BATCH):
             self._client.log_batch(run_id, metrics=batch)
 
     def _set_status(self, trial_id: str, status: str) -> None:
@@ -405,21 +412,8 @@ def open_client(tracking_uri: str) -> Any:
 
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # what matters is raised, and reported by the tracker
-    with _alone(tracking_uri):
+    with alone(tracking_uri):
         return MlflowClient(tracking_uri)
-
-
-@contextlib.contextmanager
-def _alone(tracking_uri: str) -> Iterator[None]:
-    """Processes that lay out one SQLite database at the same time fail: one after the other."""
-    database = sqlite_path(tracking_uri)
-    if database is None:
-        yield
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with (database.parent / f".{database.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _origin() -> dict[str, str]:
@@ -427,9 +421,3 @@ def _origin() -> dict[str, str]:
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
     return tags
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    items = list(items)
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

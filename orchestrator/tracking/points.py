@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 EVAL_COLUMNS = (
@@ -44,6 +44,13 @@ def attempt_points(row: Mapping[str, Any]) -> Iterator[Point]:
 def milliseconds(moment: Any) -> int:
     """A datetime as milliseconds since 1970."""
     return int(moment.timestamp() * 1000)
+
+
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Pieces of at most `size` items."""
+    items = list(items)
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
