@@ -130,5 +130,5 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
 
 
-for command in (memory, plan, suggest):
+for command in (memory, plan, store, suggest):
     bench.add_command(command)
