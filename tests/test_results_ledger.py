@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.results.ledger import ACCOUNTS, ledger
@@ -65,6 +65,7 @@ def test_accounts_of_a_trial(tried, found, accounts) -> None:
     assert row["spent"] == sum(end - start for start, end, _ in tried)
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.sampled_from(["failed", "stopped", "running"]))),
     st.integers(1, 60),

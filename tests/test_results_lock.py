@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.results import lock
-from orchestrator.results.location import ObjectPath, entries, location
+from orchestrator.results.location import ObjectPath, location
 
 BEAT = 0.1
 LEASE = 0.8
@@ -23,6 +23,10 @@ def folder(s3: str) -> ObjectPath:
     place = location(f"{s3}/sweep")
     assert isinstance(place, ObjectPath)
     return place
+
+
+def contenders(folder: ObjectPath) -> list[ObjectPath]:
+    return [path for path in (folder / "lock").files_below() if path.suffix == ".json"]
 
 
 def held(folder: ObjectPath):
@@ -43,7 +47,7 @@ def test_the_lock_is_exclusive_and_goes_with_its_holder(folder: ObjectPath) -> N
             pass
         assert time.monotonic() - began < LEASE, "a holder that shows itself is refused before its lease is over"
         check()
-    assert entries(folder / "lock") == []
+    assert contenders(folder) == []
     with held(folder):
         pass
 
@@ -70,7 +74,7 @@ def test_a_holder_that_was_killed_on_this_machine_need_not_be_waited_for(folder:
     )
     died = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path.cwd())
     assert died.stdout == "held\n", died.stderr
-    assert len(entries(folder / "lock")) == 1
+    assert len(contenders(folder)) == 1
     began = time.monotonic()
     with lock.held(folder):
         assert time.monotonic() - began < 5
@@ -78,8 +82,8 @@ def test_a_holder_that_was_killed_on_this_machine_need_not_be_waited_for(folder:
 
 def test_who_has_lost_the_lock_hears_of_it(folder: ObjectPath) -> None:
     with held(folder) as check:
-        (mine,) = entries(folder / "lock")
-        mine.unlink()
+        (mine,) = contenders(folder)
+        lock.take_over(mine)
         deadline = time.monotonic() + 5
 
         def watch() -> None:

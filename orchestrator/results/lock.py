@@ -5,7 +5,7 @@ and not everywhere conditional writes, each contender puts an object of its own 
 shows an object as soon as its put returns, so of two contenders at least one sees the other, and whoever sees another
 withdraws: both cannot hold the lock, though both may withdraw and try again. The holder rewrites its object every few
 seconds. Contenders compare what it says over time, so no two clocks need agree; one that has not changed for
-LEASE_SECONDS is dead, and its object is deleted. A holder that finds its object gone has lost the lock.
+LEASE_SECONDS is dead: a note is put beside its object, which is deleted. A holder that finds that has lost the lock.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class _Lease:
 
     def _others(self) -> list[ObjectPath]:
         try:
-            return [path for path in (self._folder / PREFIX).iterdir() if path != self._mine and path.is_file()]
+            return [path for path in (self._folder / PREFIX).iterdir() if path != self._mine and path.suffix == ".json"]
         except FileNotFoundError:
             return []
 
@@ -196,13 +196,14 @@ class _Lease:
                 )  # fmt: skip
                 said = True
             time.sleep(min(1.0, self._beat_seconds / 5))
-        other.unlink(missing_ok=True)
+        take_over(other)
 
     def _keep(self) -> None:
         while not self._over.wait(self._beat_seconds):
             try:
-                if not self._mine.exists():
+                if _taken(self._mine).exists() or not self._mine.exists():
                     self._lost.set()
+                    self._withdraw()
                     _logger.error("the lock of %s was taken over by another process", self._folder)
                     return
                 self._beat("holds")
@@ -217,6 +218,19 @@ class _Lease:
     def _withdraw(self) -> None:
         with contextlib.suppress(OSError):
             self._mine.unlink(missing_ok=True)
+
+
+def take_over(holder: ObjectPath) -> None:
+    """End the claim of a holder that is taken for dead.
+
+    If it wakes up at this moment it may put its object back once; the note beside it tells it that it has lost.
+    """
+    _taken(holder).write_bytes(b"")
+    holder.unlink(missing_ok=True)
+
+
+def _taken(holder: ObjectPath) -> ObjectPath:
+    return holder.with_name(holder.name.replace(".json", ".taken"))
 
 
 def _state(path: ObjectPath) -> dict[str, Any]:
