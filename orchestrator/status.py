@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
 from orchestrator.results.checkpoints import checkpoint_folders
+from orchestrator.results.location import Location
+from orchestrator.results.logs import claimed_attempts
+from orchestrator.results.parts import read_parts
 from orchestrator.results.requests import requests_of, retried_at
-from orchestrator.results.store import Store, read_attempts, read_parts, read_planned
+from orchestrator.results.store import Store, read_attempts, read_planned
 from orchestrator.scheduling.books import failures_in
 
 TrialState = Literal["done", "diverged", "failed", "running", "blocked", "waiting"]
@@ -111,9 +113,9 @@ class SweepStatus:
 class StatusReader:
     """Reads the status of one results folder, again and again; curves are read once each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         self._store = Store(folder)
-        self._seen: set[Path] = set()
+        self._seen: set[Location] = set()
         self._points: dict[tuple[str, int], dict[str, Any]] = {}
         """The newest point of each attempt's curve."""
         self._begins: dict[tuple[str, int], int] = {}
@@ -233,8 +235,8 @@ class StatusReader:
 
     def _open_attempt(self, trial_id: str, ran: Sequence[Mapping[str, Any]]) -> int | None:
         """The attempt that is claimed (its log is there) and has not ended (no row)."""
-        logs = (self._store.folder / "logs" / trial_id).glob("*.log")
-        newest = max((int(path.stem) for path in logs if path.stem.isdigit()), default=None)
+        claimed = claimed_attempts(self._store.folder, trial_id)
+        newest = claimed[-1] if claimed else None
         return newest if newest is not None and all(row["attempt"] != newest for row in ran) else None
 
     def _rate(
@@ -292,7 +294,7 @@ class _Known:
         return max((int(self.trial["samples_start"]), *self.stored[self.trial["trial_id"]], *measured))
 
 
-def _plan(folder: Path) -> dict[str, Any]:
+def _plan(folder: Location) -> dict[str, Any]:
     path = folder / "plan.json"
     try:
         plan: dict[str, Any] = json.loads(path.read_text())

@@ -48,20 +48,17 @@ def plan_of(spec: Path) -> Plan:
         return make(spec)
 
 
-def sweep_folder(sweep: str) -> Path:
-    """The folder of a sweep that was begun, a folder or a name below results/. A name leads nowhere else."""
-    if Path(sweep).is_dir():
-        folder = Path(sweep)
-    elif NAME.fullmatch(sweep):
-        folder = Path("results") / sweep
-    else:
-        raise Refused(f"got {sweep!r}; wanted a results folder that is there, or the name of a sweep in results/")
-    if not (folder / "plan.json").is_file():
+def sweep_folder(sweep: str) -> Location:
+    """The folder or URI of a sweep that was begun, or a name below results/. A name leads nowhere else."""
+    folder = _place_of(sweep)
+    with refusing():
+        begun = (folder / "plan.json").is_file()
+    if not begun:
         raise Refused(f"{folder} holds no plan.json; wanted a results folder, or the name of a sweep in results/")
     return folder
 
 
-def known_trials(folder: Path) -> dict[str, str]:
+def known_trials(folder: Location) -> dict[str, str]:
     """The trials of the plan in a results folder: their names, by trial_id."""
     try:
         trials = json.loads((folder / "plan.json").read_text())["trials"]
@@ -84,18 +81,24 @@ def trials_named(known: Mapping[str, str], wanted: Sequence[str]) -> list[str]:
 
 def results_of(sweep: str) -> Location:
     """The results of a sweep, given as a folder, as a URI, or as a name below results/. A name leads nowhere else."""
-    from orchestrator.results.location import location
-
+    folder = _place_of(sweep)
     with refusing():
-        folder = location(sweep)
-        if isinstance(folder, Path) and not folder.is_dir():
-            if not NAME.fullmatch(sweep):
-                raise Refused(f"got {sweep!r}; wanted results that are there, or the name of a sweep in results/")
-            folder = Path("results") / sweep
         found = (folder / "measurements").is_dir()
     if not found:
         raise Refused(f"{folder} holds no measurements; wanted a results folder, or the name of a sweep in results/")
     return folder
+
+
+def _place_of(sweep: str) -> Location:
+    from orchestrator.results.location import location
+
+    with refusing():
+        folder = location(sweep)
+    if not isinstance(folder, Path) or folder.is_dir():
+        return folder
+    if not NAME.fullmatch(sweep):
+        raise Refused(f"got {sweep!r}; wanted a results folder that is there, or the name of a sweep in results/")
+    return Path("results") / sweep
 
 
 def tracking_uri_of(given: str | None, folder: Location) -> str:

@@ -247,7 +247,7 @@ def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker) -> Stat
 class _Inbox:
     """Requests that reach a driver at work through the results folder, each taken up once."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Location, say: Callable[[str], None]) -> None:
         from orchestrator.results.requests import requests_of
 
         self._folder, self._say, self._looked = folder, say, time.monotonic()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.common import Refused, fail, known_trials, refusing, sweep_folder, trials_named
+
+if TYPE_CHECKING:
+    from orchestrator.results.location import Location
 
 LOOK_SECONDS = 0.5
 
@@ -46,7 +49,7 @@ def cancel(sweep: str, wait: float, address: str | None) -> None:
         _cancel(folder, wait)
 
 
-def _cancel(folder: Path, wait: float) -> None:
+def _cancel(folder: Location, wait: float) -> None:
     from orchestrator.results.requests import ask
     from orchestrator.results.store import Store
 
@@ -87,7 +90,7 @@ def retry(sweep: str, trials: tuple[str, ...]) -> None:
         _retry(folder, list(trials))
 
 
-def _retry(folder: Path, wanted: list[str]) -> None:
+def _retry(folder: Location, wanted: list[str]) -> None:
     from orchestrator.results.requests import ask
     from orchestrator.results.retraction import retract_diverged
     from orchestrator.results.store import Store

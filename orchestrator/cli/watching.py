@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +14,7 @@ from orchestrator.cli.common import Refused, known_trials, refusing, sweep_folde
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from orchestrator.results.location import Location
     from orchestrator.status import StatusReader, SweepStatus
 
 WATCH_SECONDS = 2.0
@@ -108,23 +108,29 @@ def logs(sweep: str, trial: str | None, attempt: int | None, follow: bool) -> No
         raise Refused("--attempt is of one trial; name it, as: ditlaw logs SWEEP TRIAL --attempt 0")
     files = {trial_id: _log(folder, trial_id, attempt) for trial_id in trial_ids}
     if trial is not None and not follow and files[trial_ids[0]] is None:
-        there = sorted(int(path.stem) for path in (folder / "logs" / trial_ids[0]).glob("*.log"))
+        from orchestrator.results.logs import claimed_attempts
+
+        there = claimed_attempts(folder, trial_ids[0])
         have = f"it has {', '.join(map(str, there))}" if there else "it has not begun"
         raise Refused(f"trial {trial_ids[0]} has no attempt {attempt if attempt is not None else 0}; {have}.")
     _print_logs(folder, {key: known[key] for key in trial_ids}, attempt, follow, header=trial is None)
 
 
-def _log(folder: Path, trial_id: str, attempt: int | None) -> Path | None:
+def _log(folder: Location, trial_id: str, attempt: int | None) -> Location | None:
     """The log of an attempt, the newest if none is named."""
-    logs = {int(path.stem): path for path in (folder / "logs" / trial_id).glob("*.log") if path.stem.isdigit()}
-    return logs.get(attempt if attempt is not None else max(logs, default=-1))
+    from orchestrator.results.logs import claimed_attempts, log_of
+
+    claimed = claimed_attempts(folder, trial_id)
+    wanted = attempt if attempt is not None else len(claimed) - 1
+    return log_of(folder, trial_id, wanted) if wanted in claimed else None
 
 
-def _print_logs(folder: Path, known: dict[str, str], attempt: int | None, follow: bool, header: bool) -> None:
+def _print_logs(folder: Location, known: dict[str, str], attempt: int | None, follow: bool, header: bool) -> None:
     """What the logs hold, under a header each where there are several; following goes on with what is added."""
     from orchestrator.results.store import Store
 
-    store, offsets, last = Store(folder), dict[Path, int](), None
+    store, last = Store(folder), None
+    offsets: dict[Location, int] = {}
     while True:
         over = not follow or (holder := store.holder()) is None or not holder[2]
         for trial_id, name in known.items():
@@ -132,7 +138,7 @@ def _print_logs(folder: Path, known: dict[str, str], attempt: int | None, follow
             text = _rest(path, offsets) if path is not None else ""
             if text and path is not None:
                 if header and path != last:
-                    click.echo(f"==> {trial_id} {name}, attempt {path.stem} <==")
+                    click.echo(f"==> {trial_id} {name}, attempt {path.name.partition('.')[0]} <==")
                 click.echo(text, nl=not text.endswith("\n"))
                 last = path
         if over:
@@ -143,10 +149,8 @@ def _print_logs(folder: Path, known: dict[str, str], attempt: int | None, follow
             return
 
 
-def _rest(path: Path, offsets: dict[Path, int]) -> str:
+def _rest(path: Location, offsets: dict[Location, int]) -> str:
     """What a file holds beyond what was read of it before."""
-    with path.open("rb") as file:
-        file.seek(offsets.get(path, 0))
-        data = file.read()
-        offsets[path] = file.tell()
-    return data.decode(errors="replace")
+    data = path.read_bytes()
+    before, offsets[path] = offsets.get(path, 0), len(data)
+    return data[before:].decode(errors="replace")

@@ -290,6 +290,6 @@ def _since(holder: dict[str, Any]) -> datetime | None:
 
 def _in_use(folder: Location, holder: dict[str, Any]) -> ValueError:
     return ValueError(
-        f"results folder {folder} is in use by {_holder(holder)}. Wait for it (--wait), stop it (ditlaw cancel), or choose "
-        "another --results."
+        f"results folder {folder} is in use by {_holder(holder)}. Wait for it (--wait), stop it (ditlaw cancel), or "
+        "choose another --results."
     )

@@ -16,10 +16,10 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.results.atomic import write_bytes
+from orchestrator.results.location import Location, entries
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,10 @@ class Request:
     kind: Literal["stop", "retry"]
     at: datetime
     trials: tuple[str, ...] = ()
-    path: Path
+    path: Location
 
 
-def ask(folder: Path, kind: Literal["stop", "retry"], trials: Collection[str] = ()) -> Request:
+def ask(folder: Location, kind: Literal["stop", "retry"], trials: Collection[str] = ()) -> Request:
     """Leave a request in a results folder. Raises OSError where it cannot be written."""
     at = datetime.now(UTC)
     path = folder / "requests" / f"{at:%Y%m%dT%H%M%S.%f}Z-{kind}-{secrets.token_hex(4)}.json"
@@ -43,10 +43,10 @@ def ask(folder: Path, kind: Literal["stop", "retry"], trials: Collection[str] = 
     return Request(kind=kind, at=at, trials=tuple(sorted(trials)), path=path)
 
 
-def requests_of(folder: Path) -> list[Request]:
+def requests_of(folder: Location) -> list[Request]:
     """The requests in a results folder, oldest first; an unreadable one is reported through logging and skipped."""
     found = []
-    for path in sorted((folder / "requests").glob("[!.]*.json")):
+    for path in _listed(folder / "requests"):
         try:
             found.append(_request(path, json.loads(path.read_bytes())))
         except FileNotFoundError:  # dropped meanwhile
@@ -56,12 +56,12 @@ def requests_of(folder: Path) -> list[Request]:
     return found
 
 
-def retried_at(folder: Path) -> dict[str, datetime]:
+def retried_at(folder: Location) -> dict[str, datetime]:
     """When a fresh count of retries was asked for last, by trial_id."""
     return {trial: request.at for request in requests_of(folder) if request.kind == "retry" for trial in request.trials}
 
 
-def drop_stops(folder: Path) -> None:
+def drop_stops(folder: Location) -> None:
     """Forget the requests to stop: they were for a driver that has ended."""
     for request in requests_of(folder):
         if request.kind == "stop":
@@ -69,7 +69,14 @@ def drop_stops(folder: Path) -> None:
                 request.path.unlink()
 
 
-def _request(path: Path, content: Any) -> Request:
+def _listed(folder: Location) -> list[Location]:
+    try:
+        return [path for path in entries(folder) if path.suffix == ".json" and not path.name.startswith(".")]
+    except FileNotFoundError:
+        return []
+
+
+def _request(path: Location, content: Any) -> Request:
     if content["kind"] not in ("stop", "retry"):
         raise ValueError(f"kind is {content['kind']!r}; wanted stop or retry")
     at = datetime.fromisoformat(content["at"])

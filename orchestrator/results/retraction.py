@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from orchestrator.results.atomic import sync_folder
-from orchestrator.results.store import Store, read_parts
+from orchestrator.results.atomic import write_bytes
+from orchestrator.results.parts import parts_of, read_parts
+from orchestrator.results.store import Store
 
 FOLDER = "retracted"
 
@@ -27,17 +28,15 @@ def retract_diverged(store: Store, trial_ids: Sequence[str]) -> list[str]:
         if not stale:
             continue
         store.append_measurements([row for row in rows if row not in stale])
-        target.mkdir(parents=True, exist_ok=True)
-        part.rename(target / part.name)
-        sync_folder(target)
-        sync_folder(part.parent)
+        write_bytes(target / part.name, part.read_bytes())
+        part.unlink()
         found |= {row["trial_id"] for row in stale}
     return [trial_id for trial_id in dict.fromkeys([*trial_ids, *branches]) if trial_id in found]
 
 
 def retracted(store: Store) -> set[str]:
     """The trials of which rows were taken back: what other sweeps hold of them is not taken over again."""
-    parts = sorted((store.folder / FOLDER / "measurements").glob("[!.]*.parquet"))
+    parts = parts_of(store.folder / FOLDER, "measurements")
     return set(read_parts(parts, "measurements", ["trial_id"]).to_pydict()["trial_id"])
 
 
