@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis.comparison import Comparison, compare_arms
-from analysis.estimating import Floor, IntervalMethod, Options, Recipe
+from analysis.estimating import Floor, Options
 from analysis.fit_table import fit_loaded
 from analysis.fitting import NUM_RESAMPLES
 from analysis.loading import Table, load_table
+from analysis.recipes import IntervalMethod, Recipe
 from analysis.result import Result
 from analysis.transfer import RateTransfer, learning_rate_transfer
 from orchestrator.results.location import Location

@@ -1,7 +1,7 @@
-"""Resampling: which rule is used, the resamples themselves, and percentile intervals.
+"""Resamples of points, and percentile intervals.
 
 Points of one trial are not independent (they are milestones of one trajectory), so trials are drawn, never rows of a
-trial. Where trials are few, dropping some would change what the design can identify: residuals are drawn instead.
+trial; and where residuals are exchanged or given signs, a trial's stay together.
 """
 
 from __future__ import annotations
@@ -15,19 +15,6 @@ from scipy import special
 from analysis.laws import Array
 
 Interval = tuple[float, float]
-
-MIN_TRIALS_FOR_PAIRS = 20
-
-
-def choose_rule(trials: NDArray[np.int64], num_params: int) -> str:
-    """`pairs` (trials drawn with replacement) with at least 20 trials and 5 a parameter, else `residuals`."""
-    return "pairs" if len(np.unique(trials)) >= max(MIN_TRIALS_FOR_PAIRS, 5 * num_params) else "residuals"
-
-
-def describe_rule(rule: str, num_trials: int, num_resamples: int) -> str:
-    """The rule in words, for people."""
-    what = "drawn whole, with replacement" if rule == "pairs" else "few, so their residuals are exchanged"
-    return f"95% percentile bootstrap, {num_resamples} resamples of {num_trials} independent runs ({what})"
 
 
 def pair_weights(trials: NDArray[np.int64], num_resamples: int, rng: np.random.Generator) -> Array:
@@ -43,22 +30,45 @@ def residual_draws(
     """Residuals to add to fitted values, shape (resamples, n).
 
     Each trial is given the residuals of a trial drawn at random, milestone by milestone, all with one random sign: what
-    is common to a trial stays common, and no trial keeps its own misfit. Residuals are widened for the degrees of
-    freedom that the fit used, by sqrt(n / dof), and for the few trials their scale is known from, by Student's t.
+    is common to a trial stays common, and no trial keeps its own misfit. They are `widened`.
     """
     n, num_trials = len(residuals), int(trials.max()) + 1
-    dof = max(1, n - num_params)
-    rows = [np.flatnonzero(trials == trial) for trial in range(num_trials)]
-    order = np.empty(n, dtype=np.int64)
-    for index in rows:
-        order[index] = np.arange(len(index))
+    rows = [np.flatnonzero(trials == trial) for trial in range(num_trials)] if num_trials < n else trials[:, None]
+    order = np.zeros(n, dtype=np.int64)
+    if num_trials < n:
+        for index in rows:
+            order[index] = np.arange(len(index))
     longest = max(len(index) for index in rows)
     by_trial = np.stack([residuals[np.resize(index, longest)] for index in rows])
     drawn = rng.integers(num_trials, size=(num_resamples, num_trials))
     sign = rng.choice([-1.0, 1.0], size=(num_resamples, num_trials))
     noise = by_trial[drawn[:, trials], order] * sign[:, trials]
-    tail = special.stdtrit(max(2, min(dof, num_trials - 2)), 0.975) / special.ndtri(0.975)
-    return np.asarray(noise * np.sqrt(n / dof) * tail)
+    return np.asarray(noise * widened(n, num_params, num_trials))
+
+
+def wild_draws(
+    residuals: Array, trials: NDArray[np.int64], num_params: int, num_resamples: int, rng: np.random.Generator
+) -> Array:
+    """Each trial's own residuals with one random sign (Wu 1986, Ann. Statist. 14; by clusters Cameron, Gelbach and
+    Miller 2008, Rev. Econ. Statist. 90), shape (resamples, n): noise that differs from trial to trial stays so.
+
+    A random sign also suits absolute errors (Feng, He and Hu 2011, Biometrika 98). They are `widened`.
+    """
+    num_trials = int(trials.max()) + 1
+    sign = rng.choice([-1.0, 1.0], size=(num_resamples, num_trials))
+    return np.asarray(residuals * sign[:, trials] * widened(len(residuals), num_params, num_trials))
+
+
+def widened(num_points: int, num_params: int, num_trials: int) -> float:
+    """Factor on residuals for the degrees of freedom that a fit used, sqrt(n / dof), and for the few trials from which
+    their scale is known (`tail_factor`)."""
+    dof = max(1, num_points - num_params)
+    return float(np.sqrt(num_points / dof)) * tail_factor(dof, num_trials)
+
+
+def tail_factor(dof: int, num_trials: int) -> float:
+    """Student's t over the normal at 97.5%, with no more degrees of freedom than trials less 2."""
+    return float(special.stdtrit(max(2, min(dof, num_trials - 2)), 0.975) / special.ndtri(0.975))
 
 
 def interval(draws: Array) -> Interval | None:

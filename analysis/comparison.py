@@ -17,15 +17,13 @@ from scipy import special
 
 from analysis.bootstrap import Interval, residual_draws
 from analysis.frontier import best_learning_rates, budget_of, frontier
-from analysis.laws import EXPONENT_BOUNDS, Array, Law
-from analysis.solver import Problem, polish
+from analysis.laws import EXPONENT_BOUNDS, Array, Law, PowerSum
+from analysis.solver import LEAST_SQUARES, Problem, polish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_RESAMPLES = 1000
-LEAST_SQUARES = 1e3
-"""A Huber threshold on log residuals that no residual reaches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +249,7 @@ def _mean_by_size(pairs: list[Pair]) -> tuple[float | None, Interval | None]:
 
 
 @dataclass(frozen=True)
-class _Joint(Law):
+class _Joint(PowerSum):
     """The laws of two arms at once; log_x has columns log C and arm (0 or 1).
 
     `shared` is what the arms have in common besides the floor: nothing, exponents, or laws.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -11,11 +9,9 @@ import pandas as pd
 
 from analysis.fitting import NUM_RESAMPLES, Fit, fit_law, fit_power
 from analysis.isoflop import IsoflopFit, fit_isoflop
-from analysis.laws import Array, Law, PowerLaw
-from analysis.solver import HUBER_DELTA
+from analysis.laws import Array, Law
+from analysis.recipes import IntervalMethod, Recipe, delta_of
 
-Recipe = Literal["varpro", "least-squares", "hoffmann"]
-IntervalMethod = Literal["auto", "pairs", "residual", "wild", "profile", "delta"]
 Floor = Literal["free", "zero"] | float
 
 BESIDE = 400
@@ -56,7 +52,7 @@ class Options:
     @property
     def delta(self) -> float:
         """Huber threshold of the objective on log residuals."""
-        return 1e3 if self.recipe == "least-squares" else HUBER_DELTA
+        return delta_of(self.recipe)
 
     def beside(self, num_points: int, most: int = BESIDE) -> Options:
         """The same with fewer resamples, for what stands beside a fit: at most `most`, and 100 for 10,000 points."""
@@ -66,14 +62,12 @@ class Options:
 
 def estimate_power(flops: Array, y: Array, trials: object, options: Options) -> Fit:
     """y = A * C^-beta + floor, with the floor that the options ask for."""
-    if options.floor in ("zero", 0.0):
-        return estimate_law(PowerLaw(has_floor=False), flops[:, None], y, trials, options)
-    return fit_power(flops, y, trials=trials, **_passed(fit_power, options, floor=options.floor))
+    return fit_power(flops, y, trials=trials, floor=options.floor, **_of_laws(options))
 
 
 def estimate_law(law: Law, x: Array, y: Array, trials: object, options: Options) -> Fit:
-    """A law of params and samples; x of shape (n, variables)."""
-    return fit_law(law, x, y, trials=trials, **_passed(fit_law, options))
+    """A law of points; x of shape (n, variables)."""
+    return fit_law(law, x, y, trials=trials, **_of_laws(options))
 
 
 def estimate_isoflop(frame: pd.DataFrame, options: Options, min_budgets: int = 2) -> IsoflopFit:
@@ -81,15 +75,10 @@ def estimate_isoflop(frame: pd.DataFrame, options: Options, min_budgets: int = 2
     return fit_isoflop(frame, min_budgets=min_budgets, num_resamples=options.num_resamples, seed=options.seed)
 
 
-def _passed(function: Callable[..., Fit], options: Options, **more: object) -> dict[str, Any]:
-    """The options that differ from the fit's defaults; ValueError for one that the fit does not take."""
-    passed: dict[str, Any] = {"num_resamples": options.num_resamples, "seed": options.seed}
-    chosen = {"recipe": options.recipe, "interval": options.interval, **more}
-    defaults = {"recipe": "varpro", "interval": "auto", "floor": "free"}
-    for name, value in chosen.items():
-        if value == defaults[name]:
-            continue
-        if name not in inspect.signature(function).parameters:
-            raise ValueError(f"{name} {value!r} is not offered for this law; its {name} is {defaults[name]!r}.")
-        passed[name] = value
-    return passed
+def _of_laws(options: Options) -> dict[str, Any]:
+    return {
+        "num_resamples": options.num_resamples,
+        "seed": options.seed,
+        "recipe": options.recipe,
+        "interval": options.interval,
+    }

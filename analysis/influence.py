@@ -11,9 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.bootstrap import Interval
-from analysis.fitting import Fit, trial_index
+from analysis.fitting import Fit
 from analysis.isoflop import IsoflopFit
 from analysis.laws import Array
+from analysis.points import trial_index
 from analysis.refitting import Refitter
 from analysis.solver import HUBER_DELTA
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import Interval, choose_rule, describe_rule, interval, intervals, pair_weights, residual_draws
-from analysis.fitting import NUM_RESAMPLES, trial_index
+from analysis.bootstrap import Interval, interval, intervals, pair_weights, residual_draws
+from analysis.fitting import NUM_RESAMPLES
 from analysis.frontier import budget_of
 from analysis.laws import Array
+from analysis.points import trial_index
+from analysis.uncertainty import choose_method, words_of
 
 MIN_SIZES = 3
 MIN_BUDGETS = 2
@@ -297,7 +299,7 @@ def _resampled_minima(
     ordered = pd.concat([group for _, group in frame.groupby("budget", sort=True)])
     trials = trial_index(ordered.get("trial_id"), len(ordered))
     smallest = min(len(p.u) for p in profiles)
-    rule = choose_rule(trials, 3 * len(profiles)) if smallest >= 8 else "residuals"
+    rule = choose_method(int(trials.max()) + 1, 3 * len(profiles)) if smallest >= 8 else "residual"
     fitted = np.concatenate([p.parabolas(p.loss[None], np.ones((1, len(p.u))))[0] @ _powers(p) for p in profiles])
     loss = ordered["loss"].to_numpy(dtype=float)
     if rule == "pairs":
@@ -310,7 +312,7 @@ def _resampled_minima(
     for i, (profile, end) in enumerate(zip(profiles, ends, strict=True)):
         part = slice(int(end) - len(profile.u), int(end))
         log_n[:, i] = profile.vertices(profile.parabolas(losses[:, part], weights[:, part]))
-    return log_n, describe_rule(rule, int(trials.max()) + 1, num_resamples)
+    return log_n, words_of(rule, int(trials.max()) + 1, num_resamples)
 
 
 def _powers(profile: _Profile) -> Array:

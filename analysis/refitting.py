@@ -8,7 +8,8 @@ from scipy import special
 
 from analysis.fitting import Fit
 from analysis.laws import Array
-from analysis.solver import HUBER_DELTA, Problem, polish
+from analysis.points import Points
+from analysis.solver import HUBER_DELTA, polish
 
 
 class Refitter:
@@ -19,38 +20,21 @@ class Refitter:
 
     def __init__(self, fit: Fit, x: Array, y: Array, delta: float = HUBER_DELTA) -> None:
         self.law, self.delta = fit.law, delta
-        self._x_mean, self._y_mean = np.log(x).mean(axis=0), float(np.log(y).mean())
-        self.log_x, self.log_y = np.log(x) - self._x_mean, np.log(y) - self._y_mean
-        self.theta = self._centred(fit.params)
-
-    def _centred(self, params: dict[str, float]) -> Array:
-        """The solver's theta from reported parameters: logs of floor and coefficients at the points' centre."""
-        law = self.law
-        logs = {*law.coefficients, law.floor}
-        tiny = 1e-300
-        theta = np.array([np.log(max(params[n], tiny)) if n in logs else params[n] for n in law.theta_names])
-        return law.shift(theta, -self._x_mean, -self._y_mean)
+        self.points = Points.of(fit.law, x, y)
+        self.log_x, self.log_y = self.points.log_x, self.points.log_y
+        self.theta = self.points.theta(fit.params)
 
     def solve(self, weights: Array | None = None, log_y: Array | None = None) -> dict[str, Array]:
         """Parameters, each of shape (batch,), for weights (batch, n) or for centred log losses (batch, n)."""
-        ones = np.ones((1, len(self.log_y)))
-        low, high = self.law.bounds(self.log_y)
-        problem = Problem(
-            law=self.law,
-            log_x=self.log_x,
-            log_y=self.log_y[None] if log_y is None else log_y,
-            weights=ones if weights is None else weights,
-            low=low,
-            high=high,
-        )
+        problem = self.points.problem(log_y, weights)
         batch = max(len(problem.log_y), len(problem.weights))
-        theta, _ = polish(problem, np.repeat(self.theta[None], batch, axis=0), delta=self.delta)
-        return self.law.to_params(self.law.shift(theta, self._x_mean, self._y_mean))
+        theta, _ = polish(problem, np.repeat(self.theta[None], batch, axis=0), delta=self.delta, near=True)
+        return self.points.params(theta)
 
     @property
     def fitted(self) -> Array:
         """Centred log losses of the law at the points, shape (n,)."""
-        return np.asarray(self.law.log_y(self.theta[None], self.log_x)[0])
+        return self.points.fitted(self.theta)
 
     @property
     def residuals(self) -> Array:

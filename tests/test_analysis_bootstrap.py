@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.bootstrap import choose_rule, interval, pair_weights, residual_draws
+from analysis.bootstrap import interval, pair_weights, residual_draws
 from analysis.fitting import fit_law
 from analysis.laws import PowerLaw
+from analysis.uncertainty import choose_method
 
 
 def test_intervals_cover_a_planted_power_law() -> None:
@@ -40,8 +41,8 @@ def test_trials_are_drawn_whole() -> None:
     weights = pair_weights(trials, 50, np.random.default_rng(0))
     assert (weights.reshape(50, 30, 3) == weights.reshape(50, 30, 3)[:, :, :1]).all()
     assert (weights.sum(axis=1) == 90).all()
-    assert choose_rule(trials, 5) == "pairs"
-    assert choose_rule(trials[:12], 2) == "residuals"
+    assert choose_method(30, 5) == "pairs"
+    assert choose_method(4, 2) == "residual"
 
 
 def test_residuals_of_a_trial_stay_together() -> None:

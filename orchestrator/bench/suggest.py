@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from analysis.candidates import Ladder, Measured, Trajectory
 from analysis.laws import Array, SurfaceLaw
 from analysis.planted import SURFACE, Cells, CostLine, Noise, PlantedLaw
-from analysis.solver import Problem, polish, projected_starts
+from analysis.projection import projected_starts
+from analysis.solver import Problem, polish
 from analysis.suggest import estimated_noise, plausible_laws, prior_laws, suggest
 
 TOKENS = 49

@@ -1,0 +1,105 @@
+"""The points of a fit in centred logs, which is what the solver works in, and how far they scatter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.laws import TINY, Array, Law
+from analysis.solver import Problem
+
+LEAST_SCALE = 1e-6
+"""Smallest scatter of log y that is believed: the share of y at which a term counts as absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Logs of x (n, variables) and y (n,), less their centres, and the trial that each point belongs to."""
+
+    law: Law
+    log_x: Array
+    log_y: Array
+    x_mean: Array
+    y_mean: float
+    trials: NDArray[np.int64]
+    """0, 1, 2, ... for each point."""
+    held_floor: float | None = None
+    """Value at which the law's floor is held, in units of y."""
+
+    @classmethod
+    def of(cls, law: Law, x: Array, y: Array, trials: object = None, held_floor: float | None = None) -> Points:
+        """Points as they stand in a table. A point that repeats one of its own trial is dropped."""
+        units = trial_index(trials, len(y))
+        if trials is not None:
+            _, first = np.unique(np.column_stack([units, x, y]), axis=0, return_index=True)
+            kept = np.sort(first)
+            x, y, units = x[kept], y[kept], units[kept]
+        log_x, log_y = np.log(x), np.log(y)
+        x_mean, y_mean = law.centre(log_x), float(log_y.mean())
+        return cls(
+            law=law,
+            log_x=log_x - x_mean,
+            log_y=log_y - y_mean,
+            x_mean=x_mean,
+            y_mean=y_mean,
+            trials=units,
+            held_floor=held_floor,
+        )
+
+    def __len__(self) -> int:
+        return len(self.log_y)
+
+    @property
+    def num_trials(self) -> int:
+        return int(self.trials.max()) + 1
+
+    @property
+    def num_free(self) -> int:
+        """Parameters that are estimated."""
+        return self.law.num_params - (self.held_floor is not None)
+
+    def problem(self, log_y: Array | None = None, weights: Array | None = None) -> Problem:
+        """To minimise: of the points' own losses, or of a batch of losses or weights (batch, n)."""
+        low, high = self.law.bounds(self.log_y)
+        if self.held_floor is not None:
+            low[0] = high[0] = np.log(max(self.held_floor, TINY)) - self.y_mean
+        log_y = self.log_y[None] if log_y is None else log_y
+        weights = np.ones((1, len(self))) if weights is None else weights
+        return Problem(law=self.law, log_x=self.log_x, log_y=log_y, weights=weights, low=low, high=high)
+
+    def params(self, theta: Array) -> dict[str, Array]:
+        """Reported parameters from centred theta (..., p)."""
+        return self.law.to_params(self.law.shift(theta, self.x_mean, self.y_mean))
+
+    def theta(self, params: dict[str, float]) -> Array:
+        """Centred theta (p,) from reported parameters."""
+        return self.law.shift(self.law.to_theta(params), -self.x_mean, -self.y_mean)
+
+    def fitted(self, theta: Array) -> Array:
+        """Centred log y of the law at theta (p,), shape (n,)."""
+        return np.asarray(self.law.log_y(theta[None], self.log_x)[0])
+
+    def uncentred(self) -> Points:
+        """The same with log x from 0, where every reported parameter is an entry of theta (or its log, up to a shift).
+
+        The floor and the coefficients keep their shift by the mean of log y.
+        """
+        zero = np.zeros_like(self.x_mean)
+        return replace(self, log_x=self.log_x + self.x_mean, x_mean=zero)
+
+
+def trial_index(trials: object, n: int) -> NDArray[np.int64]:
+    """Trials as 0, 1, 2, ...; without any, each row is its own."""
+    if trials is None:
+        return np.arange(n, dtype=np.int64)
+    return np.unique(np.asarray(trials).astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def scale_of(residuals: Array, num_params: int) -> float:
+    """Robust standard deviation of residuals, of which as many as there are parameters may be zero by construction."""
+    size = np.sort(np.abs(residuals))[min(num_params, len(residuals) - 1) :]
+    spread = 1.4826 * float(np.median(size))
+    clipped = np.clip(residuals, -3 * spread, 3 * spread)
+    return max(float(np.sqrt(np.sum(clipped**2) / max(1, len(residuals) - num_params))), LEAST_SCALE)
