@@ -47,10 +47,14 @@ class Allocation:
     params: float | None = None
     samples: float | None = None
     loss: float | None = None
+    samples_per_param: float | None = None
+    """D* / N*: tokens per parameter where samples are tokens."""
     ci95: dict[str, Interval | None] = field(default_factory=dict)
 
 
-def surface_optimum(params: dict[str, float] | dict[str, Array], cost: CostRelation, flops: float) -> dict[str, Array]:
+def surface_optimum(
+    params: dict[str, float] | dict[str, Array], cost: CostRelation, flops: float | Array
+) -> dict[str, Array]:
     """Minimise E + A/N^alpha + B/D^beta at coefficient * N^x * D = flops, in closed form.
 
     With x = 1, coefficient = 6 this is Hoffmann et al. 2022, arXiv 2203.15556, equation 4.
@@ -66,19 +70,39 @@ def surface_optimum(params: dict[str, float] | dict[str, Array], cost: CostRelat
             "D_exponent": alpha / (alpha + x * beta),
             "params": np.exp(log_n),
             "samples": np.exp(log_d),
+            "samples_per_param": np.exp(log_d - log_n),
             "loss": E + A * np.exp(-alpha * log_n) + B * np.exp(-beta * log_d),
         }
 
 
+def law_optimum(
+    name: str, params: dict[str, float] | dict[str, Array], cost: CostRelation, flops: float | Array
+) -> dict[str, Array]:
+    """`surface_optimum` of a law by its name: a tied law has one exponent, a repeated one no repeats at its optimum.
+
+    Kaplan's is a power, alpha_D, of a surface without a floor (arXiv 2001.08361, equation 1.5).
+    """
+    if name == "tied":
+        return surface_optimum({**params, "beta": params["alpha"]}, cost, flops)  # type: ignore[arg-type]
+    if name != "kaplan":
+        return surface_optimum(params, cost, flops)
+    N_c, D_c, alpha, gamma = (np.asarray(params[n], dtype=float) for n in ("N_c", "D_c", "alpha_N", "alpha_D"))
+    one, p = np.ones_like(N_c), alpha / gamma
+    with np.errstate(over="ignore"):
+        bracket = {"E": 0 * one, "A": np.exp(p * np.log(N_c)), "B": D_c, "alpha": p, "beta": one}
+    found = surface_optimum(bracket, cost, flops)
+    return found | {"loss": found["loss"] ** gamma}
+
+
 def allocate_surface(fit: Fit, cost: CostRelation, target_flops: float | None) -> Allocation:
-    """The allocation of a fitted surface."""
+    """The allocation of a fitted surface, or of another law of params and samples."""
     if not fit.succeeded:
-        return Allocation(approach="surface", flops=target_flops)
-    names = ("N_exponent", "D_exponent") + (("params", "samples", "loss") if target_flops else ())
-    values = surface_optimum(fit.params, cost, target_flops or 1.0)
-    draws = surface_optimum(fit.draws, cost, target_flops or 1.0) if fit.draws else {}
+        return Allocation(approach=fit.law.name, flops=target_flops)
+    names = ("N_exponent", "D_exponent") + (("params", "samples", "samples_per_param", "loss") if target_flops else ())
+    values = law_optimum(fit.law.name, fit.params, cost, target_flops or 1.0)
+    draws = law_optimum(fit.law.name, fit.draws, cost, target_flops or 1.0) if fit.draws else {}
     return Allocation(
-        approach="surface",
+        approach=fit.law.name,
         flops=target_flops,
         ci95={name: interval(draws[name]) if draws else None for name in names},
         **{name: float(values[name]) for name in names},
@@ -95,6 +119,8 @@ def allocate_isoflop(fit: IsoflopFit, target_flops: float | None) -> Allocation:
         for name, letter in (("params", "N"), ("samples", "D")):
             values[name] = float(fit.optimum(letter, target_flops))
             ci95[name] = _pair(fit.optimum_interval(letter, target_flops))
+        values["samples_per_param"] = values["samples"] / values["params"]
+        ci95["samples_per_param"] = interval(fit.drawn_ratio(target_flops)) if fit.draws else None
         flops, losses = np.array([[m.flops, m.loss] for m in fit.bracketed], dtype=float).T
         law = fit_power(flops, losses, num_resamples=NUM_RESAMPLES if fit.draws else 0)
         if law.succeeded:

@@ -106,7 +106,7 @@ def approaches(
     surface = surface or _surface(frame, options)
     if surface is not None and surface[1].N_exponent is not None:
         fit, allocation = surface
-        found.append(_approach("surface", surface[1].N_exponent, allocation.ci95.get("N_exponent"), fit.outcome))
+        found.append(_approach(fit.law.name, surface[1].N_exponent, allocation.ci95.get("N_exponent"), fit.outcome))
     return Approaches(found=found)
 
 

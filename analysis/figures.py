@@ -17,11 +17,14 @@ from analysis.law_plots import (
     backtest_of_surface,
     bootstrap_cloud,
     exponents_side_by_side,
+    learning_rate_fans,
     residual_panels,
     surface_contours,
 )
+from analysis.learning_rate import RateFit
 from analysis.plots import floor_profile, isoflop_curves, loss_against_compute, optimum_against_compute
 from analysis.result import Result
+from analysis.transfer import RateTransfer, as_transfer
 
 Drawn = Iterator[tuple[str, Callable[[], Figure]]]
 
@@ -44,6 +47,8 @@ def figures_of(result: Result, kinds: Sequence[str] | None) -> dict[str, Figure]
 def _makers(result: Result) -> Drawn:
     if isinstance(result.fit, IsoflopFit):
         yield from _of_isoflop(result, result.fit)
+    elif isinstance(result.fit, RateFit):
+        yield "law", lambda: learning_rate_fans([transfer_of(result)])
     elif result.fit.succeeded and result.law == "power":
         yield from _of_power(result, result.fit)
     elif result.fit.succeeded:
@@ -51,6 +56,13 @@ def _makers(result: Result) -> Drawn:
     approaches = result.approaches
     if approaches is not None and len(approaches.found) > 1:
         yield "approaches", lambda: exponents_side_by_side(approaches, title="N* by each approach")
+
+
+def transfer_of(result: Result) -> RateTransfer:
+    """A learning-rate fit as its figure takes it."""
+    assert isinstance(result.fit, RateFit)
+    arms = result.table.arms
+    return as_transfer(result.fit, arms[0] if len(arms) == 1 else "all rows")
 
 
 def quantity_words(result: Result) -> str:

@@ -55,7 +55,8 @@ def _number(value: float | None) -> str:
 def _allocation(result: Mapping[str, Any]) -> list[str]:
     """N*, D* and the loss at the target, each prediction with what the back-test missed it by."""
     allocation = result["allocation"]
-    names = [n for n in ("N_exponent", "D_exponent", "params", "samples", "loss") if allocation.get(n) is not None]
+    wanted = ("N_exponent", "D_exponent", "params", "samples", "samples_per_param", "loss")
+    names = [n for n in wanted if allocation.get(n) is not None]
     if not names or (result["law"] == "isoflop" and "flops" not in allocation):
         return []
     at = ""
@@ -73,6 +74,12 @@ def _allocation(result: Mapping[str, Any]) -> list[str]:
 
 
 def _minima(result: Mapping[str, Any]) -> list[str]:
+    if result.get("optima"):
+        return ["", f"  {result['variable']:>10}  {'best rate':>10}"] + [
+            f"  {o['scale']:>10.4g}  {_number(o['rate']):>10}{_band(o['rate_ci95'])}"
+            + ("" if o["bracketed"] else "  not bracketed")
+            for o in result["optima"]
+        ]
     if not result.get("minima"):
         return []
     return ["", f"  {'budget':>10}  {'N*':>10}  {'loss':>10}"] + [

@@ -20,14 +20,17 @@ from analysis.fitting import NUM_RESAMPLES
 from analysis.frontier import best_learning_rates, budget_of, frontier, is_isoflop
 from analysis.influence import Influence, isoflop_influence, law_influence
 from analysis.isoflop import IsoflopFit
-from analysis.laws import Law, SurfaceLaw
+from analysis.kaplan import KaplanLaw
+from analysis.laws import Law, SurfaceLaw, TiedLaw
+from analysis.learning_rate import fit_rates
 from analysis.loading import Table, load_table
+from analysis.repetition import RepeatedLaw
 from analysis.result import EXTRAPOLATION, Result
 
-POINT_LAWS: dict[str, Law] = {law.name: law for law in (SurfaceLaw(),)}
-"""Laws of params and samples, by name."""
+POINT_LAWS: dict[str, Law] = {law.name: law for law in (SurfaceLaw(), TiedLaw(), KaplanLaw(), RepeatedLaw())}
+"""Laws of params and samples (and unique samples), by name."""
 
-LAWS = ("power", *POINT_LAWS, "isoflop")
+LAWS = ("power", *POINT_LAWS, "isoflop", "learning-rate")
 
 
 def fit_table(
@@ -39,7 +42,7 @@ def fit_table(
     arm: str | None = None,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, Any]:
-    """Fit `law` (power, surface or isoflop) to the table at `path`; returns the object of `fit --json`.
+    """Fit `law` (one of `LAWS`) to the table at `path`; returns the object of `fit --json`.
 
     `columns` maps params, samples, flops, loss to names in the table (guessed where absent); `arm` selects one of our
     arms. `target_flops` adds the allocation there. Floats are full precision; what is unknown is None; nothing is NaN.
@@ -66,6 +69,8 @@ def fit_loaded(table: Table, law: str, target_flops: float | None = None, option
         if options.floor != "free":
             raise ValueError(f"floor {options.floor!r} is of a power law; a {law} has its own constant.")
         return _of_points(table, POINT_LAWS[law], target_flops, options)
+    if law == "learning-rate":
+        return _rates(table, target_flops, options)
     return (_power if law == "power" else _isoflop)(table, target_flops, options)
 
 
@@ -133,7 +138,7 @@ def _of_points(table: Table, law: Law, target: float | None, options: Options) -
     _warn_fit(fit.outcome, fit.reason, warnings)
     allocation = Allocation(approach=law.name, flops=target)
     beside = None
-    if set(SurfaceLaw().params) <= set(fit.params):
+    if fit.succeeded:
         cost = CostRelation.of(frame)
         if cost.spread > 0.1:
             warnings.append(
@@ -162,7 +167,7 @@ def _of_points(table: Table, law: Law, target: float | None, options: Options) -
 
 def _check_spread(law: Law, frame: pd.DataFrame) -> None:
     """ValueError where there are too few values of a variable, or too few settings, for the law."""
-    for name in law.variables:
+    for name in ("params", "samples"):
         got = frame[name].nunique()
         if got < 3:
             raise ValueError(
@@ -218,6 +223,45 @@ def _isoflop(table: Table, target: float | None, options: Options) -> Result:
         options=options,
         warnings=warnings,
         more={"minima": minima},
+    )
+
+
+def _rates(table: Table, target: float | None, options: Options) -> Result:
+    """The best learning rate by width, and its drift."""
+    for name, usual in (("recipe", "varpro"), ("interval", "auto"), ("floor", "free")):
+        if getattr(options, name) != usual:
+            got = getattr(options, name)
+            raise ValueError(f"learning-rate is quadratics by least squares and has no {name}; got {got!r}.")
+    if target is not None:
+        raise ValueError("learning-rate gives no N* or loss at a target; fit power, surface or isoflop for those.")
+    frame, warnings = _rows(table, "params", "flops", "loss")
+    fit = fit_rates(frame, table.diverged, num_resamples=options.num_resamples, seed=options.seed)
+    if fit is None:
+        raise ValueError(
+            "learning-rate needs at least 3 learning rates at one size and budget; wanted a column learning_rate "
+            "with a sweep of them. Run more learning rates."
+        )
+    _warn_fit(fit.outcome, fit.reason, warnings)
+    for o in fit.optima:
+        if not o.bracketed:
+            warnings.append(f"{fit.variable} {o.scale:.4g} left out of the drift: {o.reason}")
+    params: dict[str, float | None] = dict.fromkeys(("rate_coefficient", "rate_exponent")) | fit.params
+    names = ("scale", "rate", "rate_ci95", "bracketed", "reason", "transferred_loss", "transferred_ci95")
+    return _result(
+        table,
+        frame,
+        law="learning-rate",
+        equation=f"rate* = rate_coefficient * {fit.variable}^rate_exponent",
+        fit=fit,
+        params=params,
+        ci95=dict.fromkeys(params) | fit.ci95,
+        allocation=Allocation(approach="learning-rate"),
+        approaches=None,
+        backtests=[],
+        influence=[],
+        options=options,
+        warnings=warnings,
+        more={"optima": [{name: getattr(o, name) for name in names} for o in fit.optima], "variable": fit.variable},
     )
 
 

@@ -92,6 +92,7 @@ def fit_law(
     recipe: Recipe = "varpro",
     interval: IntervalMethod = "auto",
     floor: float | None = None,
+    identify: bool = True,
 ) -> Fit:
     """Fit `law` to x of shape (n, variables) and y of shape (n,), all positive.
 
@@ -104,6 +105,7 @@ def fit_law(
             the same from the grid of Hoffmann et al. 2022, arXiv 2203.15556, appendix D.3, with intervals from pairs as
             Besiroglu et al. 2024, arXiv 2404.10102, have them; `least-squares` the squares of log residuals.
         interval: how intervals are made; `auto` as `analysis.uncertainty.choose_method` says.
+        identify: whether to ask if the data identify a law of several variables, which takes longer than the estimate.
 
     A fit that cannot be made is returned as a value: too few points leave `params` empty.
 
@@ -131,7 +133,7 @@ def fit_law(
     if num_resamples:
         method = _method(points, recipe, interval)
         fit = _with_draws(fit, points, thetas[best], method, num_resamples, seed, delta)
-    return _check_identification(fit, points, thetas[best], x) if len(law.variables) > 1 else fit
+    return _check_identification(fit, points, thetas[best], x) if identify and len(law.variables) > 1 else fit
 
 
 def _starts(points: Points, problem: Problem, recipe: Recipe) -> Array:
@@ -155,7 +157,7 @@ def _solve_once(problem: Problem, starts: Array, delta: float) -> tuple[Array, A
 def _method(points: Points, recipe: Recipe, interval: IntervalMethod) -> Method:
     if interval != "auto":
         return interval
-    return "pairs" if recipe == "hoffmann" else choose_method(points.num_trials, points.num_free)
+    return "pairs" if recipe == "hoffmann" else choose_method(points.num_trials, points.num_free, len(points))
 
 
 def _outcome(points: Points, theta: Array, problem: Problem, agree: float) -> tuple[str, str | None]:

@@ -64,7 +64,7 @@ def _along(likelihood: Likelihood, problem: Problem, logs: Array) -> Array:
         if k and statistic[k - 1] > FAR * likelihood.threshold:
             statistic[k] = statistic[k - 1]
             continue
-        rows = held(problem, np.zeros(1, dtype=np.int64), np.array([value]))
+        rows = held(problem, np.zeros(1, dtype=np.intp), np.array([value]))
         (statistic[k],), theta = likelihood.statistic(rows, theta)
     return statistic
 
@@ -84,5 +84,5 @@ def why_refused(profile: FloorProfile, band: Interval | None, smallest: float) -
     if flat_to_zero(profile):
         return f"its profile is flat down to 0: a law without a floor fits as well ({compared(profile)})"
     if band is not None and band[0] < 1e-3 * smallest:
-        return f"its bootstrap interval reaches 0 ({band[0]:.3g} to {band[1]:.3g})"
+        return f"its 95% interval reaches 0 ({band[0]:.3g} to {band[1]:.3g})"
     return None

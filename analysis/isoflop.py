@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import Interval, interval, intervals, pair_weights, residual_draws
+from analysis.bootstrap import Interval, interval, intervals, pair_weights, residual_draws, tail_factor
 from analysis.fitting import NUM_RESAMPLES
 from analysis.frontier import budget_of
 from analysis.laws import Array
 from analysis.points import trial_index
-from analysis.uncertainty import choose_method, words_of
+from analysis.uncertainty import Method, enough_for_pairs, words_of
 
 MIN_SIZES = 3
 MIN_BUDGETS = 2
@@ -88,6 +88,11 @@ class IsoflopFit:
         low, high = np.nanpercentile(np.exp(np.log(coefficient) + exponent * logs), [2.5, 97.5], axis=-1)
         return low, high
 
+    def drawn_ratio(self, flops: float) -> Array:
+        """Resampled D* / N* at a budget in FLOPs."""
+        exponent = self.draws["D_exponent"] - self.draws["N_exponent"]
+        return np.asarray(self.draws["D_coefficient"] / self.draws["N_coefficient"] * flops**exponent)
+
 
 def fit_isoflop(
     frame: pd.DataFrame, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0, min_budgets: int = MIN_BUDGETS
@@ -116,10 +121,11 @@ def fit_isoflop(
         return fit
     flops = np.array([minima[i].flops for i in used])
     best = np.array([minima[i].params for i in used], dtype=float)
+    drawn = log_n[:, used] + _own_scatter(np.log(flops), np.log(best), log_n[:, used], seed) if num_resamples else None
     return replace(
         fit,
         params={name: float(values[0]) for name, values in _lines(flops, best[None], cost).items()},
-        draws=_lines(flops, np.exp(log_n[:, used]), cost) if num_resamples else {},
+        draws={} if drawn is None else _lines(flops, np.exp(drawn), cost),
         cubic_exponent=_cubic_exponent(minima),
     )
 
@@ -299,7 +305,8 @@ def _resampled_minima(
     ordered = pd.concat([group for _, group in frame.groupby("budget", sort=True)])
     trials = trial_index(ordered.get("trial_id"), len(ordered))
     smallest = min(len(p.u) for p in profiles)
-    rule = choose_method(int(trials.max()) + 1, 3 * len(profiles)) if smallest >= 8 else "residual"
+    enough = enough_for_pairs(int(trials.max()) + 1, 3 * len(profiles)) and smallest >= 8
+    rule: Method = "pairs" if enough else "residual"
     fitted = np.concatenate([p.parabolas(p.loss[None], np.ones((1, len(p.u))))[0] @ _powers(p) for p in profiles])
     loss = ordered["loss"].to_numpy(dtype=float)
     if rule == "pairs":
@@ -313,6 +320,23 @@ def _resampled_minima(
         part = slice(int(end) - len(profile.u), int(end))
         log_n[:, i] = profile.vertices(profile.parabolas(losses[:, part], weights[:, part]))
     return log_n, words_of(rule, int(trials.max()) + 1, num_resamples)
+
+
+def _own_scatter(log_c: Array, log_n: Array, drawn: Array, seed: int) -> Array:
+    """Noise (resamples, budgets) for the scatter of the minima about their line that their valleys' noise leaves open.
+
+    The variance between studies of DerSimonian and Laird 1986, Control. Clin. Trials 7, with budgets as studies; for
+    the few budgets from which it is known, by Student's t. None below 4 budgets, whose scatter says nothing.
+    """
+    budgets = len(log_c)
+    if budgets < 4:
+        return np.zeros_like(drawn)
+    slope, level = np.polyfit(log_c - log_c.mean(), log_n, 1)
+    about = float(np.sum((log_n - level - slope * (log_c - log_c.mean())) ** 2)) / (budgets - 2)
+    known = np.isfinite(drawn).sum(axis=0) > 1
+    explained = float(np.mean(np.nanvar(drawn[:, known], axis=0))) if known.any() else 0.0
+    own = np.sqrt(max(0.0, about - explained)) * tail_factor(budgets - 2, budgets)
+    return own * np.random.default_rng([seed, 1]).standard_normal(drawn.shape)
 
 
 def _powers(profile: _Profile) -> Array:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy import special
 
-from analysis.allocation import CostRelation, surface_optimum
+from analysis.allocation import CostRelation, law_optimum
 from analysis.approaches import Approaches
 from analysis.backtest import Backtest
 from analysis.comparison import Comparison
@@ -63,17 +63,17 @@ def surface_contours(
     low_n, high_n = float(rows["params"].min()) / 1.3, float(rows["params"].max()) * 1.3
     C, N = np.meshgrid(np.geomspace(low_c / 2, high_c * 2, 140), np.geomspace(low_n / 1.5, high_n * 1.5, 140))
     D = C / (cost.coefficient * N**cost.params_exponent)
-    loss = fit.predict(N, D)
+    loss = fit.predict(N, D, D) if fit.law.name == "repeated" else fit.predict(N, D)
     bottom, top = float(rows["loss"].min()) * 0.97, float(rows["loss"].quantile(0.98))
     levels = np.unique([float(f"{level:.3g}") for level in np.geomspace(bottom, top, 9)])
     drawn = axes.contour(C, N, loss, levels=levels, colors=GREY, linewidths=0.8, zorder=2)
     shade = axes.scatter(rows["flops"], rows["params"], c=rows["loss"], cmap="viridis_r", zorder=3, **dense(len(rows)))
     shade.set_clim(bottom, top)
     grid = np.geomspace(low_c, high_c, 60)
-    best = surface_optimum(fit.params, cost, grid)["params"]  # type: ignore[arg-type]
+    best = law_optimum(fit.law.name, fit.params, cost, grid)["params"]
     axes.plot(grid, best, color=ORANGE, linewidth=2.2, zorder=5, path_effects=HALO, label="best size N*(C)")
     if fit.draws:
-        each = surface_optimum({k: v[:, None] for k, v in fit.draws.items()}, cost, grid)["params"]  # type: ignore[arg-type]
+        each = law_optimum(fit.law.name, {k: v[:, None] for k, v in fit.draws.items()}, cost, grid)["params"]
         axes.fill_between(grid, *np.nanpercentile(each, [2.5, 97.5], axis=0), color=ORANGE, alpha=0.25, linewidth=0)
     log_axis(axes, "x", low_c, high_c, scientific)
     log_axis(axes, "y", low_n, high_n, with_unit)

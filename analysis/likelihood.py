@@ -10,16 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from analysis.laws import Array
-from analysis.points import Points, scale_of
+from analysis.points import Points, covariance, scale_of
 from analysis.solver import Problem, polish
 
 EFFICIENT = 1.345
 """Huber threshold in standard deviations at which 95% of least squares' efficiency is left (Huber 1981)."""
 
-_MAX_STEPS = 40
+_MAX_STEPS = 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Likelihood:
         return 2 * np.maximum(value - self.least, 0.0) / self.scale**2, solved
 
 
-def held(problem: Problem, column: Array, values: Array) -> Problem:
+def held(problem: Problem, column: NDArray[np.intp], values: Array) -> Problem:
     """The problem with entry column[i] of theta held at values[i], one row of the batch each."""
     low, high = (np.repeat(bound[None], len(values), axis=0) for bound in (problem.low, problem.high))
     rows = np.arange(len(values))
@@ -66,16 +67,19 @@ def held(problem: Problem, column: Array, values: Array) -> Problem:
 def profile_intervals(points: Points, theta: Array) -> dict[str, tuple[float, float]]:
     """95% interval of each reported parameter by its profile; a side that is never refused ends at the bound.
 
-    Both sides of all parameters are followed at once, by a bracket and then regula falsi.
+    Both sides of all parameters are followed at once: a bracket, then regula falsi on the statistic's root, which is
+    nearly linear.
     """
     raw = points.uncentred()
     start = points.law.shift(theta, points.x_mean, 0.0)
     likelihood = Likelihood.of(raw, start)
-    problem = _wide(raw.problem())
-    free = [k for k in range(len(start)) if not (k == 0 and points.held_floor is not None)]
-    column = np.repeat(free, 2)
-    side = np.tile([-1.0, 1.0], len(free))
-    ends = _crossings(likelihood, problem, column, side)
+    free = np.arange(1 if points.held_floor is not None else 0, len(start))
+    spread = covariance(raw, likelihood.theta, EFFICIENT * likelihood.scale)
+    variance = np.maximum(np.diag(spread), 1e-12)
+    column, side = np.repeat(free, 2), np.tile([-1.0, 1.0], len(free))
+    path = side[:, None] * (spread / np.sqrt(variance)[:, None])[column]
+    path[np.arange(len(column)), column] = side * np.sqrt(variance[column])
+    ends = _crossings(likelihood, _wide(raw.problem()), column, path)
     low, high = likelihood.theta.copy(), likelihood.theta.copy()
     low[free], high[free] = np.minimum(ends[::2], start[free]), np.maximum(ends[1::2], start[free])
     below, above = raw.params(low), raw.params(high)
@@ -94,35 +98,34 @@ def _wide(problem: Problem) -> Problem:
     )
 
 
-def _crossings(likelihood: Likelihood, problem: Problem, column: Array, side: Array) -> Array:
-    """Where the statistic crosses its threshold on each side of each entry, or the bound where it does not."""
-    centre, threshold = likelihood.theta[column], likelihood.threshold
-    bound = np.where(side < 0, problem.low[column], problem.high[column])
-    inside, outside = centre.copy(), np.full(len(column), np.nan)
-    f_inside, f_outside = np.full(len(column), -threshold), np.full(len(column), np.nan)
-    step = 1e-3 + 0.02 * np.abs(centre)
-    starts = np.repeat(likelihood.theta[None], len(column), axis=0)
-    active = np.ones(len(column), dtype=bool)
+def _crossings(likelihood: Likelihood, problem: Problem, column: NDArray[np.intp], path: Array) -> Array:
+    """Where the statistic crosses its threshold on the way from the estimate, or the bound where it does not.
+
+    `path` (paths, p) is how theta moves, to first order, while the entry column[i] moves by a standard deviation.
+    """
+    rows, threshold = np.arange(len(column)), likelihood.threshold
+    step = path[rows, column]
+    bound = np.where(step < 0, problem.low[column], problem.high[column])
+    inside, outside = likelihood.theta[column].copy(), np.full(len(column), np.nan)
+    root_inside, root_outside = np.zeros(len(column)), np.full(len(column), np.nan)
+    theta = np.repeat(likelihood.theta[None], len(column), axis=0)
+    reach = np.full(len(column), np.sqrt(threshold))
     for _ in range(_MAX_STEPS):
-        rows = np.flatnonzero(active)
-        if not len(rows):
-            break
-        bracketed = np.isfinite(outside[rows])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            weight = np.sqrt(f_inside[rows] + threshold), np.sqrt(f_outside[rows] + threshold)
-            share = (np.sqrt(threshold) - weight[0]) / (weight[1] - weight[0])
-        share = np.clip(np.nan_to_num(share, nan=0.5), 0.05, 0.95)
-        ahead = inside[rows] + side[rows] * step[rows]
-        ahead = np.where(side[rows] < 0, np.maximum(ahead, bound[rows]), np.minimum(ahead, bound[rows]))
-        value = np.where(bracketed, inside[rows] + share * (outside[rows] - inside[rows]), ahead)
-        F, solved = likelihood.statistic(held(problem, column[rows], value), starts[rows])
+        share = (np.sqrt(threshold) - root_inside[rows]) / (root_outside[rows] - root_inside[rows])
+        between = inside[rows] + np.clip(share, 0.1, 0.9) * (outside[rows] - inside[rows])
+        ahead = inside[rows] + reach[rows] * step[rows]
+        ahead = np.where(step[rows] < 0, np.maximum(ahead, bound[rows]), np.minimum(ahead, bound[rows]))
+        value = np.where(np.isfinite(between), between, ahead)
+        start = theta[rows] + ((value - inside[rows]) / step[rows])[:, None] * path[rows]
+        F, solved = likelihood.statistic(held(problem, column[rows], value), start)
         refused = threshold < F
         kept, left = rows[~refused], rows[refused]
-        inside[kept], f_inside[kept], starts[kept] = value[~refused], F[~refused] - threshold, solved[~refused]
-        outside[left], f_outside[left] = value[refused], F[refused] - threshold
-        step[rows] *= 2
-        done = np.abs(F - threshold) < 0.02 * threshold
-        done |= ~refused & (value == bound[rows])
-        done |= np.abs(outside[rows] - inside[rows]) < 1e-10 * (1 + np.abs(inside[rows]))
-        active[rows[done]] = False
+        inside[kept], root_inside[kept], theta[kept] = value[~refused], np.sqrt(F[~refused]), solved[~refused]
+        outside[left], root_outside[left] = value[refused], np.sqrt(F[refused])
+        reach[rows] *= 1.5
+        close = (np.abs(np.sqrt(F / threshold) - 1) < 0.01) | (~refused & (value == bound[rows]))
+        inside[rows[close]] = value[close]
+        rows = rows[~close]
+        if not len(rows):
+            break
     return inside

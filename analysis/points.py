@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from analysis.laws import TINY, Array, Law
 from analysis.solver import Problem
@@ -103,3 +104,31 @@ def scale_of(residuals: Array, num_params: int) -> float:
     spread = 1.4826 * float(np.median(size))
     clipped = np.clip(residuals, -3 * spread, 3 * spread)
     return max(float(np.sqrt(np.sum(clipped**2) / max(1, len(residuals) - num_params))), LEAST_SCALE)
+
+
+def covariance(points: Points, theta: Array, delta: float) -> Array:
+    """Covariance (p, p) of an M-estimate, to first order; rows and columns of held entries are 0.
+
+    (J'J)^-1 J'VJ (J'J)^-1 / E[psi']^2 with psi' its expectation under normal noise (Huber 1981, Robust Statistics,
+    section 7.6), V by trial where trials hold several points (Liang and Zeger 1986, Biometrika 73).
+    """
+    J = points.law.gradient(theta[None], points.log_x)[0]
+    low, high = points.problem().low, points.problem().high
+    free = (theta > low + 1e-9) & (theta < high - 1e-9)
+    J = J[:, free]
+    r = points.log_y - points.fitted(theta)
+    s = scale_of(r, points.num_free)
+    inside = float(special.erf(delta / s / np.sqrt(2)))
+    psi = np.clip(r, -delta, delta)
+    norm = np.linalg.norm(J, axis=0)
+    bread = np.linalg.pinv((J / norm).T @ (J / norm), hermitian=True) / np.outer(norm, norm)
+    n, p = len(r), points.num_free
+    if points.num_trials < n:
+        scores = np.zeros((points.num_trials, J.shape[1]))
+        np.add.at(scores, points.trials, psi[:, None] * J)
+        meat = scores.T @ scores * points.num_trials / max(1, points.num_trials - 1)
+    else:
+        meat = float(np.mean(psi**2)) * J.T @ J
+    found = np.zeros((len(theta), len(theta)))
+    found[np.ix_(free, free)] = bread @ meat @ bread / inside**2 * n / max(1, n - p)
+    return found

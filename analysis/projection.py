@@ -27,7 +27,7 @@ LEAST_SHARE = 0.05
 
 def exponent_axis(num_exponents: int) -> Array:
     """The grid of one exponent; finer where there are few of them."""
-    return np.geomspace(0.01, 3.0, {1: 64, 2: 22}.get(num_exponents, 10))
+    return np.geomspace(0.01, 3.0, {1: 40, 2: 14}.get(num_exponents, 8))
 
 
 def projected_starts(problem: Problem, num_starts: int) -> Array:

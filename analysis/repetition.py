@@ -21,7 +21,8 @@ class RepeatedLaw(Law):
 
     Muennighoff et al. 2023, arXiv 2305.16264, section 3.1 and equations 5 and 6. Of D samples, U of them unique,
     D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)); of N parameters, U_N of them best for U samples by the law itself (their
-    appendix A, at C = 6 N D), N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1) / R_N)). Without repeats N' = N and D' = D.
+    appendix A, at C = 6 N D), N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1) / R_N)). Samples seen once and parameters up to
+    U_N are worth themselves.
     """
 
     name = "repeated"

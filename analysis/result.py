@@ -19,6 +19,7 @@ from analysis.estimating import Options
 from analysis.fitting import Fit
 from analysis.influence import Influence
 from analysis.isoflop import IsoflopFit
+from analysis.learning_rate import RateFit
 from analysis.loading import Table
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Result:
     table: Table
     rows: pd.DataFrame
     """The rows that were fitted: params, samples, flops as far as known, and loss (the fitted quantity)."""
-    fit: Fit | IsoflopFit
+    fit: Fit | IsoflopFit | RateFit
     params: dict[str, float | None]
     ci95: dict[str, Interval | None]
     allocation: Allocation
@@ -68,7 +69,8 @@ class Result:
             ValueError: the law is of minima, or could not be fitted.
         """
         if not isinstance(self.fit, Fit) or not self.fit.succeeded:
-            raise ValueError(f"there is no law to predict from: {self.fit.reason or 'isoflop gives N* and D*'}.")
+            gives = "rate*" if isinstance(self.fit, RateFit) else "N* and D*"
+            raise ValueError(f"there is no law to predict from: {self.fit.reason or f'{self.law} gives {gives}'}.")
         band = self.fit.predict_interval(*x)
         return float(self.fit.predict(*x)), None if band is None else (float(band[0]), float(band[1]))
 
@@ -80,7 +82,9 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """The object of `ditlaw fit --json`: Python values, full precision, None for what is unknown or not finite."""
         allocation = self.allocation
-        names = ["N_exponent", "D_exponent"] + (["flops", "params", "samples", "loss"] if allocation.flops else [])
+        names = ["N_exponent", "D_exponent"] + (
+            ["flops", "params", "samples", "samples_per_param", "loss"] if allocation.flops else []
+        )
         about: dict[str, Any] = {name: getattr(allocation, name) for name in names}
         about["ci95"] = {name: allocation.ci95.get(name) for name in names if name != "flops"}
         if allocation.flops:

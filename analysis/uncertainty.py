@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import special
 
 from analysis.bootstrap import pair_weights, residual_draws, tail_factor, wild_draws
 from analysis.laws import Array
-from analysis.points import Points, scale_of
+from analysis.points import Points, covariance
 from analysis.solver import polish
 
 Method = Literal["pairs", "residual", "wild", "profile", "delta"]
@@ -38,10 +37,21 @@ class Draws:
     words: str
 
 
-def choose_method(num_trials: int, num_params: int) -> Method:
-    """`pairs` with at least 20 runs and 5 a parameter, else `residual`: few runs cannot spare any."""
-    enough = num_trials >= max(MIN_TRIALS_FOR_PAIRS, MIN_TRIALS_PER_PARAM * num_params)
-    return "pairs" if enough else "residual"
+def choose_method(num_trials: int, num_params: int, num_points: int) -> Method:
+    """Which method makes the intervals where none is asked for.
+
+    `pairs` with at least 20 runs and 5 a parameter: it asks nothing of the noise. With fewer, leaving some out widens
+    intervals; then the `profile` where every run is one point, and `residual`, by run, where runs have several: a
+    profile takes points as independent. docs/coverage.md has what each holds.
+    """
+    if enough_for_pairs(num_trials, num_params):
+        return "pairs"
+    return "profile" if num_trials == num_points else "residual"
+
+
+def enough_for_pairs(num_trials: int, num_params: int) -> bool:
+    """At least 20 runs, and 5 a parameter."""
+    return num_trials >= max(MIN_TRIALS_FOR_PAIRS, MIN_TRIALS_PER_PARAM * num_params)
 
 
 def words_of(method: Method, num_trials: int, num_resamples: int) -> str:
@@ -73,34 +83,6 @@ def resample(points: Points, theta: Array, method: Method, asked: int, delta: fl
     if num < asked:
         words += f"; {asked} were asked for, {MOST_CELLS:.0e} points are drawn at most"
     return Draws(theta=solved, words=words)
-
-
-def covariance(points: Points, theta: Array, delta: float) -> Array:
-    """Covariance (p, p) of an M-estimate, to first order; rows and columns of held entries are 0.
-
-    (J'J)^-1 J'VJ (J'J)^-1 / E[psi']^2 with psi' its expectation under normal noise (Huber 1981, Robust Statistics,
-    section 7.6), V by trial where trials hold several points (Liang and Zeger 1986, Biometrika 73).
-    """
-    J = points.law.gradient(theta[None], points.log_x)[0]
-    low, high = points.problem().low, points.problem().high
-    free = (theta > low + 1e-9) & (theta < high - 1e-9)
-    J = J[:, free]
-    r = points.log_y - points.fitted(theta)
-    s = scale_of(r, points.num_free)
-    inside = float(special.erf(delta / s / np.sqrt(2)))
-    psi = np.clip(r, -delta, delta)
-    norm = np.linalg.norm(J, axis=0)
-    bread = np.linalg.pinv((J / norm).T @ (J / norm), hermitian=True) / np.outer(norm, norm)
-    n, p = len(r), points.num_free
-    if points.num_trials < n:
-        scores = np.zeros((points.num_trials, J.shape[1]))
-        np.add.at(scores, points.trials, psi[:, None] * J)
-        meat = scores.T @ scores * points.num_trials / max(1, points.num_trials - 1)
-    else:
-        meat = float(np.mean(psi**2)) * J.T @ J
-    found = np.zeros((len(theta), len(theta)))
-    found[np.ix_(free, free)] = bread @ meat @ bread / inside**2 * n / max(1, n - p)
-    return found
 
 
 def _normal_draws(points: Points, theta: Array, delta: float, num: int, rng: np.random.Generator) -> Array:

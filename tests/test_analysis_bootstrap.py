@@ -41,8 +41,9 @@ def test_trials_are_drawn_whole() -> None:
     weights = pair_weights(trials, 50, np.random.default_rng(0))
     assert (weights.reshape(50, 30, 3) == weights.reshape(50, 30, 3)[:, :, :1]).all()
     assert (weights.sum(axis=1) == 90).all()
-    assert choose_method(30, 5) == "pairs"
-    assert choose_method(4, 2) == "residual"
+    assert choose_method(30, 5, 90) == "pairs"
+    assert choose_method(4, 2, 12) == "residual"
+    assert choose_method(12, 2, 12) == "profile"
 
 
 def test_residuals_of_a_trial_stay_together() -> None:

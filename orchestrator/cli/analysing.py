@@ -12,18 +12,24 @@ from orchestrator.cli.common import refusing, results_of, write_report
 
 COLUMNS_HELP = "Names of the columns in TABLE, as params=n,samples=d,flops=c,loss=l."
 RULE_HELP = "How a missing one of params, samples, flops follows from the other two; none: not at all."
+LAWS = ["power", "surface", "tied", "kaplan", "repeated", "isoflop", "learning-rate"]
+RECIPE_HELP = "varpro: Huber(1e-3) of log residuals; hoffmann: the same from their grid of starts, with pairs."
 FORCE_HELP = "Fit rows together that no one law describes, and leave out rows without positive numbers; both are said."
 
 
 @click.command()
 @click.argument("table")
-@click.option("--law", type=click.Choice(["power", "surface", "isoflop"]), required=True, help="What to fit.")
+@click.option("--law", type=click.Choice(LAWS), required=True, help="What to fit; see below.")
 @click.option("--columns", help=COLUMNS_HELP)
 @click.option("--arm", help="Fit the rows of this arm only.")
 @click.option("--loss", type=click.Choice(["loss", "fid", "fd"]), help="What is fitted; default: the first there is.")
 @click.option("--target-flops", type=float, help="Also give the best size, samples and loss at this many FLOPs.")
 @click.option(
-    "--recipe", type=click.Choice(["varpro", "least-squares", "hoffmann"]), default="varpro", show_default=True
+    "--recipe",
+    type=click.Choice(["varpro", "least-squares", "hoffmann"]),
+    default="varpro",
+    show_default=True,
+    help=RECIPE_HELP,
 )
 @click.option(
     "--interval",
@@ -59,6 +65,15 @@ def fit(
     as_json: bool,
 ) -> None:
     """Fit a scaling law to TABLE: a CSV or Parquet file or folder, of ditlaw's or not, or a URI of one.
+
+    \b
+    power          y = A C^-beta + floor, through the best run of each budget
+    surface        L = E + A/N^alpha + B/D^beta
+    tied           the same with one exponent
+    kaplan         L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D
+    repeated       a surface whose repeated samples are worth less; reads unique_samples
+    isoflop        parabolas in log N at each budget; N* and D* as powers of C
+    learning-rate  quadratics in log learning rate at each width; the optima as a power of width
 
     \b
     ditlaw fit results/quickstart --law isoflop --arm mup --target-flops 1e13

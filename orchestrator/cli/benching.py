@@ -1,4 +1,4 @@
-"""Commands that measure this machine, or a method: `bench memory`, `bench plan`, `bench store`, `bench suggest`."""
+"""Commands that measure this machine, or a method: `bench plan`, `bench fit`, and so on."""
 
 from __future__ import annotations
 
@@ -120,6 +120,33 @@ def store(parts: int, mlflow_points: int, repeats: int, folder: Path, as_json: b
     _show(run(parts, mlflow_points, repeats, folder), as_json)
 
 
+@click.command()
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Times; the median counts.")
+@click.option("--baseline-refits", default=40, show_default=True, type=click.IntRange(min=1), help="Of scipy, of 4000.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def fit(repeats: int, baseline_refits: int, as_json: bool) -> None:
+    """Time of a surface fit and of 4000 refits, beside scipy with the same recipe, and of a table of 10,000 rows."""
+    from orchestrator.bench.fit import run
+
+    _show(run(repeats, baseline_refits), as_json)
+
+
+@click.command()
+@click.option("--repetitions", default=500, show_default=True, type=click.IntRange(min=1), help="Studies of each case.")
+@click.option("--only", default="", help="Cases whose name holds this, as 'surface, normal'.")
+@click.option("--raw", type=click.Path(path_type=Path), help="Write all figures to this JSON file, as they come.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def coverage(repetitions: int, only: str, raw: Path | None, as_json: bool) -> None:
+    """How often 95% intervals hold what was planted, by law, noise, number of points and method.
+
+    The defaults take about half an hour of one core.
+    """
+    from orchestrator.bench.coverage import flat, run
+
+    figures = run(repetitions, raw, only)
+    _show(flat(figures), as_json)
+
+
 def _show(figures: dict[str, Any], as_json: bool) -> None:
     """A flat object: as JSON for programs, a line a figure for people."""
     if as_json:
@@ -130,5 +157,5 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
 
 
-for command in (memory, plan, store, suggest):
+for command in (memory, plan, store, suggest, fit, coverage):
     bench.add_command(command)
