@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from analysis.api import compare, fit_isoflop, fit_power, fit_surface, load, transfer_of_learning_rate
+    from analysis.api import compare, fit, fit_isoflop, fit_power, fit_surface, load, transfer_of_learning_rate
     from analysis.comparison import Comparison
     from analysis.drawing import save
     from analysis.loading import Table
@@ -26,6 +26,7 @@ __all__ = [
     "Result",
     "Table",
     "compare",
+    "fit",
     "fit_isoflop",
     "fit_power",
     "fit_surface",

@@ -96,6 +96,27 @@ def fit_surface(
     return fit_loaded(_table(table), "surface", target_flops, options)
 
 
+def fit(
+    table: Source,
+    law: str,
+    *,
+    target_flops: float | None = None,
+    recipe: Recipe = "varpro",
+    interval: IntervalMethod = "auto",
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Result:
+    """Fit any law of `ditlaw fit --law` by its name: power, surface, tied, kaplan, repeated, isoflop, learning-rate.
+
+    docs/fitting.md has their equations and what identifies them. Arguments as for `fit_power`.
+
+    Raises:
+        ValueError: there is no such law, or the table does not hold what it needs.
+    """
+    options = Options(recipe=recipe, interval=interval, num_resamples=num_resamples, seed=seed)
+    return fit_loaded(_table(table), law, target_flops, options)
+
+
 def fit_isoflop(
     table: Source, *, target_flops: float | None = None, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Result:

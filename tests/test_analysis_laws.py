@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import fit
 from analysis.allocation import CostRelation, law_optimum
 from analysis.fit_table import fit_table
 from analysis.fitting import fit_law
@@ -40,10 +41,10 @@ def points_of(law: Law) -> np.ndarray:
 def test_a_planted_law_is_recovered_without_noise(name: str) -> None:
     law, planted = PLANTED[name]
     x = points_of(law)
-    fit = fit_law(law, x, law.predict(planted, tuple(x.T)), num_resamples=0)
-    assert fit.params == pytest.approx(planted, rel=1e-6)
-    assert fit.outcome == "converged"
-    assert list(fit.params) == list(law.params)
+    found = fit_law(law, x, law.predict(planted, tuple(x.T)), num_resamples=0)
+    assert found.params == pytest.approx(planted, rel=1e-6)
+    assert found.outcome == "converged"
+    assert list(found.params) == list(law.params)
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -100,18 +101,18 @@ def test_the_best_size_of_each_law_is_where_its_loss_is_least() -> None:
     ],
 )
 def test_too_few_points_are_a_value_with_its_reason(law: Law, x: np.ndarray, reason: str) -> None:
-    fit = fit_law(law, x, np.linspace(3, 2, len(x)), num_resamples=0)
-    assert (fit.outcome, fit.params) == ("too_few_points", {})
-    assert reason in str(fit.reason)
+    found = fit_law(law, x, np.linspace(3, 2, len(x)), num_resamples=0)
+    assert (found.outcome, found.params) == ("too_few_points", {})
+    assert reason in str(found.reason)
 
 
 def test_repeats_that_were_not_run_are_not_identified() -> None:
     law, planted = PLANTED["repeated"]
     x = points_of(law)
     x[:, 2] = x[:, 1]
-    fit = fit_law(law, x, law.predict(planted, tuple(x.T)), num_resamples=0)
-    assert fit.outcome == "not_identified"
-    assert str(fit.reason).startswith("R_D is not identified: 0 runs see their samples more than twice")
+    found = fit_law(law, x, law.predict(planted, tuple(x.T)), num_resamples=0)
+    assert found.outcome == "not_identified"
+    assert str(found.reason).startswith("R_D is not identified: 0 runs see their samples more than twice")
 
 
 @pytest.mark.parametrize("name", ["tied", "kaplan", "repeated"])
@@ -129,6 +130,17 @@ def test_the_table_takes_every_law(name: str) -> None:
     assert allocation["samples_per_param"] == pytest.approx(allocation["samples"] / allocation["params"])
     low, high = allocation["ci95"]["samples_per_param"]
     assert low < allocation["samples_per_param"] < high
+
+
+def test_any_law_by_its_name() -> None:
+    law, planted = PLANTED["tied"]
+    x = points_of(law)
+    frame = pd.DataFrame({"params": x[:, 0], "samples": x[:, 1], "loss": law.predict(planted, tuple(x.T))})
+    assert fit(frame, "tied", num_resamples=0).params == pytest.approx(planted, rel=1e-6)
+    with pytest.raises(
+        ValueError, match="no law 'tide'; the laws are power, surface, tied, kaplan, repeated"
+    ):
+        fit(frame, "tide")
 
 
 def test_a_repeated_law_asks_for_unique_samples() -> None:

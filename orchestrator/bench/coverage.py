@@ -30,9 +30,6 @@ RESAMPLES = 400
 BATCH = 20
 """Repetitions of one case before the next has its turn: a run that is cut short has done all cases alike."""
 
-ALL_METHODS = 100
-"""Repetitions in which every method is measured; in the others the default is."""
-
 SIGMA = 0.005
 MILESTONES = 5
 
@@ -101,29 +98,32 @@ class Tally:
         return {"mean": mean, **coverage, "repetitions": self.repetitions, "cpu_seconds": self.seconds}
 
 
-def run(repetitions: int = REPETITIONS, raw: Path | None = None, only: str = "") -> dict[str, Any]:
-    """Coverage of every method in every case whose name holds `only`; written to `raw` after each batch."""
+def run(
+    repetitions: int = REPETITIONS, all_methods: int = 100, raw: Path | None = None, only: str = ""
+) -> dict[str, Any]:
+    """Coverage of the default method in every case whose name holds `only`, and of every method in the first
+    `all_methods` repetitions; written to `raw` after each batch."""
     chosen = [case for case in cases() if only in case.name]
     tallies = {c.name: {m: Tally(dict.fromkeys(c.params, 0)) for m in METHODS} for c in chosen}
     began, result = time.process_time(), {}
     for start in range(0, repetitions, BATCH):
         for case in chosen:
             for number in range(start, min(start + BATCH, repetitions)):
-                _repeat(case, number, tallies[case.name])
+                _repeat(case, number, number < all_methods, tallies[case.name])
             result = _result(chosen, tallies, time.process_time() - began)
             if raw is not None:
                 raw.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _repeat(case: Case, number: int, tallies: dict[Method, Tally]) -> None:
+def _repeat(case: Case, number: int, all_methods: bool, tallies: dict[Method, Tally]) -> None:
     rng = np.random.default_rng([number, case.num_points, NOISES.index(case.noise)])
     x, trials = case.points()
     y = case.draw(x, trials, rng)
     fit = fit_law(case.law, x, y, trials=trials, num_resamples=0, identify=False)
     points = Points.of(case.law, x, y, trials)
     default = choose_method(points.num_trials, points.num_free, len(points))
-    methods = METHODS if number < ALL_METHODS else (default,)
+    methods = METHODS if all_methods else (default,)
     for method, bands, seconds in _bands(points, points.theta(fit.params), methods, number):
         tally = tallies[method]
         tally.repetitions += 1

@@ -40,33 +40,40 @@ def run(repeats: int, baseline_refits: int) -> dict[str, Any]:
         baseline_bootstrap_s: the same by scipy's BFGS on the log-sum-exp objective with its gradient, one start each,
             from `baseline_refits` refits.
         table_10000_s: `fit --law surface` of a table of 10,000 rows with all its figures.
+        The same with `cpu`: of the processor, which a shared machine delays less.
     """
     x, y = planted()
-    fit_seconds = _median(lambda: fit_law(SurfaceLaw(), x, y, num_resamples=0, identify=False), repeats)
-    bootstrap = _median(
+    fit, fit_cpu = _median(lambda: fit_law(SurfaceLaw(), x, y, num_resamples=0, identify=False), repeats)
+    bootstrap, bootstrap_cpu = _median(
         lambda: fit_law(SurfaceLaw(), x, y, num_resamples=NUM_REFITS, interval="pairs", identify=False),
         min(repeats, 3),
     )
-    began = time.perf_counter()
-    _scipy_bootstrap(x, y, baseline_refits)
-    baseline = (time.perf_counter() - began) * NUM_REFITS / baseline_refits
+    baseline, baseline_cpu = _median(lambda: _scipy_bootstrap(x, y, baseline_refits), 1)
+    table, table_cpu = _median(_table, 1)
+    share = NUM_REFITS / baseline_refits
     return {
         "points": NUM_POINTS,
         "cores": num_cores(),
-        "surface_fit_ms": fit_seconds * 1e3,
+        "surface_fit_ms": fit * 1e3,
         "bootstrap_4000_s": bootstrap,
-        "baseline_bootstrap_s": baseline,
-        "table_10000_s": _table_seconds(),
+        "baseline_bootstrap_s": baseline * share,
+        "table_10000_s": table,
+        "surface_fit_cpu_ms": fit_cpu * 1e3,
+        "bootstrap_4000_cpu_s": bootstrap_cpu,
+        "baseline_bootstrap_cpu_s": baseline_cpu * share,
+        "table_10000_cpu_s": table_cpu,
     }
 
 
-def _median(call: Callable[[], object], repeats: int) -> float:
-    seconds = []
+def _median(call: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median seconds of a call, by the clock and of the processor, all threads together."""
+    seconds, processor = [], []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         call()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+        processor.append(time.process_time() - used)
+    return statistics.median(seconds), statistics.median(processor)
 
 
 def _scipy_bootstrap(x: Array, y: Array, num_refits: int) -> None:
@@ -90,12 +97,10 @@ def _objective(theta: Array, log_x: Array, log_y: Array, delta: float = 1e-3) ->
     return value, -np.array([psi @ slope for slope in slopes])
 
 
-def _table_seconds() -> float:
+def _table() -> None:
     """From a frame of 10,000 rows to its fit and figures."""
     from analysis import fit_surface, load
 
     x, y = planted(NUM_ROWS)
     frame = pd.DataFrame({"params": x[:, 0], "samples": x[:, 1], "flops": 6 * x.prod(axis=1), "loss": y})
-    began = time.perf_counter()
     fit_surface(load(frame), target_flops=1e23).figures()
-    return time.perf_counter() - began
