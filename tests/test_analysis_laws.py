@@ -137,9 +137,7 @@ def test_any_law_by_its_name() -> None:
     x = points_of(law)
     frame = pd.DataFrame({"params": x[:, 0], "samples": x[:, 1], "loss": law.predict(planted, tuple(x.T))})
     assert fit(frame, "tied", num_resamples=0).params == pytest.approx(planted, rel=1e-6)
-    with pytest.raises(
-        ValueError, match="no law 'tide'; the laws are power, surface, tied, kaplan, repeated"
-    ):
+    with pytest.raises(ValueError, match="no law 'tide'; the laws are power, surface, tied, kaplan, repeated"):
         fit(frame, "tide")
 
 
