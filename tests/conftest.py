@@ -58,3 +58,29 @@ def fashion_mnist() -> Path:
     if find("fashion-mnist", folder):
         pytest.skip("Fashion-MNIST is not here: run `ditlaw data fetch fashion-mnist`")
     return folder.absolute()
+
+
+@pytest.fixture(scope="session")
+def cluster_to_break(tmp_path_factory):
+    """Several raylets on this machine; every test of faults leaves two nodes of one CPU, and a head."""
+    from orchestrator.faults.rig import Rig
+
+    with Rig(tmp_path_factory.mktemp("rig"), durable=True) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def rig(cluster_to_break):
+    """The cluster, with an empty ledger and no armed faults."""
+    cluster_to_break.forget()
+    return cluster_to_break
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster_to_break, tmp_path_factory, fashion_mnist) -> Path:
+    """The results of sweeps/soak.yaml when nothing is broken."""
+    results = tmp_path_factory.mktemp("undisturbed") / "soak"
+    driver = cluster_to_break.drive(Path("sweeps/soak.yaml"), results)
+    assert driver.wait(400) == 0, driver.output
+    cluster_to_break.forget()
+    return results

@@ -327,6 +327,15 @@ def test_a_lost_node_is_no_fault_of_its_trials_and_comes_back():
     assert actions == [StartGang("gang-1", ONE)]
 
 
+def test_what_fails_on_a_node_that_drains_is_not_held_against_the_trial():
+    nodes = (Node(name="n0", cpus=1), Node(name="n1", cpus=1))
+    for fate in (ended("gang-0", "a", "failed"), GangLost(gang="gang-0", reason="killed at the deadline")):
+        now, _ = after(begin(state("a", nodes=nodes, policy=Policy(max_failures=0)))[0], ready("gang-0"))
+        now, actions = after(now, NodeDraining(node=now.gangs["gang-0"].placement[0].node), fate)
+        assert (dict(now.failures), dict(now.given_up), now.failures_in_a_row) == ({}, {}, 0)
+        assert actions[-1] == StartGang("gang-1", ONE), "it goes on elsewhere"
+
+
 def test_a_draining_node_is_left_with_a_checkpoint():
     nodes = (Node(name="n0", cpus=1), Node(name="n1", cpus=1))
     now, _ = after(begin(state("a", "b", gangs=2, nodes=nodes))[0], ready("gang-0"), ready("gang-1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from pathlib import Path
 
 import pandas as pd
@@ -12,13 +13,14 @@ import torch
 from models.config import DDPM, EDM
 from orchestrator.planning.plan import make
 from orchestrator.results.checkpoints import checkpoint_folders
-from orchestrator.results.store import read_attempts, read_curves, read_measurements
+from orchestrator.results.logs import log_of
+from orchestrator.results.store import Store, read_attempts, read_curves, read_measurements
 from orchestrator.scheduling.backend import Assignment
 from orchestrator.spec.trial import ConstantSchedule, CooldownSchedule, Trial
-from orchestrator.training import engine
+from orchestrator.training import engine, loop
 from orchestrator.training.checkpoint import Checkpoints
 from orchestrator.training.gang import GangMember
-from orchestrator.training.loop import rate_scale, run_attempt
+from orchestrator.training.loop import Superseded, rate_scale, run_attempt
 
 DATA = ["trial_id", "cell_id", "samples", "flops", "loss", "loss_train", "outcome", "reason"]
 """Columns of a measurement that must not depend on how the trial was run."""
@@ -96,6 +98,41 @@ def same_curves(one: GangMember, other: GangMember) -> None:
     pd.testing.assert_frame_equal(
         read_curves(one.results)[columns], read_curves(other.results)[columns], check_exact=True
     )
+
+
+def test_an_attempt_that_was_replaced_writes_nothing_more(trial, member):
+    late = member("late")
+    log = log_of(late.results, trial.trial_id, 1)
+    log.parent.mkdir(parents=True)
+
+    late.report = at_sample(trial.milestones[0], log.touch)  # the driver gives it up, and begins attempt 1
+    with pytest.raises(Superseded, match="attempt 0 has been taken for dead and replaced"):
+        run_attempt(assignment(trial, late), late)
+    assert len(measured(late)) <= 1
+    points_at = [int(folder.name) for folder in checkpoint_folders(late.results, trial.trial_id)]
+    assert points_at in ([], [trial.milestones[0]])
+
+
+def test_a_full_disk_is_waited_for_and_costs_no_step(trial, member, undisturbed, monkeypatch):
+    full, fails = member("full"), iter(range(3))
+    append = Store.append_measurements
+
+    def sometimes(store: Store, rows: list) -> object:
+        if next(fails, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(store, rows)
+
+    monkeypatch.setattr(Store, "append_measurements", sometimes)
+    monkeypatch.setattr(loop, "DISK_SECONDS", 0.01)
+    phases = []
+    full.report = lambda progress: phases.append(progress.phase)
+    assert run_attempt(assignment(trial, full), full) == ("completed", None)
+    assert phases.count("waiting for disk space") == 3
+    pd.testing.assert_frame_equal(measured(full), measured(undisturbed), check_exact=True)
+
+
+def test_every_step_and_evaluation_batch_is_a_sign_of_life(trial, undisturbed):
+    assert undisturbed.beats >= trial.milestones[-1] // trial.batch_size + len(trial.milestones)
 
 
 def test_every_milestone_is_measured_once_and_learning_happens(undisturbed, trial):

@@ -18,6 +18,7 @@ from orchestrator.cli.inspecting import coord_check, solver_statistics
 from orchestrator.cli.planning import plan, schema
 from orchestrator.cli.running import compact, run, sync
 from orchestrator.cli.simulating import simulate
+from orchestrator.cli.soaking import soak
 from orchestrator.cli.steering import cancel, retry
 from orchestrator.cli.submitting import submit
 from orchestrator.cli.suggesting import suggest
@@ -40,5 +41,5 @@ def main(verbose: bool) -> None:
 
 for command in (plan, schema, suggest, simulate, run, submit, status, logs, cancel, retry, sync, compact):
     main.add_command(command)
-for command in (fit, report, data, coord_check, solver_statistics, bench):
+for command in (fit, report, data, coord_check, solver_statistics, bench, soak):
     main.add_command(command)

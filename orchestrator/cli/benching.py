@@ -158,5 +158,18 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
 
 
-for command in (memory, plan, store, suggest, fit, coverage):
+@click.command()
+@click.option("--trials", default=200, show_default=True, type=click.IntRange(min=20), help="No-op trials on one gang.")
+@click.option("--busy-trials", default=2000, show_default=True, type=click.IntRange(min=0), help="Of 0.2 s; 0: none.")
+@click.option("--gangs", default=8, show_default=True, type=click.IntRange(min=1), help="For those, of one CPU each.")
+@click.option("--peers/--no-peers", default=True, help="Also time Ray Tune and Ray Train.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def overhead(trials: int, busy_trials: int, gangs: int, peers: bool, as_json: bool) -> None:
+    """What a trial costs that does nothing, beside Ray Tune and Ray Train; takes some minutes."""
+    from orchestrator.bench.overhead import run
+
+    _show(run(trials, busy_trials, gangs, peers), as_json)
+
+
+for command in (memory, plan, overhead, store, suggest, fit, coverage):
     bench.add_command(command)

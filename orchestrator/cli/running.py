@@ -181,7 +181,8 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
     folder, planned = store.folder, plan.as_json()
-    backend = RayBackend(address, folder, data)
+    hang_seconds = 60 * plan.sweep.compute.hang_minutes
+    backend = RayBackend(address, folder, data, hang_seconds=hang_seconds)
     try:
         check_fit(plan, backend.whole_nodes(), backend.could_grow_to())
         priorities_of(plan.sweep.compute, plan.trials)

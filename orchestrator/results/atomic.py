@@ -10,14 +10,16 @@ import os
 import secrets
 from pathlib import Path
 
+from orchestrator.faults import points
 from orchestrator.results.location import Location, ObjectPath
 
 
-def write_bytes(path: Location, data: bytes) -> None:
+def write_bytes(path: Location, data: bytes, point: points.Point | None = None) -> None:
     """Writes `data` to `path`, whole or not at all, and durably; the folder is created where absent.
 
     A process killed midway leaves at most a hidden `.tmp-*` file beside it, which readers of the folder ignore.
-    Raises OSError as the file system does (disk full, no permission); `path` is then as it was.
+    Raises OSError as the file system does (disk full, no permission); `path` is then as it was. `point` names the
+    moment before the rename, for faults.
     """
     if isinstance(path, ObjectPath):
         path.write_bytes(data)
@@ -29,6 +31,8 @@ def write_bytes(path: Location, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if point is not None:
+            points.reach(point)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

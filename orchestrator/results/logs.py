@@ -42,6 +42,15 @@ def claim_attempt(results: Location, trial_id: str) -> int:
         number += 1
 
 
+def add_line(results: Location, trial_id: str, attempt: int, line: str) -> None:
+    """Add to the log of an attempt what it could not say itself. On object storage, where nothing can be added to, and
+    where there is no room, it is left out."""
+    log = log_of(results, trial_id, attempt)
+    if isinstance(log, Path):
+        with contextlib.suppress(OSError), log.open("a") as file:
+            file.write(line + "\n")
+
+
 @contextlib.contextmanager
 def writing_log(results: Location, trial_id: str, attempt: int) -> Iterator[Path]:
     """The file to which an attempt logs; on object storage it is put up when the attempt ends."""

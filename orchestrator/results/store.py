@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from orchestrator.faults import points
 from orchestrator.results import lock
 from orchestrator.results.atomic import write_bytes
 from orchestrator.results.location import Location, ObjectPath, entries
@@ -51,7 +52,9 @@ class Store:
 
         Raises ValueError naming the columns that are unknown, missing, wrongly empty, or of a wrong type.
         """
-        return self._append("measurements", rows)
+        path = self._append("measurements", rows, "measurement.write")
+        points.reach("measurement.written")
+        return path
 
     def append_curves(self, rows: Sequence[Mapping[str, Any]]) -> Location | None:
         """Adds one part of training curves; as `append_measurements`."""
@@ -119,13 +122,15 @@ class Store:
         """
         return lock.holder(self.folder)
 
-    def _append(self, kind: Kind, rows: Sequence[Mapping[str, Any]]) -> Location | None:
+    def _append(
+        self, kind: Kind, rows: Sequence[Mapping[str, Any]], point: points.Point | None = None
+    ) -> Location | None:
         if not rows:
             return None
         self._still_mine()
         data = encoded(_table(kind, rows))
         path = self.folder / kind / _part_name(str(rows[0]["trial_id"]), int(rows[0]["attempt"]))
-        self._outbox.put(partial(write_bytes, path, data), len(data))
+        self._outbox.put(partial(write_bytes, path, data, point), len(data))
         return path
 
     def check_writable(self) -> None:

@@ -37,12 +37,14 @@ class Progress:
 
     trial_id: str
     attempt: int
-    phase: Literal["starting", "training", "evaluating"]
+    phase: Literal["starting", "training", "evaluating", "waiting for disk space"]
     samples: int
     samples_start: int
     """Samples of the checkpoint from which this attempt went on."""
     loss: float | None
     samples_per_second: float | None
+    beats: int = 0
+    """Signs of life of its gang so far."""
 
 
 @dataclass(frozen=True, kw_only=True)

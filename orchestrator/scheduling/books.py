@@ -206,6 +206,8 @@ class Books:
     def enter_lost(self, assignment: Assignment, began: datetime, last: Progress | None, reason: str) -> int:
         """Enter an attempt whose worker could not; returns the samples it trained, as far as is known."""
         span = (last.samples_start, last.samples) if last else (0, 0)
+        line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC the driver: the attempt ended: {reason}"
+        logs.add_line(self._store.folder, assignment.trial.trial_id, assignment.attempt, line)
         return self._enter(assignment.trial, assignment.attempt, assignment.gang, began, span, reason)
 
     def enter_diverged(self, trial: Trial, reason: str) -> None:

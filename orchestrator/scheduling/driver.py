@@ -10,8 +10,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from typing import TypeVar
 
 from orchestrator.planning.plan import Plan
+from orchestrator.results.patience import when_there_is_room
 from orchestrator.results.store import Store
 from orchestrator.scheduling import scheduler
 from orchestrator.scheduling.backend import (
@@ -39,9 +41,14 @@ from orchestrator.scheduling.state import (
     StopGang,
     opening,
 )
+from orchestrator.spec.sweep import Compute
 from orchestrator.spec.trial import Trial
 
 TICK_SECONDS = 0.2
+DISK_SECONDS = 1.0
+"""Time between two tries to write to a full disk."""
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -71,7 +78,7 @@ class Driver:
         backend: where gangs run.
         run_id: the tracker's run of a trial, or None while it has none.
         listen: called a few times a second with the state of things.
-        policy: how the scheduler behaves; by default it asks for one gang more than fits, for an autoscaler to see.
+        policy: how the scheduler behaves; by default as the sweep says.
 
     Raises:
         ValueError: a trial begins with a checkpoint that is not there and that nothing makes.
@@ -95,11 +102,12 @@ class Driver:
         self._flops_before = self._books.flops_done
         self._running: dict[str, tuple[Assignment, datetime]] = {}
         self._last: dict[str, Progress] = {}
-        self._flops_ended = 0.0
+        self._flops_ended = self._flops_lost = 0.0
         self._began = time.monotonic()
         self._stop = False
         self._retries: list[str] = []
         self._notes: list[str] = []
+        self._waiting: set[str] = set()
         waiting, compute = self._books.waiting, plan.sweep.compute
         for trial in plan.trials:
             if trial.branch_points:
@@ -108,7 +116,7 @@ class Driver:
             jobs_of(plan, waiting, self._books.waits),
             Cluster.of(backend.nodes()),
             {plan.sweep.name: Limit(gangs=compute.gangs, gpus=compute.max_gpus)},
-            policy or Policy(ahead=True, max_failures=compute.retries, recycle_after=compute.recycle_after),
+            policy or policy_of(compute),
             {trial.trial_id: max(self._books.checkpoints(trial.trial_id), default=0) for trial in waiting},
             self._books.failures,
         )
@@ -142,6 +150,7 @@ class Driver:
                 for checked in self._record(event):
                     self._tell(checked)
             self._last |= self._backend.progress()
+            self._note_waits()
             for saved in self._branch_points_saved():
                 self._tell(saved)
             self._listen(self.snapshot())
@@ -158,7 +167,7 @@ class Driver:
             state=self._state,
             trials=self._trials,
             progress=progress,
-            flops_done=self._flops_before + self._flops_ended + current,
+            flops_done=self._flops_before + self._flops_ended - self._flops_lost + current,
             flops_planned=self._plan.flops_planned,
             seconds=time.monotonic() - self._began,
             flops_here=self._flops_ended + current,
@@ -182,13 +191,13 @@ class Driver:
                     self._backend.stop_gang(gang)
                 case RecordDiverged(trial_id, reason):
                     trial = self._trials[trial_id]
-                    self._books.enter_diverged(trial, reason)
+                    self._keep(partial(self._books.enter_diverged, trial, reason))
                     self._notes.append(f"{trial.name} diverged: {reason}")
 
     def _run(self, gang: str, trial: Trial) -> None:
         assignment = Assignment(
             trial=trial,
-            attempt=self._books.claim(trial.trial_id),
+            attempt=self._keep(partial(self._books.claim, trial.trial_id)),
             gang=gang,
             milestones=self._books.lacking(trial),
             branch_points=self._books.needed(trial),
@@ -224,7 +233,9 @@ class Driver:
             reason = event.reason or "no reason given"
             if (gang := self._state.gangs.get(event.gang)) is not None and gang.leaving:
                 reason = f"{NODE_LOST}: {reason}"
-            self._flops_ended += self._books.enter_lost(assignment, began, last, reason) * trial.flops_per_sample
+            spent = self._keep(partial(self._books.enter_lost, assignment, began, last, reason))
+            self._flops_ended += spent * trial.flops_per_sample
+            self._flops_lost += (spent - self._kept(trial, last, spent)) * trial.flops_per_sample
             if not lacking:
                 return [*saved, ended(outcome="completed", reason=None), event]
             where = f"logs/{trial.trial_id}/{assignment.attempt}.log"
@@ -243,6 +254,36 @@ class Driver:
             return [*saved, ended(outcome="failed", reason=reason)]
         return [*saved, event]
 
+    def _kept(self, trial: Trial, last: Progress | None, spent: int) -> int:
+        """Of the samples that a lost attempt trained, those that a checkpoint holds."""
+        start = last.samples_start if last else trial.first
+        return min(spent, max(0, max(self._books.checkpoints(trial.trial_id), default=start) - start))
+
+    def _note_waits(self) -> None:
+        """Say it when a worker begins to wait for a full disk: it cannot even write that into its log."""
+        on = {gang: assignment for gang, (assignment, _) in self._running.items()}
+        last = {gang: self._last_of(gang, assignment) for gang, assignment in on.items()}
+        waiting = {gang for gang, progress in last.items() if progress and progress.phase == "waiting for disk space"}
+        for gang in sorted(waiting - self._waiting):
+            self._notes.append(f"{on[gang].trial.name} waits for room on the disk of {self._store.folder}")
+        self._waiting = waiting
+
+    def _keep(self, write: Callable[[], T]) -> T:
+        """Write something; wait while the disk is full, until asked to stop."""
+        told = False
+
+        def wait(error: OSError) -> None:
+            nonlocal told
+            if self._stop:
+                raise error
+            if not told:
+                self._notes.append(f"the sweep waits for room on the disk: {error}")
+                told = True
+            self._listen(self.snapshot())
+            time.sleep(DISK_SECONDS)
+
+        return when_there_is_room(write, wait)
+
     def _branch_points_saved(self) -> list[CheckpointSaved]:
         """The checkpoints for which branches wait and that running trunks have made since the last look."""
         state, found = self._state, []
@@ -259,6 +300,16 @@ class Driver:
         last = self._last.get(gang)
         wanted = (assignment.trial.trial_id, assignment.attempt)
         return last if last is not None and (last.trial_id, last.attempt) == wanted else None
+
+
+def policy_of(compute: Compute) -> Policy:
+    """What a sweep says of retries; and ask for one gang more than fits, for an autoscaler to see."""
+    return Policy(
+        max_failures=compute.retries,
+        backoff_seconds=compute.backoff_seconds,
+        recycle_after=compute.recycle_after,
+        ahead=True,
+    )
 
 
 def _count(number: int, noun: str) -> str:

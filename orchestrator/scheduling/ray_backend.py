@@ -7,19 +7,18 @@ trial after trial.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node, state  # for developers, as yet nowhere else
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray._private.state import state  # for developers, as yet nowhere else
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.results.location import Location
@@ -31,45 +30,20 @@ from orchestrator.scheduling.backend import (
     GangReady,
     GangShape,
     Node,
-    NodeAdded,
-    NodeLost,
     Progress,
 )
+from orchestrator.scheduling.fingerprint import differences, fingerprint
+from orchestrator.scheduling.ray_member import Introduction, Member, environment
+from orchestrator.scheduling.ray_nodes import NodeWatch, check_code, placed_on
 
 log = logging.getLogger(__name__)
 
 WORKER = "orchestrator.training.worker:Worker"
 POLL_SECONDS = 0.5
 """Time between two looks at the progress of the gangs."""
-NODES_SECONDS = 2.0
-"""Time between two looks at the nodes."""
-
-
-class Member:
-    """The actor: one worker of a gang. Its class is named, so that the driver need not import torch."""
-
-    def __init__(self, worker: str, arguments: dict[str, Any]) -> None:
-        module, name = worker.split(":")
-        self._worker = getattr(importlib.import_module(module), name)(**arguments)
-
-    def address(self) -> tuple[str, int]:
-        """This node's address and a free port on it, for the process group."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
-
-    def join(self, *arguments: Any) -> None:
-        self._worker.join(*arguments)
-
-    def run(self, assignment: Assignment) -> Any:
-        return self._worker.run(assignment)
-
-    def progress(self) -> Progress | None:
-        progress: Progress | None = self._worker.progress()
-        return progress
-
-    def request_stop(self) -> None:
-        self._worker.request_stop()
+START_SECONDS = 300.0
+"""A gang may be silent for so long while it starts, or its attempt does: libraries and data come over networks. Ten
+times `hang_seconds` is enough, though, where that is short."""
 
 
 @dataclass
@@ -84,6 +58,12 @@ class _Gang:
     assignment: Assignment | None = None
     progress: Progress | None = None
     progress_reference: Any = None
+    alive_at: float = 0.0
+    """When it last gave a sign of life, or took a step of its start."""
+
+    def wait_for(self, what: str, pending: list[Any]) -> None:
+        """Begin to wait for its next answers."""
+        self.waits_for, self.pending, self.alive_at = what, pending, time.monotonic()
 
 
 class RayBackend:
@@ -93,20 +73,36 @@ class RayBackend:
         address: of a running cluster ("host:port", "ray://..." or "auto"), or None for one of its own on this machine.
         results: the sweep's results folder, on a file system that every node shares, or on object storage.
         data: the dataset's folder on every node.
+        worker: "module:class" of the workers.
+        hang_seconds: a gang without a sign of life for so long is taken for dead.
+        cpus: of a cluster of its own; default: those that this process may use.
 
     Raises:
-        ValueError: no Ray answers at `address`.
+        ValueError: no Ray answers at `address`, or its nodes have other code or versions than this process.
     """
 
-    def __init__(self, address: str | None, results: Location, data: Path) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        results: Location,
+        data: Path,
+        *,
+        worker: str = WORKER,
+        hang_seconds: float = 600.0,
+        cpus: int | None = None,
+    ) -> None:
+        self._worker, self._hang_seconds = worker, hang_seconds
+        self._start_seconds = max(hang_seconds, min(START_SECONDS, 10 * hang_seconds))
+        self._sweep = results.absolute().name
         self._arguments = {"results": str(results.absolute()), "data": str(data.absolute())}
         self._gangs: dict[str, _Gang] = {}
         self._events: list[Event] = []
         self._last_poll = 0.0
-        _connect(address)
-        self._nodes: dict[str, Node] = {}
-        self._last_nodes = 0.0
-        self._look_at_nodes()
+        _connect(address, cpus)
+        self._fingerprint = fingerprint()
+        self._watch = NodeWatch()
+        if address is not None:
+            check_code()
 
     def whole_nodes(self) -> list[Node]:
         """The machines with all that they have, whoever holds it now."""
@@ -122,19 +118,20 @@ class RayBackend:
         return Node(name="autoscaler", cpus=most.get("CPU", 0.0), gpus=most.get("GPU", 0.0)) if most else None
 
     def nodes(self) -> Sequence[Node]:
-        return list(self._nodes.values())
+        return self._watch.nodes
 
     def start_gang(self, gang: str, shape: GangShape) -> None:
         bundle = {"CPU": shape.cpus_per_worker}
         if shape.gpus_per_worker:
             bundle["GPU"] = shape.gpus_per_worker
-        group = placement_group([bundle] * shape.workers, strategy="PACK", name=f"ditlaw-{gang}-{os.getpid()}")
+        group = placement_group([bundle] * shape.workers, strategy="PACK", name=self._name(gang))
         self._gangs[gang] = _Gang(shape=shape, group=group, pending=[group.ready()])
 
     def run(self, assignment: Assignment) -> None:
         gang = self._gangs[assignment.gang]
-        gang.assignment, gang.progress, gang.waits_for = assignment, None, "attempt"
-        gang.pending = [member.run.remote(assignment) for member in gang.members]
+        gang.assignment, gang.progress = assignment, None
+        name = f"{assignment.trial.name}, attempt {assignment.attempt}"  # as Ray's dashboard and state API show it
+        gang.wait_for("attempt", [member.run.options(name=name).remote(assignment) for member in gang.members])
 
     def request_stop(self, gang: str) -> None:
         for member in self._gangs[gang].members:
@@ -142,7 +139,8 @@ class RayBackend:
 
     def events(self, timeout: float) -> Sequence[Event]:
         deadline = time.monotonic() + timeout
-        self._events += self._look_at_nodes()
+        self._events += self._watch.look(self._held())
+        self._look_for_hangs()
         while not self._events:
             pending = {reference: name for name, gang in self._gangs.items() for reference in gang.pending}
             left = max(0.0, deadline - time.monotonic())
@@ -195,28 +193,41 @@ class RayBackend:
 
     def _next(self, name: str, gang: _Gang, answers: list[Any]) -> None:
         if gang.waits_for == "placement":
-            gang.nodes = _placed_on(gang.group)
+            gang.nodes = placed_on(gang.group)
             gang.members = [self._member(name, gang, rank) for rank in range(gang.shape.workers)]
-            gang.waits_for, gang.pending = "address", [gang.members[0].address.remote()]
-        elif gang.waits_for == "address":
-            world, (host, port) = gang.shape.workers, answers[0]
-            gang.waits_for = "join"
-            gang.pending = [m.join.remote(rank, world, host, port) for rank, m in enumerate(gang.members)]
+            gang.wait_for("introduction", [member.introduce.remote() for member in gang.members])
+        elif gang.waits_for == "introduction":
+            self._introduced(name, gang, answers)
         elif gang.waits_for == "join":
-            gang.waits_for, gang.pending = "work", []
+            gang.wait_for("work", [])
             self._events.append(GangReady(gang=name, nodes=gang.nodes))
         else:
             assert gang.assignment is not None
             outcome, reason = answers[0]
             trial_id, attempt = gang.assignment.trial.trial_id, gang.assignment.attempt
-            gang.waits_for, gang.pending, gang.progress = "work", [], None
+            gang.progress = None
+            gang.wait_for("work", [])
             self._events.append(
                 AttemptEnded(gang=name, trial_id=trial_id, attempt=attempt, outcome=outcome, reason=reason)
             )
 
+    def _introduced(self, name: str, gang: _Gang, members: list[Introduction]) -> None:
+        """Let the workers join each other, if they are what this driver wants."""
+        for member in members:
+            if differs := differences(self._fingerprint, member.fingerprint):
+                gang.wait_for("its end", [])
+                self._events.append(GangLost(gang=name, reason=f"its worker on {member.host} has {differs}"))
+                return
+        world, host, port = gang.shape.workers, members[0].host, members[0].port
+        gang.wait_for("join", [m.join.remote(rank, world, host, port) for rank, m in enumerate(gang.members)])
+
     def _lost(self, name: str, gang: _Gang, error: Exception) -> None:
         reason = _reason(error)
         gang.pending = []
+        # First what became of its node: its trial is not to blame for that.
+        gone = self._watch.knock(gang.nodes) if isinstance(error, ray.exceptions.RayActorError) else []
+        reason = "the node of a worker died" if gone else reason
+        self._events += [*gone, *self._watch.look(self._held(), at_once=True)]
         if gang.waits_for == "attempt" and isinstance(error, ray.exceptions.RayTaskError):
             assert gang.assignment is not None
             trial_id, attempt = gang.assignment.trial.trial_id, gang.assignment.attempt
@@ -226,41 +237,39 @@ class RayBackend:
         else:
             self._events.append(GangLost(gang=name, reason=reason))
 
-    def _look_at_nodes(self) -> list[NodeAdded | NodeLost]:
-        """What has changed about the nodes. A node counts for what is free there or held by gangs of this driver:
-        other drivers of the cluster have the rest."""
-        if time.monotonic() - self._last_nodes < NODES_SECONDS:
-            return []
-        self._last_nodes = time.monotonic()
-        before, self._nodes = self._nodes, self._nodes_now()
-        lost = [NodeLost(node=name) for name in before if name not in self._nodes]
-        return lost + [NodeAdded(node=node) for name, node in self._nodes.items() if before.get(name) != node]
-
-    def _nodes_now(self) -> dict[str, Node]:
-        found = {
-            name: Node(name=name, cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0))
-            for name, free in available_resources_per_node().items()
-        }
+    def _held(self) -> Iterator[tuple[GangShape, tuple[str, ...]]]:
+        """What this driver has of the nodes."""
         for gang in self._gangs.values():
-            for name in gang.nodes or _placed_on(gang.group):
-                if (node := found.get(name)) is not None:
-                    cpus, gpus = node.cpus + gang.shape.cpus_per_worker, node.gpus + gang.shape.gpus_per_worker
-                    found[name] = Node(name=name, cpus=round(cpus, 4), gpus=round(gpus, 4))
-        return found
+            yield gang.shape, gang.nodes or placed_on(gang.group)
+
+    def _look_for_hangs(self) -> None:
+        """A gang that gives no sign of life for long is lost: stuck in a collective, frozen, or its driver is."""
+        now = time.monotonic()
+        for name, gang in self._gangs.items():
+            busy = gang.waits_for == "attempt" and gang.progress is not None and gang.progress.phase != "starting"
+            patience = self._hang_seconds if busy else self._start_seconds
+            if gang.waits_for in ("introduction", "join", "attempt") and now - gang.alive_at > patience:
+                gang.waits_for, gang.pending = "its end", []
+                reason = f"no sign of life for {now - gang.alive_at:.0f} s (compute.hang_minutes)"
+                self._events.append(GangLost(gang=name, reason=reason))
 
     def _member(self, name: str, gang: _Gang, rank: int) -> Any:
         threads = max(1, int(gang.shape.cpus_per_worker))
         use_gpu = gang.shape.gpus_per_worker > 0
         actor = ray.remote(Member).options(
-            name=f"ditlaw-{name}-{rank}-{os.getpid()}",
+            name=f"{self._name(name)}-{rank}",
             num_cpus=gang.shape.cpus_per_worker,
             num_gpus=gang.shape.gpus_per_worker,
             # Two threads: one runs the attempt, the other answers while it does.
             max_concurrency=2,
             scheduling_strategy=PlacementGroupSchedulingStrategy(gang.group, placement_group_bundle_index=rank),
-            runtime_env={"env_vars": _environment(threads, use_gpu)},
+            runtime_env={"env_vars": environment(threads, use_gpu)},
         )
-        return actor.remote(WORKER, {**self._arguments, "threads": threads, "use_gpu": use_gpu})
+        return actor.remote(self._worker, {**self._arguments, "threads": threads, "use_gpu": use_gpu})
+
+    def _name(self, gang: str) -> str:
+        """Its name in Ray's dashboard and state API."""
+        return f"ditlaw-{self._sweep}-{gang}-{os.getpid()}"
 
     def _poll(self, gang: _Gang) -> None:
         """Take in the last answer about progress and ask for the next, without waiting."""
@@ -271,33 +280,19 @@ class RayBackend:
             if not ready:
                 return
             with contextlib.suppress(Exception):
-                gang.progress = ray.get(ready[0])
+                before, gang.progress = gang.progress, ray.get(ready[0])
+                if gang.progress is not None and (before is None or before.beats != gang.progress.beats):
+                    gang.alive_at = time.monotonic()
         gang.progress_reference = gang.members[0].progress.remote()
 
 
-def _placed_on(group: PlacementGroup) -> tuple[str, ...]:
-    """The node of each bundle; empty while there is no room for the group."""
-    nodes = placement_group_table(group)["bundles_to_node_id"]
-    placed = tuple(nodes[rank] for rank in sorted(nodes))
-    return placed if all(placed) else ()
-
-
-def _environment(threads: int, use_gpu: bool) -> dict[str, str]:
-    environment = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
-    if not use_gpu:
-        environment["DS_ACCELERATOR"] = "cpu"
-        # Keep freed memory: fresh pages cost a small model up to a tenth of its step.
-        environment |= {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-    return environment
-
-
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, cpus: int | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray starts its clusters with token authentication on, and says so at length.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address is None:
-        ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=cpus or len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
         return
     try:
         _knock(address)
@@ -325,7 +320,8 @@ def _packages() -> list[str]:
 def _reason(error: Exception) -> str:
     """The cause in one line: of an exception in a worker, its own type and text."""
     if isinstance(error, ray.exceptions.RayActorError):
-        return "its worker process died (killed, or out of memory?)"
+        node = "its node has died" in str(error)
+        return "the node of a worker died" if node else "its worker process died (killed, or out of memory?)"
     cause = getattr(error, "cause", None) or error
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"

@@ -146,7 +146,7 @@ def _attempt_ended(turn: Turn, event: AttemptEnded) -> None:
     if event.outcome == "failed":
         # Its process group may be stuck half-way through a collective: start afresh.
         turn.end(gang)
-        _failed(turn, trial_id, event.reason or "failed")
+        _failed(turn, trial_id, event.reason or "failed", excused=gang.leaving)
         return
     turn.state = turn.state._replace(failures_in_a_row=0)
     if event.outcome == "stopped":
@@ -166,14 +166,14 @@ def _gang_lost(turn: Turn, event: GangLost) -> None:
     if gang is None:
         return
     trial_id = state.running.get(gang.name)
-    unborn = gang.status in ("asked", "starting") and not gang.adrift
+    unborn = gang.status in ("asked", "starting") and not gang.leaving
     losses = state.losses + unborn
     turn.state = state._replace(running=state.running.without(gang.name), losses=losses)
     turn.end(gang)
     if losses >= MAX_GANG_LOSSES:
         turn.state = turn.state._replace(broken=f"no workers could be started: {event.reason}")
     if trial_id is not None:
-        _failed(turn, trial_id, event.reason, excused=gang.adrift)
+        _failed(turn, trial_id, event.reason, excused=gang.leaving)
 
 
 def _checkpoint_saved(turn: Turn, event: CheckpointSaved) -> None:
@@ -246,7 +246,7 @@ def _diverged(turn: Turn, trial_id: str, reason: str) -> None:
 
 
 def _failed(turn: Turn, trial_id: str, reason: str, excused: bool = False) -> None:
-    """Count a failed attempt; the trial waits again, or is given up. An excused one is not counted."""
+    """Count a failed attempt; the trial waits again, or is given up. One whose node was going is not counted."""
     if excused:
         turn.queue(trial_id)
         return

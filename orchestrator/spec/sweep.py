@@ -213,10 +213,6 @@ class Compute(Section):
     """Which trials go first: a condition, as "arm == 'mup'", and what it adds to the priority of the trials that meet
     it; without any the longest go first. Names: arm, size, seed, width, depth, params, batch_size, learning_rate,
     samples, flops."""
-    retries: int = Field(default=2, ge=0, le=1000)
-    """Failed attempts of a trial without a new checkpoint in between that are followed by another one."""
-    recycle_after: int | None = Field(default=None, ge=1)
-    """Attempts after which the workers of a gang are replaced by fresh ones; default: they are kept."""
     device: str | None = None
     """The device trials run on, such as h100-80gb or cpu (`ditlaw plan` lists them): gives memory and speed."""
     workers: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = 1
@@ -244,6 +240,15 @@ class Compute(Section):
     differ by rounding, and less memory than the plan says."""
     checkpoint_minutes: PositiveFloat = 5.0
     """Longest time between checkpoints; every budget makes one too."""
+    hang_minutes: PositiveFloat = 10.0
+    """A gang that gives no sign of life for so long (no step, no batch of an evaluation) is replaced."""
+    retries: int = Field(default=2, ge=0, le=1000)
+    """Failed attempts of a trial in a row, without a new checkpoint in between, that are tried again. Lost and drained
+    nodes do not count."""
+    backoff_seconds: float = Field(default=5.0, ge=0)
+    """Wait before the first retry; each further one waits twice as long."""
+    recycle_after: Annotated[int, Field(ge=1)] | None = None
+    """Attempts after which a gang is replaced by fresh processes; absent: never."""
 
     @property
     def stage(self) -> Literal[0, 1, 2, 3]:

@@ -22,6 +22,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
+from orchestrator.faults import points
 from orchestrator.results.atomic import sync_folder, write_bytes
 from orchestrator.results.checkpoints import (
     MANIFEST,
@@ -141,10 +142,12 @@ class Checkpoints:
         temporary = folder / f".{final.name}.{secrets.token_hex(4)}"
         temporary.mkdir(parents=True)
         for name, data in files.items():
-            write_bytes(temporary / name, data)
+            write_bytes(temporary / name, data, "checkpoint.write" if name == STATE else None)
         shutil.rmtree(final, ignore_errors=True)
+        points.reach("checkpoint.rename")
         temporary.rename(final)
         sync_folder(folder)
+        points.reach("checkpoint.saved", int(final.name))
 
     def _check_pointer(self, folders: Sequence[Location]) -> None:
         """Say so where the checkpoint that was saved last is gone: what follows repeats work."""

@@ -31,6 +31,10 @@ class GangMember:
     data: Path
     stop: threading.Event = field(default_factory=threading.Event)
     report: Callable[[Any], None] = lambda progress: None
+    beats: int = 0
+    """Signs of life: rises with every step, evaluation batch and wait. One that stands still for long is a hang."""
+    samples: int = 0
+    """Samples seen by the running attempt."""
     _datasets: dict[tuple[str, Split], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _held: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _draws: dict[tuple[str, Evaluation], Draws] = field(default_factory=dict)
@@ -57,6 +61,10 @@ class GangMember:
         if key not in self._draws:
             self._draws[key] = fixed_draws(*self.dataset(name, "validation"), evaluation)
         return self._draws[key]
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        self.beats += 1
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
         """Rank 0's flags, on every rank. Collective."""

@@ -13,6 +13,7 @@ import logging
 import math
 import socket
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -24,7 +25,10 @@ from models.ema import Ema
 from models.families import build
 from models.objectives import build_objective
 from models.parameterization import parameter_groups
+from orchestrator.faults import points
+from orchestrator.results.logs import log_of
 from orchestrator.results.outbox import AT_ONCE, Outbox, outbox_of
+from orchestrator.results.patience import when_there_is_room
 from orchestrator.results.schema import RUNNING, SCHEMA_VERSION
 from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
@@ -48,6 +52,12 @@ LARGEST_PAUSE_SHARE = 0.01
 """Where checkpoints leave in the background, the share of the time for which training may stand still for them."""
 REPORT_SECONDS = 0.2
 """Shortest time between two reports of progress."""
+DISK_SECONDS = 1.0
+"""Time between two tries to write to a full disk."""
+
+
+class Superseded(Exception):
+    """Another attempt of the same trial has begun: this one must not write any more."""
 
 
 class Attempt:
@@ -65,6 +75,7 @@ class Attempt:
         model = build(trial.model, trial.parameterization, trial.seed).to(member.device)
         model.activation_checkpointing = trial.activation_checkpointing
         self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
+        self.measured_model.register_forward_hook(lambda *_: member.beat())
         self.micro_batch = trial.micro_batch or trial.batch_size // member.world_size
         optimizer = trial.optimizer
         self.engine = Engine(
@@ -124,7 +135,8 @@ class Attempt:
         """Write what is left of the curve and the attempt's row, and release the engine."""
         self._write_curve()
         if self.member.rank == 0:
-            self.store.append_attempts([self._attempt_row(outcome, reason)])
+            row = self._attempt_row(outcome, reason)
+            self._keep(lambda: self.store.append_attempts([row]))
         self.engine.close()
 
     # The step.
@@ -135,9 +147,13 @@ class Attempt:
         batch, steps = self.trial.batch_size, self.samples // self.trial.batch_size
         stop = False
         while self.samples < milestone and self.counters.diverged is None and not stop:
+            points.reach("step.before")
             self.pending.append(self.step())
             self.samples += batch
             steps += 1
+            self.member.samples = self.samples
+            self.member.beat()
+            points.reach("step.after", self.samples)
             if is_curve_step(steps):
                 self._add_curve_point()
             if self.member.world_size == 1 or steps % CONTROL_STEPS == 0:
@@ -152,6 +168,7 @@ class Attempt:
         losses = []
         for micro_batch in self._micro_batches():
             loss = self._loss(micro_batch)
+            points.reach("step.inside")
             self.engine.step(loss)
             losses.append(loss.detach())
         self.ema.update(self.engine.masters(), self.samples, self.samples + self.trial.batch_size)
@@ -249,9 +266,11 @@ class Attempt:
         if member.rank == 0 and math.isfinite(loss):
             if milestone == trial.milestones[-1] and trial.evaluation.sample_images:
                 png = sample_grid(self.measured_model, self.objective, trial.model, trial.evaluation)
-                self.outbox.put(partial(save_grid, member.results, trial.trial_id, milestone, png), len(png))
+                grid = partial(save_grid, member.results, trial.trial_id, milestone, png)
+                self._keep(lambda: self.outbox.put(grid, len(png)))
             self._write_curve()
-            self.store.append_measurements([self._measurement_row(milestone, "ok", None, loss)])
+            row = self._measurement_row(milestone, "ok", None, loss)
+            self._keep(lambda: self.store.append_measurements([row]))
         self.evaluation_seconds += time.perf_counter() - began
         return loss
 
@@ -259,7 +278,8 @@ class Attempt:
         """A row for every milestone that the trial will not reach: divergence is a result."""
         if self.member.rank == 0:
             reason = self.counters.diverged
-            self.store.append_measurements([self._measurement_row(m, "diverged", reason, None) for m in milestones])
+            rows = [self._measurement_row(m, "diverged", reason, None) for m in milestones]
+            self._keep(lambda: self.store.append_measurements(rows))
 
     def _save(self) -> None:
         began = time.perf_counter()
@@ -269,7 +289,8 @@ class Attempt:
         averages = zip(self.engine.names, self.engine.whole(self.ema.tensors), strict=True)
         state |= {f"ema/{name}": tensor.to("cpu", copy=True) for name, tensor in averages}
         if self.member.rank == 0 and self.counters.steps:
-            self.checkpoints.save(Checkpoint(samples=self.samples, tensors=state, counters=self.counters.as_json()))
+            checkpoint = Checkpoint(samples=self.samples, tensors=state, counters=self.counters.as_json())
+            self._keep(lambda: self.checkpoints.save(checkpoint))
         self.last_save = time.perf_counter()
         self.last_pause = self.last_save - began
         self.checkpoint_seconds += self.last_pause
@@ -286,6 +307,25 @@ class Attempt:
         self.engine.take_part(self.ema.tensors, {n: checkpoint.tensors[f"ema/{n}"] for n in self.engine.names})
         log.info("trial %s goes on at %d samples", self.trial.trial_id, self.samples)
 
+    def _keep(self, write: Callable[[], object]) -> None:
+        """Write something; wait while the disk is full, until asked to stop.
+
+        Raises:
+            Superseded: the driver, having lost sight of this attempt, has begun another one.
+        """
+        if log_of(self.store.folder, self.trial.trial_id, self.assignment.attempt + 1).exists():
+            raise Superseded(f"attempt {self.assignment.attempt} has been taken for dead and replaced; it ends here")
+
+        def wait(error: OSError) -> None:
+            if self.member.stop.is_set():
+                raise error
+            log.warning("waiting for room on the disk: %s", error)
+            self._report("waiting for disk space")
+            self.member.beat()
+            time.sleep(DISK_SECONDS)
+
+        when_there_is_room(write, wait)
+
     # Rows and reports.
 
     def _wall_seconds(self) -> float:
@@ -297,7 +337,8 @@ class Attempt:
 
     def _write_curve(self) -> None:
         if self.member.rank == 0:
-            self.store.append_curves(self.curve)
+            curve = self.curve
+            self._keep(lambda: self.store.append_curves(curve))
         self.curve = []
         self.last_curve = time.perf_counter()
 
@@ -384,6 +425,7 @@ def run_attempt(assignment: Assignment, member: GangMember) -> tuple[AttemptOutc
     """
     with outbox_of(member.results) as outbox:
         attempt = Attempt(assignment, member, outbox)
+        points.begin(assignment.trial.trial_id, assignment.attempt, attempt.samples)
         outcome, reason = attempt.run()
         attempt.close(outcome, reason)
     return outcome, reason

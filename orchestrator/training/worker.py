@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,15 +56,22 @@ class Worker:
         assert self._member is not None, "join comes first"
         # OpenMP keeps the number of threads per calling thread.
         torch.set_num_threads(self._threads)
-        self._member.stop.clear()
-        self._progress = None
+        self._member.samples = 0
+        self._progress = _starting(assignment)
         log = writing_log(self._results, assignment.trial.trial_id, assignment.attempt)
         with log as path, _log_file(path):
-            return run_attempt(assignment, self._member)
+            try:
+                return run_attempt(assignment, self._member)
+            finally:
+                # Not at the beginning: a request may overtake the attempt that it is for.
+                self._member.stop.clear()
 
     def progress(self) -> Progress | None:
-        """Where the running attempt is; answered while it runs."""
-        return self._progress
+        """Where the running attempt is, with its signs of life; answered while it runs."""
+        member, progress = self._member, self._progress
+        if member is None or progress is None:
+            return None
+        return replace(progress, samples=max(progress.samples, member.samples), beats=member.beats)
 
     def request_stop(self) -> None:
         """Let the running attempt write a checkpoint and end; answered while it runs."""
@@ -68,7 +79,23 @@ class Worker:
             self._member.stop.set()
 
     def _keep(self, progress: Progress) -> None:
-        self._progress = progress
+        assert self._member is not None
+        self._progress, self._member.samples = progress, progress.samples
+        self._member.beat()
+
+
+def _starting(assignment: Assignment) -> Progress:
+    """Before anything is known of an attempt."""
+    first = assignment.trial.first
+    return Progress(
+        trial_id=assignment.trial.trial_id,
+        attempt=assignment.attempt,
+        phase="starting",
+        samples=first,
+        samples_start=first,
+        loss=None,
+        samples_per_second=None,
+    )
 
 
 @contextmanager
@@ -80,6 +107,7 @@ def _log_file(path: Path) -> Iterator[None]:
     logger.addHandler(handler)
     level = logger.level
     logger.setLevel(logging.INFO)
+    logger.info("attempt begins in process %d on %s", os.getpid(), socket.gethostname())
     try:
         yield
     except Exception:
@@ -88,4 +116,5 @@ def _log_file(path: Path) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk is no reason to fail what is done
+            handler.close()
