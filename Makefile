@@ -1,5 +1,6 @@
 # `make demo` and `make test` work from nothing on a machine with Python 3.11 or newer and make.
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DATA := data/fashion-mnist/.fetched
@@ -10,7 +11,7 @@ demo: $(INSTALLED) $(DATA)  ## Run the quickstart sweep: a scaling law in a few 
 	$(BIN)/ditlaw run sweeps/quickstart.yaml
 
 test: $(INSTALLED) $(DATA)  ## Run every test that this machine can run.
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: $(INSTALLED)  ## Check style and types.
 	$(BIN)/ruff check .

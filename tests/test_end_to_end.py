@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from orchestrator.cli import main
 from orchestrator.planning.plan import make
 from orchestrator.results.location import Location, location
-from orchestrator.results.schema import MEASUREMENT
+from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
 from orchestrator.results.store import read_attempts, read_curves, read_measurements
 
 pytestmark = pytest.mark.slow
@@ -272,7 +272,7 @@ def test_two_workers_with_zero_2_give_the_same_losses(smoke, tmp_path):
 
 def test_parquet_carries_its_schema_version(smoke):
     part = next((smoke[0] / "measurements").glob("*.parquet"))
-    assert pq.read_schema(part).metadata[b"ditlaw.schema_version"] == b"1"
+    assert pq.read_schema(part).metadata[b"ditlaw.schema_version"] == str(SCHEMA_VERSION).encode()
 
 
 @pytest.mark.parametrize(
