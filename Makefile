@@ -5,13 +5,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DATA := data/fashion-mnist/.fetched
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-long lint format clean
 
 demo: $(INSTALLED) $(DATA)  ## Run the quickstart sweep: a scaling law in a few minutes on two cores.
 	$(BIN)/ditlaw run sweeps/quickstart.yaml
 
 test: $(INSTALLED) $(DATA)  ## Run every test that this machine can run.
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
+
+test-long: $(INSTALLED) $(DATA)  ## Also those that take minutes each: nodes, heads and disks that fail.
+	$(BIN)/pytest --long
 
 lint: $(INSTALLED)  ## Check style and types.
 	$(BIN)/ruff check .

@@ -9,6 +9,18 @@ from urllib.request import Request, urlopen
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="Also run the tests that take minutes each.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        skip = pytest.mark.skip(reason="takes minutes; make test-long runs it")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(skip)
+
+
 @pytest.fixture
 def free_port() -> int:
     with socket.socket() as probe:

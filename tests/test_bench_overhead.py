@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.bench.overhead import run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_a_trial_that_does_nothing_costs_little():

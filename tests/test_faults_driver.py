@@ -14,7 +14,7 @@ from orchestrator.faults.havoc import MuteServer, damage, fill
 from orchestrator.faults.rig import Rig, all_gone
 from orchestrator.results.checkpoints import checkpoint_folders
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def test_a_driver_is_killed_checkpoints_rot_and_mlflow_is_absent_then_silent(rig, undisturbed, tmp_path):

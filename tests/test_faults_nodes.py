@@ -9,7 +9,7 @@ from orchestrator.faults.points import Trace
 from orchestrator.faults.rig import Rig
 from orchestrator.results.store import read_attempts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def gangs(rig: Rig) -> dict[str, str]:
@@ -52,4 +52,4 @@ def test_nodes_drain_and_vanish_and_the_head_restarts(rig, undisturbed, tmp_path
     assert row["outcome"] == "stopped"
     after = next(t for t in rig.traces() if t[:2] == (drained.trial_id, drained.attempt + 1))
     assert after.start == row["samples_end"], "saved just in time: not one step was done again"
-    assert attempts.loc[lost.trial_id, lost.attempt]["reason"] == "the node of a worker died"
+    assert attempts.loc[lost.trial_id, lost.attempt]["reason"].endswith("the node of a worker died")
