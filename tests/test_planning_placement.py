@@ -142,7 +142,7 @@ def test_remedies():
     small = named("rtx4090-24gb")
     only = Limits(activation_checkpointing=False, offload=False)
     with pytest.raises(ValueError, match=r"Remedy: a GPU of 80 GiB, as h100-80gb\."):
-        place(HUGE, precision="bf16", device=small, limits=only)
+        place(dataclasses.replace(HUGE, batch_size=2), precision="bf16", device=small, limits=only)
     monster = dataclasses.replace(HUGE, model=dataclasses.replace(HUGE.model, width=16384, depth=100))
     with pytest.raises(ValueError, match=r"Remedy: a smaller model, or several of these"):
         place(monster, precision="bf16", device=small, limits=only)

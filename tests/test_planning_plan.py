@@ -45,7 +45,7 @@ def test_state_follows_precision_and_stage(tmp_path):
     path = tmp_path / "spec.yaml"
     path.write_text(SPEC.format(budgets=[1e10]) + "compute: {precision: bf16, zero_stage: 3, workers: 2}\n")
     (trial,) = make(path).as_json()["trials"]
-    assert trial["state_bytes"] == pytest.approx((2 / 2 + 2 / 2 + 12 / 2 + 4 + 4) * trial["params_total"], rel=1e-2)
+    assert trial["state_bytes"] == pytest.approx((2 / 2 + 2 / 2 + 12 / 2 + 4 / 2 + 4) * trial["params_total"], rel=1e-2)
     path.write_text(SPEC.format(budgets=[1e10]))
     (trial,) = make(path).as_json()["trials"]
     assert trial["state_bytes"] == 24 * trial["params_total"]

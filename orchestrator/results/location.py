@@ -15,8 +15,6 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from pyarrow import fs
-
 CONNECT_SECONDS, REQUEST_SECONDS = 5, 60
 """How long one request to S3 may take; it is tried three times."""
 
@@ -76,17 +74,17 @@ class ObjectPath:
         return _filesystem(self.scheme, self.key.partition("/")[0])
 
     def exists(self) -> bool:
-        return self._info().type != fs.FileType.NotFound
+        return self._info().type != _arrow().FileType.NotFound
 
     def is_file(self) -> bool:
-        return self._info().type == fs.FileType.File
+        return self._info().type == _arrow().FileType.File
 
     def is_dir(self) -> bool:
-        return self._info().type == fs.FileType.Directory
+        return self._info().type == _arrow().FileType.Directory
 
     def stat(self) -> Status:
         info = self._info()
-        if info.type == fs.FileType.NotFound:
+        if info.type == _arrow().FileType.NotFound:
             raise FileNotFoundError(f"there is nothing at {self}")
         return Status(info.size or 0, info.mtime.timestamp() if info.mtime else 0.0)
 
@@ -98,7 +96,7 @@ class ObjectPath:
     def files_below(self) -> list[ObjectPath]:
         """All objects below, at any depth; none where there is nothing."""
         found = self._listing(recursive=True, absent=True)
-        return [ObjectPath(self.scheme, info.path.strip("/")) for info in found if info.type == fs.FileType.File]
+        return [ObjectPath(self.scheme, info.path.strip("/")) for info in found if info.type == _arrow().FileType.File]
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: object storage has no folders."""
@@ -137,11 +135,19 @@ class ObjectPath:
         return self.filesystem.get_file_info(self.key)
 
     def _listing(self, recursive: bool, absent: bool = False) -> list[Any]:
-        selector = fs.FileSelector(self.key, recursive=recursive, allow_not_found=absent)
+        selector = _arrow().FileSelector(self.key, recursive=recursive, allow_not_found=absent)
         return list(self.filesystem.get_file_info(selector))
 
 
 Location = Path | ObjectPath
+
+
+@cache
+def _arrow() -> Any:
+    """pyarrow's file systems, imported with the first use: what only names places, as planning does, goes without."""
+    from pyarrow import fs
+
+    return fs
 
 
 def entries(folder: Location) -> list[Location]:
@@ -176,12 +182,12 @@ def _filesystem(scheme: str, bucket: str) -> Any:
     if scheme == "s3":
         return _s3(bucket)
     try:
-        return fs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
+        return _arrow().FileSystem.from_uri(f"{scheme}://{bucket}")[0]
     except (ValueError, NotImplementedError) as refused:
         try:
             import fsspec
 
-            return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))
+            return _arrow().PyFileSystem(_arrow().FSSpecHandler(fsspec.filesystem(scheme)))
         except (ImportError, ValueError) as error:
             raise ValueError(
                 f"nothing here opens {scheme}:// ({error}); wanted a folder, or s3://, gs:// or abfs://, or a scheme "
@@ -194,15 +200,17 @@ def _s3(bucket: str) -> Any:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
-        region = "us-east-1" if endpoint else fs.resolve_s3_region(bucket)
+        region = "us-east-1" if endpoint else _arrow().resolve_s3_region(bucket)
     options = {
         "region": region,
         "connect_timeout": CONNECT_SECONDS,
         "request_timeout": REQUEST_SECONDS,
-        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=3),
+        "retry_strategy": _arrow().AwsStandardS3RetryStrategy(max_attempts=3),
         **({"endpoint_override": endpoint} if endpoint else {}),
     }
     try:
-        return fs.S3FileSystem(**options, allow_delayed_open=True)  # small objects in one request instead of three
+        return _arrow().S3FileSystem(
+            **options, allow_delayed_open=True
+        )  # small objects in one request instead of three
     except TypeError:  # pyarrow before 19
-        return fs.S3FileSystem(**options)
+        return _arrow().S3FileSystem(**options)
