@@ -221,7 +221,8 @@ def test_speeds_are_interpolated_and_say_whether_they_were_measured(monkeypatch)
     measured = dataclasses.replace(H100, speeds=speeds)
     assert training_flops_per_second(measured, small, "bf16", 32, False) == (1e14, True)
     assert training_flops_per_second(measured, small, "bf16", 64, False)[0] == pytest.approx(2**0.5 * 1e14)
-    assert training_flops_per_second(measured, small, "bf16", 8, False)[0] == 1e14
+    assert training_flops_per_second(measured, small, "bf16", 8, False) == (1e14, False), "beyond what was measured"
+    assert not training_flops_per_second(measured, preset("XL/2", width=4096, heads=64), "bf16", 64, False)[1]
     assert training_flops_per_second(measured, large, "bf16", 128, False)[0] == 4e14
     assert 1e14 < training_flops_per_second(measured, preset("B/2"), "bf16", 32, False)[0] < 4e14
     assert training_flops_per_second(measured, small, "bf16", 32, True)[0] == pytest.approx(0.75e14)

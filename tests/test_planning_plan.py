@@ -79,3 +79,47 @@ def test_plan_imports_nothing_heavy_and_prints_the_promised_keys():
         "makespan_hours", "checkpoint_bytes", "results_bytes", "trials",
     } <= set(plan)  # fmt: skip
     assert {"trial_id", "size", "parameterization", "milestones", "flops", "gang"} <= set(plan["trials"][0])
+
+
+GPU = """\
+name: gpu
+dataset: fashion-mnist
+models: {{patch: 2, head_dim: 64, sizes: [{{name: w1152, width: 1152, depth: 28}}]}}
+arms: {{sp: {{}}}}
+training: {{batch_size: 256}}
+budgets: {{flops: [1e18], max_epochs: 1e9}}
+seeds: [0, 1, 2, 3]
+{more}
+"""
+
+
+def planned(tmp_path, compute, more=""):
+    path = tmp_path / "gpu.yaml"
+    path.write_text(GPU.format(more=more) + f"compute: {{gpus_per_worker: 1, precision: bf16, {compute}}}\n")
+    return make(path)
+
+
+def test_hours_are_those_of_the_device_that_is_named(tmp_path):
+    h100, a100 = (planned(tmp_path, f"device: {name}").gpu_hours for name in ("h100-80gb", "a100-80gb"))
+    assert a100 == pytest.approx(h100 * 989.4 / 312, rel=0.05), "the same share of its peak"
+
+
+def test_zero_3_and_offload_take_longer(tmp_path):
+    plain, gathering, offloaded = (
+        planned(tmp_path, f"device: h100-80gb, micro_batch: 32, {more}").gpu_hours
+        for more in ("zero_stage: 1", "zero_stage: 3", "offload: true")
+    )
+    assert 1.5 * plain < gathering < offloaded
+
+
+def test_a_limit_of_gpus_is_a_limit_of_gangs(tmp_path):
+    free, limited = (planned(tmp_path, more) for more in ("gangs: 4", "gangs: 4, max_gpus: 2"))
+    assert limited.makespan_hours == pytest.approx(2 * free.makespan_hours)
+    assert limited.makespan_bound_hours == pytest.approx(2 * free.makespan_bound_hours)
+
+
+def test_evaluation_takes_the_time_of_fp32(tmp_path):
+    some = planned(tmp_path, "device: h100-80gb")
+    more = planned(tmp_path, "device: h100-80gb", "evaluation: {loss_images: 10000, loss_draws: 20}")
+    flops = more.flops_evaluation - some.flops_evaluation
+    assert flops / (3600 * (more.gpu_hours - some.gpu_hours)) < 67e12, "the peak of an H100 in fp32"

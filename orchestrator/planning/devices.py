@@ -17,6 +17,11 @@ from models.cost import Precision, cost
 MIB = 2**20
 CHECKPOINTING_WORK = 4 / 3
 """Work of a step with activation checkpointing over one without: the blocks' forward pass is done twice."""
+ZERO_WORK = {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.8}
+"""Seconds of a step at a ZeRO stage over ZeRO 1's: DiT-XL/2 at 32 images made 128 images a second at stage 1 and 70 at
+stage 3 (means of two runs, docs/memory.md); between several GPUs nothing was measured."""
+OFFLOAD_WORK = 2.3
+"""Seconds of a step with offload over one without: DiT-L/2 at 16 images made 39 images a second and 89."""
 ASSUMED_UTILISATION = 0.2
 """Of a GPU's peak, in a precision in which nothing was measured on the reference."""
 
@@ -156,12 +161,20 @@ def training_flops_per_second(
     tokens = micro_batch * cost(model).tokens
     own = _of_precision(device, precision)
     if own:
-        return _interpolated(own, model.width, tokens) / work, True
+        return _interpolated(own, model.width, tokens) / work, _within(own, model.width, tokens)
     reference = _of_precision(GPUS[REFERENCE], precision) if device.kind == "gpu" else _of_precision(device, "fp32")
     if not reference:
         return ASSUMED_UTILISATION * device.peak(precision) / work, False
     ratio = device.peak(precision) / GPUS[REFERENCE].peak(precision) if device.kind == "gpu" else 1.0
     return _interpolated(reference, model.width, tokens) * ratio / work, False
+
+
+def _within(speeds: Sequence[Speed], width: int, tokens: int) -> bool:
+    """Whether a width and a number of tokens lie among the measured ones; a quarter beyond is near enough."""
+    widths = [speed.width for speed in speeds]
+    nearest = min(widths, key=lambda measured: abs(math.log(measured / width)))
+    sizes = [speed.tokens for speed in speeds if speed.width == nearest]
+    return 0.8 * min(widths) <= width <= 1.25 * max(widths) and tokens >= 0.8 * min(sizes)
 
 
 def _of_precision(device: Device, precision: Precision) -> tuple[Speed, ...]:

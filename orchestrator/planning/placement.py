@@ -10,7 +10,7 @@ from typing import Literal
 
 from models.config import ModelConfig
 from models.cost import Precision
-from orchestrator.planning.devices import GPUS, REFERENCE, Device, host, training_flops_per_second
+from orchestrator.planning.devices import GPUS, OFFLOAD_WORK, ZERO_WORK, Device, training_flops_per_second
 from orchestrator.planning.memory import EVALUATION_BATCH, Memory, memory
 from orchestrator.spec.trial import Evaluation, Trial
 
@@ -225,27 +225,38 @@ def _remedy(wish: Wish, precision: Precision, device: Device, limits: Limits) ->
     return "Remedy: a smaller model, or several of these: more workers, offload, a larger device."
 
 
-def training_seconds(
-    trial: Trial, cpus_per_worker: float, gpus_per_worker: float, gpu: Device = GPUS[REFERENCE]
-) -> float:
-    """Estimated seconds of training of `trial` on its workers, without evaluation."""
-    gpus = gpus_per_worker > 0
-    rate, _ = training_flops_per_second(
-        gpu if gpus else host(),
-        trial.model,
-        trial.precision,
-        trial.micro_batch or trial.batch_size // trial.num_workers,
-        trial.activation_checkpointing,
+def trial_seconds(
+    trial: Trial, flops: float, device: Device, cpus_per_worker: float = 1.0, gpus_per_worker: float = 1.0
+) -> tuple[float, bool]:
+    """Estimated seconds of `flops` training FLOPs of `trial` on its workers, and of its evaluations; and whether the
+    speeds were measured on this very device, one worker at a time (that workers add up is assumed).
+
+    Evaluation runs in fp32: workers share the losses, and one makes the images.
+    """
+    share = min(1.0, gpus_per_worker) if device.kind == "gpu" else cpus_per_worker
+    micro_batch = trial.micro_batch or trial.batch_size // trial.num_workers
+    rate, known = training_flops_per_second(
+        device, trial.model, trial.precision, micro_batch, trial.activation_checkpointing
     )
-    return trial.flops / (rate * (min(1.0, gpus_per_worker) if gpus else cpus_per_worker) * trial.num_workers)
+    work = ZERO_WORK[trial.zero_stage] * (OFFLOAD_WORK if trial.offload else 1.0) if device.kind == "gpu" else 1.0
+    batch = evaluation_batch(trial.evaluation, trial.model)
+    evaluating, _ = training_flops_per_second(device, trial.model, "fp32", batch, False)
+    losses, images = evaluation_work(trial)
+    seconds = flops * work / (rate * trial.num_workers) + (losses / trial.num_workers + images) / evaluating
+    return seconds / share, known and trial.num_workers == 1
 
 
 def evaluation_flops(trial: Trial) -> float:
     """FLOPs of the losses at every milestone and the images at the last (forward passes only)."""
+    return sum(evaluation_work(trial))
+
+
+def evaluation_work(trial: Trial) -> tuple[float, float]:
+    """FLOPs of the losses, and of the images."""
     evaluation = trial.evaluation
     forward = trial.flops_per_sample / 3
     losses = evaluation.loss_images * evaluation.loss_draws * len(trial.milestones)
-    return forward * (losses + evaluation.sample_images * sampling_passes(evaluation))
+    return forward * losses, forward * evaluation.sample_images * sampling_passes(evaluation)
 
 
 def sampling_passes(evaluation: Evaluation) -> float:

@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.planning import makespan
+from orchestrator.planning.devices import GPUS, REFERENCE, Device, host, named
 from orchestrator.planning.grid import Grid
-from orchestrator.planning.placement import checkpoint_bytes, evaluation_flops, state_bytes, training_seconds
+from orchestrator.planning.placement import checkpoint_bytes, evaluation_flops, state_bytes, trial_seconds
 from orchestrator.planning.sharing import share
 from orchestrator.spec.identity import digest
 from orchestrator.spec.problems import problem_of
@@ -86,8 +87,27 @@ class Plan:
 
     def _estimate(self, trial: Trial) -> float:
         compute = self.sweep.compute
-        whole = training_seconds(trial, compute.cpus_per_worker, compute.gpus_per_worker)
-        return whole * (self.flops(trial) + evaluation_flops(trial)) / trial.flops
+        seconds, _ = trial_seconds(
+            trial, self.flops(trial), self.device, compute.cpus_per_worker, compute.gpus_per_worker
+        )
+        return seconds
+
+    @cached_property
+    def device(self) -> Device:
+        """What trials run on: the device that the spec names, else the reference GPU or this host."""
+        compute = self.sweep.compute
+        if compute.device is not None:
+            return named(compute.device)
+        return GPUS[REFERENCE] if compute.gpus_per_worker else host()
+
+    @property
+    def gangs(self) -> int:
+        """Gangs that run side by side: as many as the spec asks for, and its limit of GPUs allows."""
+        compute = self.sweep.compute
+        if compute.max_gpus is None or not compute.gpus_per_worker:
+            return compute.gangs
+        widest = max((trial.num_workers for trial in self.trials), default=1) * compute.gpus_per_worker
+        return max(1, min(compute.gangs, int(compute.max_gpus / widest + 1e-9)))
 
     @cached_property
     def _seconds(self) -> dict[str, float]:
@@ -107,7 +127,7 @@ class Plan:
     @cached_property
     def makespan_hours(self) -> float:
         """Estimated hours from start to end: longest first, each to the gang that is free soonest."""
-        return self.makespan_on(self.sweep.compute.gangs)
+        return self.makespan_on(self.gangs)
 
     def makespan_on(self, gangs: int) -> float:
         """As `makespan_hours`, on another number of gangs."""
@@ -116,7 +136,7 @@ class Plan:
     @cached_property
     def makespan_bound_hours(self) -> float:
         """Hours that no order of the trials beats on as many gangs."""
-        return makespan.lower_bound(self.trials, self.sweep.compute.gangs, self.seconds) / 3600
+        return makespan.lower_bound(self.trials, self.gangs, self.seconds) / 3600
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.planning.devices import GPUS, Device, host, named, training_flops_per_second
-from orchestrator.planning.placement import available_bytes, evaluation_flops, trial_memory
+from orchestrator.planning.devices import Device, host, named
+from orchestrator.planning.placement import available_bytes, evaluation_flops, trial_memory, trial_seconds
 from orchestrator.planning.plan import Plan
 from orchestrator.spec.trial import Trial
 
@@ -33,19 +33,15 @@ def speeds(plan: Plan) -> list[Speed]:
     compute = plan.sweep.compute
     if compute.gpus_per_worker == 0:
         return [_speed(plan, host())]
-    own = compute.device or next(iter(GPUS))
-    return [_speed(plan, named(name)) for name in dict.fromkeys((own, *SHOWN))]
+    return [_speed(plan, named(name)) for name in dict.fromkeys((plan.device.name, *SHOWN))]
 
 
 def _speed(plan: Plan, device: Device) -> Speed:
     seconds, work, measured = 0.0, 0.0, True
     for trial in plan.trials:
-        micro = trial.micro_batch or trial.batch_size // trial.num_workers
-        rate, known = training_flops_per_second(
-            device, trial.model, trial.precision, micro, trial.activation_checkpointing
-        )
-        flops = plan.flops(trial) + evaluation_flops(trial)
-        seconds, work, measured = seconds + flops / rate, work + flops, measured and known
+        each, known = trial_seconds(trial, plan.flops(trial), device)
+        seconds, measured = seconds + each * trial.num_workers, measured and known
+        work += plan.flops(trial) + evaluation_flops(trial)
     fits = all(trial_memory(trial).total <= available_bytes(device) for trial in _distinct(plan.trials))
     return Speed(
         device=device.name,
