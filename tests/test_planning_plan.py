@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.planning.budget import steps_of_flops
 from orchestrator.planning.plan import make
+from orchestrator.spec.source import SpecError
 
 SPEC = """\
 name: shared
@@ -123,3 +124,13 @@ def test_evaluation_takes_the_time_of_fp32(tmp_path):
     more = planned(tmp_path, "device: h100-80gb", "evaluation: {loss_images: 10000, loss_draws: 20}")
     flops = more.flops_evaluation - some.flops_evaluation
     assert flops / (3600 * (more.gpu_hours - some.gpu_hours)) < 67e12, "the peak of an H100 in fp32"
+
+
+def test_problems_behind_problems_are_told_at_once(tmp_path):
+    path = tmp_path / "bad.yaml"
+    text = GPU.format(more="bogus: 1").replace("fashion-mnist", "fashion-mnit")
+    path.write_text(text.replace("batch_size", "batch_siz"))
+    with pytest.raises(SpecError) as refused:
+        make(path)
+    for told in ("bogus", "fashion-mnit", "batch_siz"):
+        assert told in str(refused.value)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from orchestrator.planning.plan import Plan
     from orchestrator.results.location import Location
 
@@ -157,3 +159,11 @@ def whole_numbers(option: str, text: str) -> list[int]:
 def fail(message: str, code: int = 1) -> NoReturn:
     click.echo(message, err=True)
     sys.exit(code)
+
+
+def wide_console() -> Console:
+    """A console for tables: as wide as the terminal, and wide enough for them where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=140)

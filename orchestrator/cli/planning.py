@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import SPEC, plan_of, refusing
+from orchestrator.cli.common import SPEC, plan_of, refusing, wide_console
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
@@ -35,11 +35,9 @@ def plan(spec: Path, results: str | None, from_scratch: bool, picture: Path | No
     if as_json:
         click.echo(_lines({**planned.as_json(), "expected": expected}))
         return
-    from rich.console import Console
-
     from orchestrator.plan_view import plan_view
 
-    Console().print(plan_view(planned, whole, expected))
+    wide_console().print(plan_view(planned, whole, expected))
 
 
 def _lines(plan: dict[str, Any]) -> str:

@@ -285,18 +285,23 @@ def _in_order(problems: Sequence[Problem], source: Source) -> list[Problem]:
 
 
 def _further_problems(source: Source, problems: Sequence[Problem]) -> Iterator[Problem]:
-    """Problems of the grid that a spec would have once the values in `problems` are gone, where that can be told."""
-    rest = copy.deepcopy(source.data)
-    for problem in problems:
-        _drop(rest, problem.location)
-    try:
-        sweep = Sweep.model_validate(rest)
-    except ValidationError:
-        return
-    told = [problem.location for problem in problems]
-    for problem in _trials(sweep, source)[1]:
-        if not any(_related(problem.location, location) for location in told):
-            yield problem
+    """Problems that a spec would have once the values in `problems` are gone: of its language, round after round, and
+    then of its grid, where that can be told."""
+    rest, told, new = copy.deepcopy(source.data), list(problems), list(problems)
+    while new:
+        for problem in new:
+            _drop(rest, problem.location)
+        sweep = None
+        try:
+            sweep = Sweep.model_validate(rest)
+            found = _trials(sweep, source)[1]
+        except ValidationError as error:
+            found = [problem_of(detail, rest, Sweep) for detail in error.errors()]
+        new = [problem for problem in found if problem not in told and not _within(problem, told)]
+        yield from new
+        told += new
+        if sweep is not None:
+            return
 
 
 def _drop(data: Any, location: tuple[str | int, ...]) -> None:
@@ -311,6 +316,11 @@ def _drop(data: Any, location: tuple[str | int, ...]) -> None:
         if isinstance(parent, dict) and isinstance(part, str):
             parent.pop(part, None)
             return
+
+
+def _within(problem: Problem, told: Sequence[Problem]) -> bool:
+    """Whether it may only be there because of what was told and taken out; one of the whole spec is its own."""
+    return bool(problem.location) and any(_related(problem.location, one.location) for one in told if one.location)
 
 
 def _related(one: tuple[str | int, ...], two: tuple[str | int, ...]) -> bool:

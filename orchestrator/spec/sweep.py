@@ -358,11 +358,12 @@ class Sweep(Section):
     expect: Expect = Expect()
     """What to expect of the law, for the plan's intervals; nothing of it changes a result."""
 
-    @model_validator(mode="after")
-    def _known_dataset(self) -> Self:
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset {self.dataset!r} is not known; wanted one of {', '.join(sorted(DATASETS))}")
-        return self
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, name: str) -> str:
+        if name not in DATASETS:
+            raise ValueError(f"dataset {name!r} is not known; wanted one of {', '.join(sorted(DATASETS))}")
+        return name
 
 
 def load(path: Path) -> tuple[Sweep, Source]:
