@@ -67,7 +67,7 @@ def test_quickstart_asks_for_what_the_readme_says():
 def test_plan_imports_nothing_heavy_and_prints_the_promised_keys():
     code = (
         "import sys, json; from orchestrator.cli import main\n"
-        "try: main(['plan', 'sweeps/quickstart.yaml', '--json'])\n"
+        "try: main(['plan', 'sweeps/quickstart.yaml', '--json', '--from-scratch'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'ray', 'deepspeed', 'mlflow', 'pandas', 'pyarrow', 'matplotlib'} & set(sys.modules)\n"
         "print(json.dumps(sorted(heavy)), file=sys.stderr)"
