@@ -96,3 +96,19 @@ def undisturbed(cluster_to_break, tmp_path_factory, fashion_mnist) -> Path:
     assert driver.wait(400) == 0, driver.output
     cluster_to_break.forget()
     return results
+
+
+@pytest.fixture(scope="module")
+def group(fashion_mnist: Path) -> Iterator[Path]:
+    """This process as the only worker of a gang; the data's folder."""
+    import torch
+
+    from orchestrator.training import engine
+
+    torch.set_num_threads(1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    engine.join(0, 1, "127.0.0.1", port, use_gpu=False)
+    yield fashion_mnist
+    engine.leave()

@@ -17,7 +17,7 @@ from orchestrator.results.logs import log_of
 from orchestrator.results.store import Store, read_attempts, read_curves, read_measurements
 from orchestrator.scheduling.backend import Assignment
 from orchestrator.spec.trial import ConstantSchedule, CooldownSchedule, Trial
-from orchestrator.training import engine, loop
+from orchestrator.training import loop
 from orchestrator.training.checkpoint import Checkpoints
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import Superseded, rate_scale, run_attempt
@@ -28,19 +28,6 @@ DATA = ["trial_id", "cell_id", "samples", "flops", "loss", "loss_train", "outcom
 
 class Crash(Exception):
     pass
-
-
-@pytest.fixture(scope="module")
-def group(fashion_mnist):
-    import socket
-
-    torch.set_num_threads(1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    engine.join(0, 1, "127.0.0.1", port, use_gpu=False)
-    yield fashion_mnist
-    engine.leave()
 
 
 @pytest.fixture
