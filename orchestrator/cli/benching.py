@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli.common import wide_console
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -26,7 +28,6 @@ def bench() -> None:
 def memory(sizes: tuple[str, ...], steps: int, json_path: Path | None) -> None:
     """Peak memory and speed of training steps on the first GPU, beside what planning's model says."""
     import torch
-    from rich.console import Console
 
     from orchestrator.bench.memory import cases, environment, measure
 
@@ -41,9 +42,7 @@ def memory(sizes: tuple[str, ...], steps: int, json_path: Path | None) -> None:
         if json_path is not None:  # after every case: a run that is cut short keeps what it has
             figures = {**environment(device), "cases": [outcome.as_json() for outcome in outcomes]}
             json_path.write_text(json.dumps(figures, indent=1) + "\n")
-    console = Console()
-    console = console if console.is_terminal else Console(width=100)  # else tables in files are cut at 80
-    console.print(_memory_table(outcomes))
+    wide_console(100).print(_memory_table(outcomes))
 
 
 def _memory_table(outcomes: list[Outcome]) -> Table:

@@ -161,9 +161,9 @@ def fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
-def wide_console() -> Console:
-    """A console for tables: as wide as the terminal, and wide enough for them where there is none."""
+def wide_console(columns: int) -> Console:
+    """A console for tables: as wide as the terminal, and `columns` wide where there is none, which would cut at 80."""
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=140)
+    return console if console.is_terminal else Console(width=columns)

@@ -37,7 +37,7 @@ def plan(spec: Path, results: str | None, from_scratch: bool, picture: Path | No
         return
     from orchestrator.plan_view import plan_view
 
-    wide_console().print(plan_view(planned, whole, expected))
+    wide_console(140).print(plan_view(planned, whole, expected))
 
 
 def _lines(plan: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import Refused, known_trials, refusing, sweep_folder, trials_named
+from orchestrator.cli.common import Refused, known_trials, refusing, sweep_folder, trials_named, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,6 @@ def status(sweep: str, watch: bool, every: bool, as_json: bool) -> None:
     ditlaw status quickstart
     ditlaw status /shared/results/ladder --watch
     """
-    from rich.console import Console
 
     from orchestrator.status import StatusReader
     from orchestrator.status_view import status_view
@@ -44,8 +43,7 @@ def status(sweep: str, watch: bool, every: bool, as_json: bool) -> None:
     with refusing():
         reader = StatusReader(folder)
         now = reader.read()
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)  # else tables in files are cut at 80
+    console = wide_console(160)
     if watch:
         _watch(reader, now, console, every, as_json)
     elif as_json:

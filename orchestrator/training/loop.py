@@ -285,10 +285,11 @@ class Attempt:
         began = time.perf_counter()
         self._write_curve()  # first: what a checkpoint covers is not trained again
         self.counters.wall_seconds = self._wall_seconds()
-        state = self.engine.state() if self.counters.steps else {}
-        averages = zip(self.engine.names, self.engine.whole(self.ema.tensors), strict=True)
-        state |= {f"ema/{name}": tensor.to("cpu", copy=True) for name, tensor in averages}
-        if self.member.rank == 0 and self.counters.steps:
+        state = {}
+        if self.counters.steps:
+            averages = zip(self.engine.names, self.engine.whole(self.ema.tensors), strict=True)
+            state = self.engine.state() | {f"ema/{n}": tensor.to("cpu", copy=True) for n, tensor in averages}
+        if self.member.rank == 0 and state:
             checkpoint = Checkpoint(samples=self.samples, tensors=state, counters=self.counters.as_json())
             self._keep(lambda: self.checkpoints.save(checkpoint))
         self.last_save = time.perf_counter()
