@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.configs.base import ModelConfig
+
 NORM_EPS = 1e-6
 
 
@@ -224,3 +226,9 @@ class SwiGlu(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         gate, value = self.fc1(x).chunk(2, dim=-1)
         return self.fc2(F.silu(gate) * value)
+
+
+def check_shape(x: Tensor, config: ModelConfig) -> None:
+    """Refuse samples of another shape than the configuration's."""
+    if x.shape[1:] != config.shape:
+        raise ValueError(f"images have shape {list(x.shape)}; wanted [b, {', '.join(map(str, config.shape))}]")

@@ -19,15 +19,17 @@ every layer's activations. Under a right parameterization it does not follow the
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.config import SP, CompleteP, DiTConfig, MuP, Parameterization, RectifiedFlow
+from models.config import FAMILIES, SP, CompleteP, MuP, Parameterization, RectifiedFlow
+from models.configs.base import ModelConfig
 from models.families import build
 from models.objectives import build_objective
 from models.parameterization import TaggedModule, parameter_groups
@@ -39,9 +41,6 @@ CHANGE_TOLERANCE = 0.2
 depths 2 to 32 without adaLN-Zero, for two blocks are not yet the limit."""
 ENDS = ("blocks.last", "output")
 """The last residual stream and the output, where what all layers learn adds up."""
-
-BRANCHES = ("attn", "mlp", "adaLN_modulation")
-IMAGE_SIZE, CHANNELS, PATCH, NUM_CLASSES = 8, 1, 2, 10
 
 Axis = Literal["width", "depth"]
 Measure = Literal["size", "change"]
@@ -65,7 +64,11 @@ class Protocol:
     head_dim: int = 32
     """Size of an attention head, the same at every width."""
     zero_init: bool = True
-    """Whether adaLN starts at zero."""
+    """Whether residual branches start at zero."""
+    family: str = "dit"
+    """The family that is checked."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the family."""
     eps: float = 1e-8
     """Adam's epsilon at the base width and depth."""
 
@@ -174,34 +177,26 @@ def is_flat(found: Iterable[Slope]) -> bool:
     return sizes_flat and abs(steepest(found, "change", ENDS).slope) <= CHANGE_TOLERANCE
 
 
-def _config(width: int, depth: int, protocol: Protocol) -> DiTConfig:
+def _config(width: int, depth: int, protocol: Protocol) -> ModelConfig:
     if width % protocol.head_dim:
         raise ValueError(
             f"width {width} is not a multiple of the head size {protocol.head_dim}; wanted whole heads of one size"
         )
-    return DiTConfig(
-        image_size=IMAGE_SIZE,
-        channels=CHANNELS,
-        num_classes=NUM_CLASSES,
-        patch=PATCH,
-        width=width,
-        depth=depth,
-        heads=width // protocol.head_dim,
-        zero_init=protocol.zero_init,
-    )
+    options = {"zero_init": protocol.zero_init, **protocol.options}
+    return FAMILIES[protocol.family].example(width=width, depth=depth, head_dim=protocol.head_dim, **options)
 
 
 Run = dict[tuple[str, int], tuple[float, float]]
 """(layer, step) -> mean squares of the activation and of its change."""
 
 
-def _train(config: DiTConfig, parameterization: Parameterization, seed: int, protocol: Protocol) -> Run:
+def _train(config: ModelConfig, parameterization: Parameterization, seed: int, protocol: Protocol) -> Run:
     """Train one model on the fixed batch and look at its layers before each step and after the last."""
     model = build(config, parameterization, seed)
     groups = parameter_groups(model, parameterization, protocol.learning_rate, 0.0, protocol.eps)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
     objective = build_objective(RectifiedFlow())
-    x, y, t, noise = _batch(protocol.batch_size)
+    x, y, t, noise = _batch(protocol.batch_size, config)
     seen: dict[str, Tensor] = {}
     _watch(model, config.depth, seen)
     first: dict[str, Tensor] = {}
@@ -219,15 +214,16 @@ def _train(config: DiTConfig, parameterization: Parameterization, seed: int, pro
     return run
 
 
-def _batch(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _batch(size: int, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images of one blob each on a grey ground, labels, times, noise: the same at every call."""
     generator = torch.Generator().manual_seed(1)
-    ramp = torch.linspace(-1, 1, IMAGE_SIZE)
+    ramp = torch.linspace(-1, 1, config.shape[-1])
     centre = torch.rand(size, 2, 1, 1, generator=generator) - 0.5
     x = 2 * torch.exp(-4 * ((ramp[:, None] - centre[:, 0]) ** 2 + (ramp - centre[:, 1]) ** 2)) - 1
-    noise = torch.randn(size, CHANNELS, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
-    y = torch.randint(0, NUM_CLASSES, (size,), generator=generator)
-    return x[:, None], y, torch.rand(size, generator=generator), noise
+    x = x.reshape(size, *(1 for _ in config.shape[:-2]), *config.shape[-2:]).expand(size, *config.shape)
+    noise = torch.randn(size, *config.shape, generator=generator)
+    y = torch.randint(0, config.num_classes, (size,), generator=generator)
+    return x, y, torch.rand(size, generator=generator), noise
 
 
 def _watch(model: TaggedModule, depth: int, seen: dict[str, Tensor]) -> None:
@@ -237,13 +233,7 @@ def _watch(model: TaggedModule, depth: int, seen: dict[str, Tensor]) -> None:
         return lambda _module, _args, out: seen.__setitem__(layer, out.detach())
 
     for name, module in model.named_modules():
-        parts = name.split(".")
-        is_block = parts[0] == "blocks" and len(parts) == 2
-        if (
-            name in ("", "x_embedder", "t_embedder", "y_embedder")
-            or is_block
-            or (parts[-1] in BRANCHES and parts[0] in ("blocks", "final_layer"))
-        ):
+        if name == "" or re.fullmatch(model.activations, name):
             # The last block has one name at every depth.
             layer = name.replace(f"blocks.{depth - 1}", "blocks.last") if depth > 1 else name
             module.register_forward_hook(keep(layer or "output"))

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.blocks import (
     Attention,
@@ -22,11 +21,13 @@ from models.blocks import (
     PatchEmbed,
     SwiGlu,
     TimestepEmbedder,
+    check_shape,
     modulated_norm,
     positions_2d,
     rotations_2d,
 )
-from models.config import DiTConfig, Parameterization
+from models.config import Parameterization
+from models.configs.dit import DiTConfig
 from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, branch_multiplier, readout_multiplier
 
 
@@ -132,7 +133,11 @@ class DiT(TaggedModule):
         ("blocks.*.mlp.*.weight", Tag(Role.HIDDEN, Start.LINEAR, branch=True)),
         ("final_layer.linear.weight", Tag(Role.OUTPUT, Start.ZERO)),
     )
+    activations: ClassVar[str] = (
+        r"[xty]_embedder|blocks\.\d+(\.(attn|mlp|adaLN_modulation))?|final_layer\.adaLN_modulation"
+    )
 
+    config: DiTConfig
     positions: Tensor | None
     rotation: Tensor | None
 
@@ -167,19 +172,13 @@ class DiT(TaggedModule):
             ValueError: images of another shape.
         """
         config = self.config
-        if x.shape[1:] != (config.channels, config.image_size, config.image_size):
-            wanted = [config.channels, config.image_size, config.image_size]
-            raise ValueError(f"images have shape {list(x.shape)}; wanted [b, {', '.join(map(str, wanted))}]")
+        check_shape(x, config)
         x = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))  # [b, n, d]
         if self.positions is not None:
             x = x + self.positions.to(x.dtype)
         condition = F.silu(self.t_embedder(t) + self.y_embedder(y))  # [b, d]
         for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                # A block draws nothing, so there is no random state to keep.
-                x = checkpoint(block, x, condition, self.rotation, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, condition, self.rotation)
+            x = self.through(block, x, condition, self.rotation)
         x = self.final_layer(x, condition)  # [b, n, patch * patch * c_out]
         return rearrange(
             x, "b (h w) (p q c) -> b c (h p) (w q)", h=config.image_size // config.patch, p=config.patch, q=config.patch

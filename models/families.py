@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
+from typing import Any
 
-from models.config import DiTConfig, ModelConfig, Parameterization
+from models.config import Parameterization
+from models.configs.base import ModelConfig
+from models.configs.dit import DiTConfig
 from models.dit import DiT
 from models.parameterization import TaggedModule, initialise
 
+MODULES: dict[type[ModelConfig], Any] = {DiTConfig: DiT}
+"""The module of every family, which is made from a configuration and a parameterization."""
 
-@singledispatch
+
 def build(config: ModelConfig, parameterization: Parameterization, seed: int) -> TaggedModule:
     """The model that `config` describes, float32 on the CPU, its weights drawn from `seed` alone.
 
     Raises:
-        ValueError: no family is registered for the class of `config`.
+        ValueError: no module is registered for the class of `config`.
     """
-    known = [family.__name__ for family in build.registry if family is not object]
-    raise ValueError(f"no model for {type(config).__name__}; wanted one of {known}")
-
-
-@build.register
-def _build_dit(config: DiTConfig, parameterization: Parameterization, seed: int) -> TaggedModule:
-    model = DiT(config, parameterization)
+    if type(config) not in MODULES:
+        known = [family.__name__ for family in MODULES]
+        raise ValueError(f"no model for {type(config).__name__}; wanted one of {known}")
+    model: TaggedModule = MODULES[type(config)](config, parameterization)
     initialise(model, config, parameterization, seed)
     return model

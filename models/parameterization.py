@@ -15,8 +15,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from models.config import SP, CompleteP, ModelConfig, MuP, Parameterization
+from models.config import SP, CompleteP, MuP, Parameterization
+from models.configs.base import ModelConfig
 
 
 class Role(Enum):
@@ -65,9 +67,18 @@ class TaggedModule(nn.Module):
 
     config: ModelConfig
     tags: ClassVar[TagTable]
+    activations: ClassVar[str]
+    """Regular expression of the submodules whose outputs the coordinate check looks at; the output always is."""
     activation_checkpointing: bool = False
     """Blocks keep only their input, and are computed again in the backward pass. Set on a built model: it changes no
     number, so it is not part of the configuration."""
+
+    def through(self, block: nn.Module, *inputs: Any) -> Any:
+        """The block's output, with activation checkpointing if it is on. A block draws nothing, so there is no random
+        state to keep."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from models.blocks import positions_2d
-from models.config import SP, DiTConfig
+from models.config import SP
+from models.configs.dit import DiTConfig
 from models.dit import DiT
 
 PATCH_EMBEDDING = "x_embedder.proj.weight"

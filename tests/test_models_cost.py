@@ -13,10 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import SP, DiTConfig, MuP, RectifiedFlow, preset
-from models.cost import activation_bytes, cost, preset_table, working_bytes
+from models.cost import activation_bytes, cost, working_bytes
 from models.dit import DiT
 from models.families import build
 from models.objectives import build_objective
+from models.published import preset_table
 
 
 def paper_config(size: str, patch: int) -> DiTConfig:
@@ -61,7 +62,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest(name: str, nearest: str) 
 
 
 def test_the_table_of_presets_in_the_docs_is_the_one_of_this_code() -> None:
-    """If this fails, put what `models.cost.preset_table()` gives into the file."""
+    """If this fails, put what `models.published.preset_table()` gives into the file."""
     assert preset_table() in Path("docs/models.md").read_text(encoding="utf-8")
 
 

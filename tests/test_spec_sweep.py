@@ -236,7 +236,7 @@ def test_a_preset_is_a_size_and_options_hold_for_all_sizes(spec):
 def test_an_option_that_a_family_lacks_is_refused_where_it_is_written(monkeypatch, spec):
     shape = ["image_size", "channels", "num_classes", "patch", "width", "depth", "heads"]
     fields = [*((name, int) for name in shape), ("zero_init", bool, True)]
-    plain = dataclasses.make_dataclass("Plain", fields, namespace={"presets": {}})
+    plain = dataclasses.make_dataclass("Plain", fields, namespace={"presets": {}, "refusals": {}})
     monkeypatch.setitem(FAMILIES, "plain", plain)
     cost.register(plain, lambda config: cost(DiTConfig(**dataclasses.asdict(config))))
     text = GOOD.replace("patch: 7", "patch: 7\n  family: plain\n  zero_init: false\n  qk_norm: true")

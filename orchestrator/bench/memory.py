@@ -20,7 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.config import SP, DiTConfig, ModelConfig, RectifiedFlow, preset
+from models.config import SP, RectifiedFlow, preset
+from models.configs.base import ModelConfig
+from models.configs.dit import DiTConfig
 from models.cost import cost
 from orchestrator.planning.memory import memory
 from orchestrator.scheduling.backend import Assignment

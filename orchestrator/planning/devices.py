@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from models.config import ModelConfig
+from models.configs.base import ModelConfig
 from models.cost import Precision, cost
 
 MIB = 2**20

@@ -6,7 +6,6 @@ Everything that is part of a trial's identity stays, so that a follow-up goes on
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -14,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.config import ModelConfig
+from models.configs.base import ModelConfig
 from orchestrator.planning.plan import expand
 from orchestrator.planning.variants import Variant, Variants
+from orchestrator.spec.options import SIZE_FIELDS
 from orchestrator.spec.recipe import PowerBatch, WarmupStableDecay
 from orchestrator.spec.source import Problem, Source
 from orchestrator.spec.sweep import Sweep
@@ -132,7 +132,7 @@ def sweep_of(data: Mapping[str, Any], path: Path, text: str = "") -> tuple[Sweep
 
 def listed(name: str, config: ModelConfig) -> dict[str, Any]:
     """A size as a spec lists it."""
-    return {"name": name} | {key: getattr(config, key) for key in ("width", "depth", "heads", "patch")}
+    return {"name": name} | {key: getattr(config, key) for key in SIZE_FIELDS if hasattr(config, key)}
 
 
 def rungs(known: Mapping[str, ModelConfig]) -> list[dict[str, Any]]:
@@ -143,14 +143,13 @@ def rungs(known: Mapping[str, ModelConfig]) -> list[dict[str, Any]]:
     """
     found = [listed(name, config) for name, config in known.items()]
     shapes = {(config.width, config.depth) for config in known.values()}
-    head_dims = {config.width // config.heads for config in known.values()}
     widths = sorted({width for width, _ in shapes})
-    if len(head_dims) != 1 or len({config.patch for config in known.values()}) != 1:
+    config = next(iter(known.values()))
+    if any(other.resized(width=config.width, depth=config.depth) != config for other in known.values()):
         return found
-    config, head_dim = next(iter(known.values())), head_dims.pop()
     if len(widths) == len(shapes):
         depths = [depth for _, depth in sorted(shapes)]
-        new = [(width, _depth_of(width, widths, depths)) for width in _steps(widths, math.lcm(head_dim, 4))]
+        new = [(width, _depth_of(width, widths, depths)) for width in _steps(widths, config.width_step)]
     elif len(widths) == 1:
         new = [(widths[0], depth) for depth in _steps(sorted({depth for _, depth in shapes}), 1)]
     else:
@@ -161,8 +160,7 @@ def rungs(known: Mapping[str, ModelConfig]) -> list[dict[str, Any]]:
             deep, plain = f"w{width}d{depth}", f"w{width}"
             name = next(n for n in ([] if varied else [plain]) + [deep, f"{deep}x"] if n not in names)
             names.add(name)
-            shape = dataclasses.replace(config, width=width, depth=depth, heads=width // head_dim)
-            found.append(listed(name, shape))
+            found.append(listed(name, config.resized(width=width, depth=depth)))
     return sorted(found, key=lambda size: (size["width"], size["depth"]))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from models.config import ModelConfig
+from models.configs.base import ModelConfig
 from models.cost import REDUCE_BUCKET, Precision, activation_bytes, cost, inference_bytes, working_bytes
 
 EVALUATION_BATCH = 256

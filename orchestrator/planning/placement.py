@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from models.config import ModelConfig
+from models.configs.base import ModelConfig
 from models.cost import Precision
 from orchestrator.planning.devices import GPUS, OFFLOAD_WORK, ZERO_WORK, Device, training_flops_per_second
 from orchestrator.planning.memory import EVALUATION_BATCH, Memory, memory

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.config import FAMILIES, ModelConfig, preset_fields
+from models.config import FAMILIES, preset_fields
+from models.configs.base import DATA_FIELDS, ModelConfig
 from models.cost import Cost, cost
 from orchestrator.spec.datasets import Dataset
 from orchestrator.spec.ladder import AspectLadder, DepthLadder, ExpectedOptimum, IsoFlopLadder, Size, WidthLadder
@@ -68,6 +69,7 @@ class Sizing:
             self._problem(("family",), message)
             return Ladder([])
         self._family = FAMILIES[name]
+        self._fields = {field.name for field in dataclasses.fields(self._family)}
         self._options = self._family_options()
         rule = self._models.sizes
         if isinstance(rule, list):
@@ -222,25 +224,32 @@ class Sizing:
     def _shaped(
         self, name: str, width: int, depth: int, at: Location, heads: int | None = None, patch: int | None = None
     ) -> SizedModel | None:
-        heads = heads or self._heads(name, width, at)
-        patch = patch or self._models.patch
-        if patch is None:
-            self._problem(at, f"size {name} has no patch; give `patch` here or beside `sizes`")
-        if heads is None or patch is None:
-            return None
-        return self._build(name, {"patch": patch, "width": width, "depth": depth, "heads": heads}, at)
+        for key, given in (("heads", heads), ("patch", patch)):
+            if given is not None and key not in self._fields:
+                self._problem((*at, key), self._foreign(key))
+                return None
+        shape: dict[str, int | None] = {"width": width, "depth": depth}
+        if "heads" in self._fields:
+            shape["heads"] = heads or self._heads(name, width, at)
+        if "patch" in self._fields:
+            shape["patch"] = patch or self._models.patch
+            if shape["patch"] is None:
+                self._problem(at, f"size {name} has no patch; give `patch` here or beside `sizes`")
+        whole = {key: value for key, value in shape.items() if value is not None}
+        return self._build(name, whole, at) if len(whole) == len(shape) else None
 
     def _build(self, name: str, shape: Mapping[str, int], at: Location) -> SizedModel | None:
         data = self._dataset
+        facts = {"dataset": data.name, **{key: getattr(data, key) for key in DATA_FIELDS if key != "dataset"}}
+        given = {key: value for key, value in facts.items() if key in self._fields}
         try:
-            config = self._family(
-                image_size=data.image_size,
-                channels=data.channels,
-                num_classes=data.num_classes,
-                **{**self._options, **shape},
-            )
+            config = self._family(**{**given, **self._options, **shape})
         except ValueError as error:
-            self._problem(at, f"size {name}: {error}")
+            option = str(error).split(" ", 1)[0]
+            if option in self._options:
+                self._problem((option,), str(error).split(" ", 1)[1])
+            else:
+                self._problem(at, f"size {name}: {error}")
             return None
         return SizedModel(name, config, cost(config))
 
@@ -269,14 +278,21 @@ class Sizing:
 
     def _family_options(self) -> dict[str, Any]:
         """The options of the spec that the family has; those that were written and that it has not are problems."""
-        models = self._models
-        known = {field.name for field in dataclasses.fields(self._family)}
-        options = {key: value for key, value in models if key not in ("family", "patch", "head_dim", "sizes")}
-        for key in options:
-            if key in models.model_fields_set and key not in known:
-                message = f"is not an option of family {models.family}; drop it, or choose another models.family"
-                self._problem((key,), message)
-        return {key: value for key, value in options.items() if key in known}
+        given = {key: getattr(self._models, key) for key in self._models.model_fields_set - {"family", "sizes"}}
+        with_heads = {"head_dim"} if "heads" in self._fields else set()
+        options = {}
+        for key, value in given.items():
+            if key not in self._fields | with_heads:
+                self._problem((key,), self._foreign(key))
+            elif value is not None and key not in ("patch", *with_heads):
+                options[key] = value
+        return options
+
+    def _foreign(self, key: str) -> str:
+        """Why there is no such option."""
+        why = self._family.refusals.get(key)
+        reason = f": {why}" if why else ""
+        return f"is not an option of family {self._models.family}{reason}; drop it, or choose another models.family"
 
     def _raw(self, key: str) -> Any:
         """What the file gives for a key of the rule, before it was worked out."""

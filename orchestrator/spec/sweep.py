@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from models.config import SP, Block, CompleteP, MlpKind, MuP, Objective, Positions, RectifiedFlow
+from models.config import SP, CompleteP, MuP, Objective, RectifiedFlow
 from orchestrator.spec.datasets import DATASETS
 from orchestrator.spec.expression import parse
 from orchestrator.spec.ladder import Ladder, Size
+from orchestrator.spec.options import options_section
 from orchestrator.spec.problems import problem_of
 from orchestrator.spec.recipe import Training
 from orchestrator.spec.section import Name, Numbers, PositiveFloat, Section
@@ -29,10 +30,14 @@ def _sizes_kind(value: Any) -> str:
     return "list" if isinstance(value, list) else "rule"
 
 
-class Models(Section):
+FamilyOptions: Any = options_section()
+
+
+class Models(FamilyOptions):
     """The sizes of one model family, and the options that all of them share.
 
-    Keys of a size override the shared ones beside `sizes`, and so does a size's preset.
+    Keys of a size override the shared ones beside `sizes`, and so does a size's preset. Options are the family's own;
+    one that is not given has the family's default.
     """
 
     family: str = "dit"
@@ -41,25 +46,10 @@ class Models(Section):
     """Side of a square patch, pixels; divides the image size."""
     head_dim: int | None = Field(default=None, ge=1)
     """Size of an attention head; a size's heads are width / head_dim (µP keeps it fixed). Or give `heads` a size."""
-    mlp_ratio: int = Field(default=4, ge=1)
+    mlp_ratio: int | None = Field(default=None, ge=1)
     """Hidden size of the MLP over the width; a SwiGLU's is 2/3 of that to the nearest multiple of 8."""
-    class_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of training labels replaced by the null class, for classifier-free guidance."""
-    zero_init: bool = True
-    """adaLN-Zero: blocks start as the identity."""
-    qk_norm: bool = False
-    """RMS norm of queries and keys over each head, with a learned gain."""
-    positions: Positions = "sincos"
-    """sincos: fixed, added to the tokens; learned: a table added to the tokens; rope: queries and keys are rotated by
-    row and column, which needs heads of a multiple of 4."""
-    block: Block = "serial"
-    """serial: attention, then the MLP (6 adaLN vectors); parallel: both on one norm with one gate (3 vectors)."""
-    mlp: MlpKind = "gelu"
-    """gelu: two matrices around a GELU; swiglu: gated, three matrices of 2/3 of the hidden size."""
-    bias: bool = True
-    """Biases of the attention's and the MLP's linear maps."""
-    learn_sigma: bool = False
-    """Predict a second set of channels, the learned variance of DDPM."""
+    class_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Share of training labels replaced by the null class, for classifier-free guidance; default 0.1."""
     sizes: Annotated[
         Annotated[list[Size], Field(min_length=1), Tag("list")] | Annotated[Ladder, Tag("rule")],
         Discriminator(_sizes_kind),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal
 
-from models.config import ModelConfig, Objective, Parameterization
+from models.config import Objective, Parameterization
+from models.configs.base import ModelConfig
 from orchestrator.spec.identity import canonical_json, digest, digest_text
 
 Precision = Literal["fp32", "bf16"]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.config import ModelConfig
+from models.configs.base import ModelConfig
 from models.objectives import Objective
 from models.samplers import sample
 from orchestrator.results.atomic import write_bytes
