@@ -85,7 +85,7 @@ def test_the_model_says_what_an_attempt_holds_and_its_peak(group, tmp_path, opti
     before = tensor_bytes()
     attempt = attempt_of(case, 4, CPU, tmp_path)
     train(attempt, 2)
-    own = attempt.images.nbytes + attempt.labels.nbytes
+    own = attempt.data.images.nbytes + attempt.data.labels.nbytes
     assert modelled(case).held == pytest.approx(tensor_bytes() - before - own, rel=0.02)
     peak = peak_bytes(tmp_path / "trace.json", lambda: train(attempt, 1))
     # Alone every case is within 5%; after other tests in the process one was seen 6.3% below, with fewer work buffers.
@@ -100,7 +100,7 @@ def test_offload_moves_to_the_host_what_the_model_says(group, tmp_path, stage):
     before = tensor_bytes()
     attempt = attempt_of(case, 4, CPU, tmp_path)
     train(attempt, 2)
-    held = tensor_bytes() - before - attempt.images.nbytes - attempt.labels.nbytes
+    held = tensor_bytes() - before - attempt.data.images.nbytes - attempt.data.labels.nbytes
     two_of_the_largest = 2 * 2 * 6 * MODEL.width**2 if stage == 2 else 0
     assert modelled(case).held + modelled(case).host + two_of_the_largest == pytest.approx(held, rel=0.02)
     attempt.engine.close()

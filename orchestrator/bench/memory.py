@@ -28,7 +28,7 @@ from orchestrator.planning.memory import memory
 from orchestrator.scheduling.backend import Assignment
 from orchestrator.spec.trial import ConstantSchedule, Evaluation, Optimizer, PowerEma, Precision, Trial
 from orchestrator.training import engine
-from orchestrator.training.data.images import Split
+from orchestrator.training.data.source import HeldImages
 from orchestrator.training.evaluation import BATCH, fixed_draws, validation_loss
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import Attempt
@@ -168,8 +168,8 @@ class _Synthetic(GangMember):
     images: Tensor
     labels: Tensor
 
-    def dataset(self, name: str, split: Split) -> tuple[Tensor, Tensor]:
-        return self.images, self.labels
+    def training_data(self, name: str) -> HeldImages:
+        return HeldImages(self.images.to(self.device), self.labels.to(self.device))
 
 
 def _outcome(case: Case, steps: int, device: torch.device, folder: Path) -> Outcome:
@@ -221,7 +221,8 @@ def _run(case: Case, steps: int, device: torch.device, folder: Path, baseline: i
             figures["training_bytes"] = torch.cuda.max_memory_allocated(device) - baseline
             figures["reserved_bytes"] = torch.cuda.max_memory_reserved(device)
             torch.cuda.reset_peak_memory_stats(device)
-        draws = fixed_draws(attempt.images, attempt.labels, attempt.trial.evaluation)
+        assert isinstance(attempt.data, HeldImages), "synthetic"
+        draws = fixed_draws(attempt.data.images, attempt.data.labels, attempt.trial.evaluation)
         validation_loss(attempt.measured_model, attempt.objective, draws, 0, 1)
         if baseline is not None:
             figures["evaluation_bytes"] = torch.cuda.max_memory_allocated(device) - baseline

@@ -23,7 +23,9 @@ def data_fetch(dataset: str, source: Path | None, folder: Path | None) -> None:
     from orchestrator.training.data.fetch import dataset_named, default_folder, fetch_fashion_mnist
 
     with refusing():
-        dataset_named(dataset)
+        if not dataset_named(dataset).files:
+            click.echo(f"{dataset} is made as it is needed: there is nothing to fetch")
+            return
         click.echo(f"{dataset} is in {fetch_fashion_mnist(folder or default_folder(dataset), source)}")
 
 
@@ -35,6 +37,9 @@ def data_list() -> None:
 
     for name, dataset in DATASETS.items():
         shape = f"{dataset.image_size} x {dataset.image_size} x {dataset.channels}, {dataset.num_classes} classes"
+        if dataset.train_images is None:
+            click.echo(f"{name}  images without end of {shape}  needs no files")
+            continue
         where = default_folder(name)
         here = f"in {where}" if not find(name, where) else f"not here; ditlaw data fetch {name}"
         click.echo(f"{name}  {dataset.train_images:,} images of {shape}  {here}")

@@ -167,7 +167,7 @@ class Grid:
             )
         if samples >= 2**53:
             return f"{samples:.3g} samples of size {model.name}; wanted less than 2^53"
-        epochs, most = samples / data.train_images, self._sweep.budgets.max_epochs or data.max_epochs
+        epochs, most = data.epochs(samples), self._sweep.budgets.max_epochs or data.max_epochs
         if epochs > most:
             return (
                 f"{epochs:,.0f} passes over the {data.train_images:,} images of {data.name} with size {model.name}; "
@@ -271,7 +271,7 @@ class Grid:
             "tokens": samples * model.cost.tokens,
             "flops": samples * model.cost.training_flops,
             "steps": samples / target.batch_size,
-            "epochs": samples / DATASETS[self._sweep.dataset].train_images,
+            "epochs": DATASETS[self._sweep.dataset].epochs(samples),
             "tokens_per_param": samples * model.cost.tokens / model.params,
         }
         for axis, value in cell.variant.axes.items():

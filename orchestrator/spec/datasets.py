@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +24,12 @@ class Dataset:
     image_size: int
     channels: int
     class_names: tuple[str, ...]
-    train_images: int
+    train_images: int | None
+    """None: without end, every sample of a training is another image."""
     validation_images: int
     files: tuple[DataFile, ...]
+    form: Literal["idx", "procedural"] = "idx"
+    """Where images come from: MNIST's files, or a function of their index."""
     max_epochs: float = 1000.0
     """Most passes over the training images that a sweep may ask for unasked: beyond, nothing new is learnt."""
 
@@ -32,6 +37,10 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    def epochs(self, samples: float) -> float:
+        """Passes over the training images in so many samples; 0 of a dataset without end, which repeats nothing."""
+        return 0.0 if self.train_images is None else samples / self.train_images
 
 
 FASHION_MNIST = Dataset(
@@ -67,4 +76,24 @@ FASHION_MNIST = Dataset(
     ),
 )  # fmt: skip
 
-DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (FASHION_MNIST,)}
+SHAPES = ("disc", "ring", "triangle", "square", "frame", "star", "clover", "cross", "gear", "drop")
+
+
+def _procedural(size: int, channels: int) -> Dataset:
+    return Dataset(
+        name=f"procedural-{size}" + ("-grey" if channels == 1 else ""),
+        image_size=size,
+        channels=channels,
+        class_names=SHAPES,
+        train_images=None,
+        validation_images=10_000,
+        files=(),
+        form="procedural",
+        max_epochs=math.inf,
+    )
+
+
+PROCEDURAL = tuple(_procedural(size, channels) for size in (16, 32, 64) for channels in (3, 1))
+"""Shapes on backgrounds, drawn as they are needed: data without end, of three sizes, in colour and grey."""
+
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (FASHION_MNIST, *PROCEDURAL)}

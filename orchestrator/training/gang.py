@@ -13,7 +13,9 @@ from torch import Tensor
 
 from orchestrator.results.location import Location
 from orchestrator.spec.trial import Evaluation
+from orchestrator.training.data.fetch import dataset_named
 from orchestrator.training.data.images import Split, load
+from orchestrator.training.data.source import EndlessImages, HeldImages, TrainingData
 from orchestrator.training.evaluation import Draws, fixed_draws
 
 HELD_BYTES = 2**30
@@ -36,7 +38,7 @@ class GangMember:
     samples: int = 0
     """Samples seen by the running attempt."""
     _datasets: dict[tuple[str, Split], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _held: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _training: dict[str, TrainingData] = field(default_factory=dict)
     _draws: dict[tuple[str, Evaluation], Draws] = field(default_factory=dict)
 
     def dataset(self, name: str, split: Split) -> tuple[Tensor, Tensor]:
@@ -46,14 +48,20 @@ class GangMember:
             self._datasets[key] = load(name, split, self.data)
         return self._datasets[key]
 
-    def training_set(self, name: str) -> tuple[Tensor, Tensor]:
-        """Images (bytes) and labels to train on; on the GPU where they take little of its memory."""
+    def training_data(self, name: str) -> TrainingData:
+        """What to train on; images are on the GPU where they take little of its memory, or are made there."""
+        if name not in self._training:
+            self._training[name] = self._open(name)
+        return self._training[name]
+
+    def _open(self, name: str) -> TrainingData:
+        dataset = dataset_named(name)
+        if dataset.train_images is None:
+            return EndlessImages(dataset, self.device)
         images, labels = self.dataset(name, "train")
-        if self.device.type != "cuda" or images.numel() > HELD_BYTES:
-            return images, labels
-        if name not in self._held:
-            self._held[name] = images.to(self.device), labels.to(self.device)
-        return self._held[name]
+        if self.device.type == "cuda" and images.nbytes <= HELD_BYTES:
+            images, labels = images.to(self.device), labels.to(self.device)
+        return HeldImages(images, labels)
 
     def draws(self, name: str, evaluation: Evaluation) -> Draws:
         """The fixed draws of the validation loss, made once."""

@@ -35,8 +35,7 @@ from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
 from orchestrator.spec.columns import planned_columns
 from orchestrator.spec.trial import CooldownSchedule, Schedule
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
-from orchestrator.training.data.images import to_float
-from orchestrator.training.data.order import batch_indices, torch_generator
+from orchestrator.training.data.order import torch_generator
 from orchestrator.training.engine import Engine, LossModule
 from orchestrator.training.evaluation import sample_grid, save_grid, validation_loss
 from orchestrator.training.gang import GangMember
@@ -70,7 +69,7 @@ class Attempt:
         self.outbox = outbox
         self.store = Store(member.results, outbox)
         self.checkpoints = Checkpoints(member.results, trial.trial_id, keep=trial.branch_points, outbox=outbox)
-        self.images, self.labels = member.training_set(trial.dataset)
+        self.data = member.training_data(trial.dataset)
         self.objective = build_objective(trial.objective)
         model = build(trial.model, trial.parameterization, trial.seed).to(member.device)
         model.activation_checkpointing = trial.activation_checkpointing
@@ -188,17 +187,17 @@ class Attempt:
         They are made where the images are: on a GPU that holds the dataset nothing waits for the host.
         """
         trial, member = self.trial, self.member
-        device = self.images.device
-        indices = torch.from_numpy(batch_indices(trial.seed, samples, trial.batch_size, len(self.images))).to(device)
-        generator = torch_generator(trial.seed, "step", samples, device.type)
-        draws = torch.rand(2, trial.batch_size, generator=generator, device=device)
-        noise = torch.randn((trial.batch_size, *self.images.shape[1:]), generator=generator, device=device)
-        y = torch.where(draws[1] < trial.model.class_dropout, trial.model.num_classes, self.labels[indices])
+        model, device = trial.model, self.data.device
         share = trial.batch_size // member.world_size
         mine = slice(member.rank * share, (member.rank + 1) * share)
-        x = to_float(self.images[indices[mine]])
+        x, labels = self.data.batch(trial.seed, samples, trial.batch_size, mine)
+        generator = torch_generator(trial.seed, "step", samples, device.type)
+        draws = torch.rand(2, trial.batch_size, generator=generator, device=device)
+        shape = (trial.batch_size, model.channels, model.image_size, model.image_size)
+        noise = torch.randn(shape, generator=generator, device=device)
+        y = torch.where(draws[1, mine] < model.class_dropout, model.num_classes, labels)
         t = self.objective.draw_t(draws[0, mine])
-        return tuple(tensor.to(member.device) for tensor in (x, y[mine], t, noise[mine]))
+        return tuple(tensor.to(member.device) for tensor in (x, y, t, noise[mine]))
 
     def _rate_scale(self) -> float:
         """The schedule's share of the base rate for the step at `samples`."""

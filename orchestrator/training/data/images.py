@@ -1,4 +1,4 @@
-"""Images and labels in memory, read from the dataset's own files."""
+"""Images and labels of a split, whole and in memory, whatever form the dataset has."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.spec.datasets import FASHION_MNIST, Dataset
+from orchestrator.spec.datasets import Dataset
 from orchestrator.training.data.fetch import dataset_named, find
+from orchestrator.training.data.procedural import FIRST_VALIDATION, render
 
 Split = Literal["train", "validation"]
 
 _IDX_NAMES = {"train": "train", "validation": "t10k"}
+_RENDERED_AT_ONCE = 256
 
 
 def load(dataset_name: str, split: Split, folder: Path) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
@@ -34,8 +36,19 @@ def load(dataset_name: str, split: Split, folder: Path) -> tuple[UInt8[Tensor, "
             f"dataset {dataset_name} is not in {folder.absolute()}: {', '.join(file.name for file in missing)} missing "
             f"or of a wrong size. Run: ditlaw data fetch {dataset_name} --to {folder}"
         )
-    assert dataset is FASHION_MNIST, "the only dataset in idx files"
+    if dataset.form == "procedural":
+        if split == "train":
+            raise ValueError(f"{dataset_name} has no end; wanted its validation split, or batches of `training_data`")
+        return _rendered(dataset)
     return load_idx(dataset, split, folder)
+
+
+def _rendered(dataset: Dataset) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
+    """The validation images of a procedural dataset."""
+    indices = torch.arange(FIRST_VALIDATION, FIRST_VALIDATION + dataset.validation_images)
+    parts = [render(some, dataset.image_size, dataset.channels) for some in indices.split(_RENDERED_AT_ONCE)]
+    images, labels = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 def load_idx(dataset: Dataset, split: Split, folder: Path) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:

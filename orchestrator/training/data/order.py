@@ -31,6 +31,14 @@ def batch_indices(seed: int, samples_seen: int, batch_size: int, num_images: int
     return np.concatenate(pieces)
 
 
+def first_index(seed: int) -> int:
+    """Where a seed's walk through a dataset without end begins, in [0, 2^62 - 2^53).
+
+    A trial has less than 2^53 samples, and two seeds meet with a chance of about their samples over 2^62.
+    """
+    return _hash(seed, "endless", 0) % (2**62 - 2**53)
+
+
 def torch_generator(seed: int, stream: str, samples_seen: int, device: str = "cpu") -> torch.Generator:
     """A torch generator that depends on (seed, stream, samples_seen) only. Streams are independent of each other.
 
