@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.magnitudes import count, duration, size
+from orchestrator.planning.cautions import cautions
 from orchestrator.planning.placement import trial_memory
 from orchestrator.planning.plan import Plan
-from orchestrator.planning.speeds import gang_counts, speeds
+from orchestrator.planning.speeds import speeds
 from orchestrator.spec.trial import Trial
 
 MAX_TRIALS_SHOWN = 24
@@ -42,7 +43,7 @@ def plan_view(plan: Plan, whole: Plan, expected: Sequence[Mapping[str, Any]] = (
         parts += [Text(), _devices(plan)]
     if expected:
         parts += [Text(), _expected(expected)]
-    return Group(*parts, *_warnings(plan))
+    return Group(*parts, *(Text(caution, style="yellow") for caution in cautions(plan)))
 
 
 # The trials.
@@ -220,20 +221,17 @@ def _memory(plan: Plan) -> str:
 
 def _devices(plan: Plan) -> Table:
     """Hours on several devices, by the number of gangs."""
-    gangs = gang_counts(plan)
-    table = _table("device", "FLOP/s", "device hours", *(f"{number:,} gangs" for number in gangs), "", left=1)
-    if gangs[0] == 1:
-        table.columns[3].header = "1 gang"
-    own, *others = speeds(plan)
-    for speed in (own, *others):
-        factor = speed.device_hours / own.device_hours if own.device_hours else 1.0
+    found = speeds(plan)
+    heads = ("1 gang" if number == 1 else f"{number:,} gangs" for number in found[0].hours_by_gangs)
+    table = _table("device", "FLOP/s", "device hours", *heads, "", left=1)
+    for speed in found:
         notes = [] if speed.measured else ["speed assumed"]
         notes += [] if speed.fits else ["does not fit"]
         table.add_row(
             speed.device,
             f"{speed.flops_per_second:.2e}",
             f"{speed.device_hours:.3g}",
-            *(duration(3600 * factor * plan.makespan_on(number)) for number in gangs),
+            *(duration(3600 * hours) for hours in speed.hours_by_gangs.values()),
             Text(", ".join(notes), style="dim"),
         )
     return table
@@ -277,15 +275,6 @@ def _band(interval: Mapping[str, Any] | None) -> str:
 
 def _share(plan: Plan) -> str:
     return f"{plan.flops_evaluation / plan.flops_planned:.0%}" if plan.flops_planned else "all"
-
-
-def _warnings(plan: Plan) -> Iterator[Text]:
-    if plan.flops_evaluation > plan.flops_planned > 0:
-        yield Text(
-            "Evaluation costs more than training. Lower evaluation.loss_images, sample_images or sampler_steps, or "
-            "measure at fewer budgets.",
-            style="yellow",
-        )
 
 
 def _table(*columns: str, left: int) -> Table:

@@ -268,6 +268,35 @@ def test_constraints_that_cannot_be_are_refused(refused, constraints, message):
     assert message in refused(constraints=constraints)
 
 
+def test_a_constraint_that_leaves_nothing_does_not_hide_behind_an_axis(refused):
+    message = refused(axes={"training.weight_dcay": [0.1]}, constraints=["width > 99"])
+    assert "did you mean 'training.weight_decay'?" in message
+    assert "leave none of " in message
+
+
+@pytest.mark.parametrize(
+    ("seeds", "wanted"), [({"count": 3}, {0, 1, 2}), ({"from": 4, "to": 6}, {4, 5, 6}), ([7, 2], {2, 7})]
+)
+def test_seeds_are_a_list_or_a_rule(plan, seeds, wanted):
+    assert {trial.seed for trial in plan(seeds=seeds).trials} == wanted
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        (3, "got 3; wanted a list, as [3] for this one seed, or {count: 3}"),
+        ({"from": 2, "to": 1}, "got from 2 to 1; wanted from <= to"),
+        ({"from": 0, "to": 1.5}, "to is 1.5; wanted a whole number of at least 0"),
+        ({"from": 0, "to": 10**9}, "gives 1,000,000,001 values; wanted at most 100,000"),
+        ({"cuont": 2}, "got a rule of cuont; wanted {from, to} or {count}"),
+        ({"from": 2**70, "to": 2**70}, "less than 9223372036854775808"),
+        (True, "wanted no true or false here"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(refused, seeds, message):
+    assert message in refused(seeds=seeds)
+
+
 # Batches and budgets.
 
 
@@ -347,7 +376,8 @@ def test_a_trunk_comes_before_its_cooldowns_and_no_plan_beats_its_bound(plan):
     assert found.makespan_bound_hours <= found.makespan_hours <= 2 * found.makespan_bound_hours
     order = {trial.trial_id: rank for rank, trial in enumerate(found.trials)}
     assert all(order[trial.trunk] < order[trial.trial_id] for trial in found.trials if trial.trunk)
-    assert found.makespan_on(1) > found.makespan_on(2) >= found.makespan_on(100)
+    one, two, many = found.makespans_on([1, 2, 100])
+    assert one > two >= many
 
 
 def test_a_cooldown_needs_room(refused):

@@ -178,6 +178,18 @@ def test_a_law_has_one_stage():
         place_all(wishes, precision="bf16", device=gpu(8), limits=limits)
 
 
+def test_of_the_stages_that_do_the_one_with_the_fewest_workers_is_taken():
+    """Where two workers hold a model at ZeRO 3 and more are needed at ZeRO 1."""
+    limits = Limits(max_workers=8, offload=False, activation_checkpointing=False)
+    needs = {stage: total(HUGE, micro_batch=1, num_workers=2, zero_stage=stage) for stage in (1, 3)}
+    assert needs[3] < needs[1]
+    tight = gpu(needs[3] + 0.05)
+    at_one = place_all([HUGE], precision="bf16", device=tight, limits=dataclasses.replace(limits, zero_stage=1))
+    assert at_one[1][0].num_workers > 2
+    stage, (found,) = place_all([HUGE], precision="bf16", device=tight, limits=limits)
+    assert (stage, found.num_workers) == (3, 2)
+
+
 def test_fp32_begins_without_zero():
     assert place(XL, precision="fp32", device=H100, limits=Limits(max_workers=8)).zero_stage == 0
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.planning.budget import steps_of_flops
 from orchestrator.planning.plan import make
+from orchestrator.planning.speeds import speeds_json
 from orchestrator.spec.source import SpecError
 
 SPEC = """\
@@ -94,9 +95,9 @@ seeds: [0, 1, 2, 3]
 """
 
 
-def planned(tmp_path, compute, more=""):
+def planned(tmp_path, compute, more="", gpus=1):
     path = tmp_path / "gpu.yaml"
-    path.write_text(GPU.format(more=more) + f"compute: {{gpus_per_worker: 1, precision: bf16, {compute}}}\n")
+    path.write_text(GPU.format(more=more) + f"compute: {{gpus_per_worker: {gpus:g}, precision: bf16, {compute}}}\n")
     return make(path)
 
 
@@ -117,6 +118,28 @@ def test_a_limit_of_gpus_is_a_limit_of_gangs(tmp_path):
     free, limited = (planned(tmp_path, more) for more in ("gangs: 4", "gangs: 4, max_gpus: 2"))
     assert limited.makespan_hours == pytest.approx(2 * free.makespan_hours)
     assert limited.makespan_bound_hours == pytest.approx(2 * free.makespan_bound_hours)
+
+
+def test_workers_with_a_part_of_a_gpu_have_its_hours(tmp_path):
+    whole, half = (planned(tmp_path, "device: h100-80gb, micro_batch: 8", gpus=gpus) for gpus in (1, 0.5))
+    assert half.gpu_hours == pytest.approx(whole.gpu_hours)
+    assert half.makespan_hours == pytest.approx(2 * whole.makespan_hours)
+
+
+def test_hours_by_device_and_gangs(tmp_path):
+    plan = planned(tmp_path, "device: h100-80gb, gangs: 2")
+    own, *others = speeds_json(plan)
+    assert own["device"] == "h100-80gb"
+    assert own["device_hours"] == pytest.approx(plan.gpu_hours)
+    hours = {entry["gangs"]: entry["hours"] for entry in own["makespan_hours"]}
+    assert hours[2] == pytest.approx(plan.makespan_hours)
+    assert hours[1] == pytest.approx(plan.gpu_hours)
+    a100 = next(speed for speed in others if speed["device"] == "a100-80gb")
+    factor = a100["device_hours"] / own["device_hours"]
+    assert {entry["gangs"]: entry["hours"] for entry in a100["makespan_hours"]} == pytest.approx(
+        {gangs: factor * each for gangs, each in hours.items()}
+    )
+    assert (a100["measured"], a100["fits"]) == (False, True)
 
 
 def test_evaluation_takes_the_time_of_fp32(tmp_path):

@@ -236,7 +236,7 @@ class Grid:
             left = [count + one for count, one in zip(left, met, strict=True)]
             if all(met):
                 kept.append(cell)
-        if not kept and not self.problems:
+        if cells and not kept and not any(problem.location[:1] == ("constraints",) for problem in self.problems):
             alone = "; ".join(
                 f"{condition.text!r} alone leaves {count}"
                 for (_, condition), count in zip(conditions, left, strict=True)

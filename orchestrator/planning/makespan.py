@@ -4,11 +4,14 @@ than the lower bound."""
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.spec.trial import Trial
 
-Seconds = Callable[[Trial], float]
+Seconds = Mapping[str, float]
+"""How long each trial takes, by trial_id."""
+Branches = dict[int, list[tuple[float, int]]]
+"""By the rank of a trunk: seconds after its start, and the rank of a branch that may start then."""
 
 
 def by_length(trials: Sequence[Trial], seconds: Seconds) -> list[Trial]:
@@ -16,47 +19,68 @@ def by_length(trials: Sequence[Trial], seconds: Seconds) -> list[Trial]:
     longest: dict[str, float] = {}
     for trial in trials:
         if trial.trunk is not None:
-            longest[trial.trunk] = max(longest.get(trial.trunk, 0.0), seconds(trial))
-    return sorted(trials, key=lambda t: (-seconds(t) - longest.get(t.trial_id, 0.0), t.trial_id))
+            longest[trial.trunk] = max(longest.get(trial.trunk, 0.0), seconds[trial.trial_id])
+    return sorted(trials, key=lambda t: (-seconds[t.trial_id] - longest.get(t.trial_id, 0.0), t.trial_id))
 
 
-def makespan(trials: Sequence[Trial], gangs: int, seconds: Seconds) -> float:
-    """Seconds from start to end on `gangs` gangs that take the first of `trials` that may start."""
-    here = {trial.trial_id for trial in trials}
-    ready = [(rank, trial) for rank, trial in enumerate(trials) if trial.trunk not in here]
-    waiting: dict[str, list[tuple[int, Trial]]] = {}
-    for rank, trial in enumerate(trials):
-        if trial.trunk in here:
-            waiting.setdefault(str(trial.trunk), []).append((rank, trial))
-    heapq.heapify(ready)
+def makespans(trials: Sequence[Trial], gangs: Sequence[int], seconds: Seconds) -> list[float]:
+    """Seconds from start to end on each number of gangs, which take the first of `trials` that may start."""
+    took = [seconds[trial.trial_id] for trial in trials]
+    roots, branches = _branches(trials, took)
+    return [_makespan(took, roots, branches, number) for number in gangs]
+
+
+def _makespan(took: Sequence[float], roots: Sequence[int], branches: Branches, gangs: int) -> float:
+    ready = list(roots)  # in order, and so a heap
     idle, now, end = gangs, 0.0, 0.0
-    events: list[tuple[float, int, int, Trial | None]] = []  # time, order, rank, a branch that may start; None: an end
+    events: list[tuple[float, int, int | None]] = []  # time, order, the rank of a branch that may start; None: an end
     order = 0
     while ready or events:
         while idle and ready:
-            _, trial = heapq.heappop(ready)
+            rank = heapq.heappop(ready)
             idle -= 1
             order += 1
-            heapq.heappush(events, (now + seconds(trial), order, 0, None))
-            for rank, branch in waiting.pop(trial.trial_id, []):
+            heapq.heappush(events, (now + took[rank], order, None))
+            for after, branch in branches.get(rank, ()):
                 order += 1
-                share = (branch.first - trial.first) / (trial.last - trial.first)
-                heapq.heappush(events, (now + max(0.0, share) * seconds(trial), order, rank, branch))
-        now, _, rank, released = heapq.heappop(events)
+                heapq.heappush(events, (now + after, order, branch))
+        now, _, released = heapq.heappop(events)
         if released is None:
             idle += 1
             end = now
         else:
-            heapq.heappush(ready, (rank, released))
+            heapq.heappush(ready, released)
     return end
 
 
 def lower_bound(trials: Sequence[Trial], gangs: int, seconds: Seconds) -> float:
     """Seconds that no order beats: all work spread evenly, or the longest trunk with its last branch."""
     trunks = {trial.trial_id: trial for trial in trials}
-    chains = [0.0]
+    longest, total = 0.0, 0.0
     for trial in trials:
+        took = seconds[trial.trial_id]
+        total += took
         trunk = trunks.get(trial.trunk) if trial.trunk is not None else None
-        before = seconds(trunk) * (trial.first - trunk.first) / (trunk.last - trunk.first) if trunk is not None else 0.0
-        chains.append(max(0.0, before) + seconds(trial))
-    return max(sum(seconds(trial) for trial in trials) / gangs, *chains)
+        before = _share_before(trial, trunk) * seconds[trunk.trial_id] if trunk is not None else 0.0
+        longest = max(longest, before + took)
+    return max(total / gangs, longest)
+
+
+def _branches(trials: Sequence[Trial], took: Sequence[float]) -> tuple[list[int], Branches]:
+    """Ranks of the trials that may start at once, and what waits for a trunk among them."""
+    ranks = {trial.trial_id: rank for rank, trial in enumerate(trials)}
+    roots: list[int] = []
+    branches: Branches = {}
+    for rank, trial in enumerate(trials):
+        trunk = ranks.get(trial.trunk) if trial.trunk is not None else None
+        if trunk is None:
+            roots.append(rank)
+        else:
+            after = _share_before(trial, trials[trunk]) * took[trunk]
+            branches.setdefault(trunk, []).append((after, rank))
+    return roots, branches
+
+
+def _share_before(branch: Trial, trunk: Trial) -> float:
+    """Share of the trunk's time after which the branch may start."""
+    return max(0.0, (branch.first - trunk.first) / (trunk.last - trunk.first))

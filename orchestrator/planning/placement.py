@@ -81,7 +81,8 @@ def place(wish: Wish, *, precision: Precision, device: Device, limits: Limits) -
 def place_all(
     wishes: Sequence[Wish], *, precision: Precision, device: Device, limits: Limits
 ) -> tuple[ZeroStage, tuple[Placement, ...]]:
-    """One ZeRO stage for all of a law, the lowest at which each has a place, and the places in the order of `wishes`.
+    """One ZeRO stage for all of a law, and the places in the order of `wishes`: the stage at which their gangs have the
+    fewest workers in all, and of several such the lowest.
 
     Stages differ numerically, so a law that mixed them would be bent where one gives way to the other.
 
@@ -89,11 +90,17 @@ def place_all(
         ValueError: no stage has a place for each; the message is of one that is left out at the highest stage.
     """
     stages = _stages(precision, limits)
+    whole: list[tuple[ZeroStage, tuple[Placement, ...]]] = []
     for stage in stages:
         at_stage = replace(limits, zero_stage=stage)
         found = [_place(wish, precision, device, at_stage) for wish in wishes]
-        if None not in found:
-            return stage, tuple(place for place in found if place is not None)
+        places = tuple(place for place in found if place is not None)
+        if len(places) == len(wishes):
+            whole.append((stage, places))
+            if all(place.num_workers == 1 for place in places):
+                break  # no stage needs fewer
+    if whole:
+        return min(whole, key=lambda one: sum(place.num_workers for place in one[1]))
     highest = replace(limits, zero_stage=stages[-1])
     left_out = next(wish for wish in wishes if _place(wish, precision, device, highest) is None)
     raise ValueError(

@@ -115,28 +115,29 @@ class Plan:
 
     def longest_first(self) -> Plan:
         """The same plan in the order in which its trials start."""
-        ordered = dataclasses.replace(self, trials=tuple(makespan.by_length(self.trials, self.seconds)))
+        ordered = dataclasses.replace(self, trials=tuple(makespan.by_length(self.trials, self._seconds)))
         vars(ordered)["_seconds"] = self._seconds  # they do not depend on the order
         return ordered
 
     @property
     def gpu_hours(self) -> float:
-        """Estimated hours of devices (GPUs, or CPU workers where there are none)."""
-        return sum(self.seconds(trial) * trial.num_workers for trial in self.trials) / 3600
+        """Estimated hours of devices (GPUs, of which a worker may have a part; or CPU workers where there are none)."""
+        devices = self.sweep.compute.gpus_per_worker or 1.0
+        return devices * sum(self.seconds(trial) * trial.num_workers for trial in self.trials) / 3600
 
     @cached_property
     def makespan_hours(self) -> float:
         """Estimated hours from start to end: longest first, each to the gang that is free soonest."""
-        return self.makespan_on(self.gangs)
+        return self.makespans_on([self.gangs])[0]
 
-    def makespan_on(self, gangs: int) -> float:
-        """As `makespan_hours`, on another number of gangs."""
-        return makespan.makespan(self.trials, gangs, self.seconds) / 3600
+    def makespans_on(self, gangs: Sequence[int]) -> list[float]:
+        """As `makespan_hours`, on other numbers of gangs."""
+        return [seconds / 3600 for seconds in makespan.makespans(self.trials, gangs, self._seconds)]
 
     @cached_property
     def makespan_bound_hours(self) -> float:
         """Hours that no order of the trials beats on as many gangs."""
-        return makespan.lower_bound(self.trials, self.gangs, self.seconds) / 3600
+        return makespan.lower_bound(self.trials, self.gangs, self._seconds) / 3600
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -217,7 +218,7 @@ class Plan:
         }
 
     def _trial_json(self, trial: Trial) -> dict[str, Any]:
-        compute = self.sweep.compute
+        compute, start = self.sweep.compute, self.start(trial)
         return {
             "trial_id": trial.trial_id,
             "name": trial.name,
@@ -234,8 +235,8 @@ class Plan:
             "budgets": list(trial.budgets),
             "trunk": trial.trunk,
             "branch_points": list(trial.branch_points),
-            "samples_start": self.start(trial),
-            "flops": self.flops(trial),
+            "samples_start": start,
+            "flops": trial.flops_per_sample * max(0, trial.last - start),
             "flops_evaluation": evaluation_flops(trial),
             "seconds": self.seconds(trial),
             "state_bytes": state_bytes(trial),

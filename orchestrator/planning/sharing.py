@@ -8,11 +8,13 @@ all of them share: the trajectory of the constant schedule, and so also that of 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from orchestrator.planning.grid import Cell, Target
 from orchestrator.planning.placing import Key, Seat, key_of, seats
-from orchestrator.spec.recipe import WarmupStableDecay
+from orchestrator.spec.recipe import Training, WarmupStableDecay
 from orchestrator.spec.source import Problem
 from orchestrator.spec.sweep import Sweep
 from orchestrator.spec.trial import ConstantSchedule, CooldownSchedule, Evaluation, Optimizer, PowerEma, Schedule, Trial
@@ -75,10 +77,7 @@ class _Maker:
         constant = ConstantSchedule(warmup_samples=training.warmup_samples)
         if not isinstance(training.schedule, WarmupStableDecay):
             return [self._trial(cells[0], constant, [cell.target for cell in cells])]
-        branches = [
-            self._trial(cell, _cooldown(training.warmup_samples, training.schedule, cell.target), [cell.target])
-            for cell in cells
-        ]
+        branches = [self._trial(cell, _cooldown(training, cell.target), [cell.target]) for cell in cells]
         points = sorted({branch.first for branch in branches})
         trunk = self._trial(cells[0], constant, [], tuple(points))
         for branch in branches:
@@ -133,9 +132,18 @@ class _Maker:
         return self._optimizers[key]
 
     def _ema(self, relative_std: float) -> PowerEma:
-        return self._emas.setdefault(relative_std, PowerEma(relative_std=relative_std))
+        if relative_std not in self._emas:
+            self._emas[relative_std] = PowerEma(relative_std=relative_std)
+        return self._emas[relative_std]
 
 
-def _cooldown(warmup: int, schedule: WarmupStableDecay, target: Target) -> CooldownSchedule:
+def _cooldown(training: Training, target: Target) -> CooldownSchedule:
+    assert isinstance(training.schedule, WarmupStableDecay), "only it cools down"
     assert target.branch is not None, "the grid gives every cooldown its start"
-    return CooldownSchedule(warmup_samples=warmup, start=target.branch, end=target.samples, shape=schedule.shape)
+    return _schedule(training.warmup_samples, target.branch, target.samples, training.schedule.shape)
+
+
+@functools.lru_cache(maxsize=4096)
+def _schedule(warmup_samples: int, start: int, end: int, shape: Literal["linear", "1-sqrt"]) -> CooldownSchedule:
+    """One object for all the seeds and learning rates that cool down alike: its identity is made once."""
+    return CooldownSchedule(warmup_samples=warmup_samples, start=start, end=end, shape=shape)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from orchestrator.planning.devices import Device, host, named
+from orchestrator.planning.devices import Device, named
 from orchestrator.planning.placement import available_bytes, evaluation_flops, trial_memory, trial_seconds
 from orchestrator.planning.plan import Plan
 from orchestrator.spec.trial import Trial
@@ -26,17 +27,42 @@ class Speed:
     device_hours: float
     fits: bool
     """Whether every trial fits its memory as it is planned."""
+    hours_by_gangs: dict[int, float]
+    """Hours from start to end, by the number of gangs."""
 
 
 def speeds(plan: Plan) -> list[Speed]:
-    """The plan on its own device first, and then, for plans on GPUs, on others."""
-    compute = plan.sweep.compute
-    if compute.gpus_per_worker == 0:
-        return [_speed(plan, host())]
-    return [_speed(plan, named(name)) for name in dict.fromkeys((plan.device.name, *SHOWN))]
+    """The plan on its own device first, and then, for plans on GPUs, on others: there each trial is taken to be longer
+    or shorter by one factor, that of the plan's hours."""
+    names = dict.fromkeys((plan.device.name, *(SHOWN if plan.sweep.compute.gpus_per_worker else ())))
+    gangs = gang_counts(plan)
+    own = _speed(plan, plan.device, dict(zip(gangs, plan.makespans_on(gangs), strict=True)))
+    return [own, *(_other(plan, named(name), own) for name in names if name != plan.device.name)]
 
 
-def _speed(plan: Plan, device: Device) -> Speed:
+def speeds_json(plan: Plan) -> list[dict[str, Any]]:
+    """The same as plain mappings: device, measured, flops_per_second, device_hours, fits and makespan_hours, a list of
+    `gangs` and `hours`."""
+    return [
+        {
+            "device": speed.device,
+            "measured": speed.measured,
+            "flops_per_second": speed.flops_per_second,
+            "device_hours": speed.device_hours,
+            "fits": speed.fits,
+            "makespan_hours": [{"gangs": gangs, "hours": hours} for gangs, hours in speed.hours_by_gangs.items()],
+        }
+        for speed in (speeds(plan) if plan.trials else [])
+    ]
+
+
+def _other(plan: Plan, device: Device, own: Speed) -> Speed:
+    speed = _speed(plan, device, {})
+    factor = speed.device_hours / own.device_hours if own.device_hours else 1.0
+    return replace(speed, hours_by_gangs={gangs: factor * hours for gangs, hours in own.hours_by_gangs.items()})
+
+
+def _speed(plan: Plan, device: Device, hours_by_gangs: dict[int, float]) -> Speed:
     seconds, work, measured = 0.0, 0.0, True
     for trial in plan.trials:
         each, known = trial_seconds(trial, plan.flops(trial), device)
@@ -49,6 +75,7 @@ def _speed(plan: Plan, device: Device) -> Speed:
         flops_per_second=work / seconds if seconds else 0.0,
         device_hours=seconds / 3600,
         fits=fits,
+        hours_by_gangs=hours_by_gangs,
     )
 
 

@@ -21,7 +21,7 @@ from orchestrator.spec.recipe import Training
 from orchestrator.spec.section import Name, Numbers, PositiveFloat, Section
 from orchestrator.spec.source import Source, SpecError, read
 from orchestrator.spec.trial import Sampler
-from orchestrator.spec.values import spread
+from orchestrator.spec.values import spread, spread_seeds
 
 RULE_KEYS = {"from", "to", "count", "factor", "scale", "around", "each_side"}
 
@@ -294,6 +294,25 @@ class SurfaceLaw(Section):
     """Exponent of D."""
 
 
+def _seeds_schema(schema: dict[str, Any]) -> None:
+    listed = {key: schema.pop(key) for key in ("type", "items", "minItems") if key in schema}
+    rules = [{name: {"type": "integer", "minimum": 0} for name in names} for names in (("from", "to"), ("count",))]
+    schema["anyOf"] = [
+        listed,
+        *(
+            {"type": "object", "properties": rule, "required": list(rule), "additionalProperties": False}
+            for rule in rules
+        ),
+    ]
+
+
+Seeds = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**63)]],
+    Field(min_length=1, json_schema_extra=_seeds_schema),
+    BeforeValidator(spread_seeds),
+]
+
+
 class Expect(Section):
     """What is taken as true to say, before anything is measured, how well the plan will know the exponents."""
 
@@ -337,8 +356,8 @@ class Sweep(Section):
     """Conditions that a cell must meet, as "learning_rate * width <= 1 or arm == 'mup'"; others are left out. Names:
     arm, size, seed, width, depth, params, batch_size, learning_rate, samples, tokens, flops, epochs, steps,
     tokens_per_param and every axis."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)] = [0]
-    """Seeds of initialisation, data order, times and noise."""
+    seeds: Seeds = [0]
+    """Seeds of initialisation, data order, times and noise: a list, {from: 0, to: 4} or {count: 5}."""
     budgets: Budgets
     """Where to measure."""
     evaluation: Evaluation = Evaluation()

@@ -5,6 +5,7 @@ Imported by planning (without torch) and by workers alike, and sent between proc
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal
@@ -111,8 +112,9 @@ DETERMINANTS = (
 )
 """The fields of a trial that determine its result."""
 _SHARED = tuple(name for name in DETERMINANTS if name != "schedule")
-_IDENTITY = "{" + ",".join(f'"{name}":%({name})s' for name in sorted(DETERMINANTS)) + "}"
-"""Canonical JSON of them, to be filled in with theirs."""
+_BEFORE = tuple(name for name in sorted(DETERMINANTS) if name < "schedule")
+_AFTER = tuple(name for name in sorted(DETERMINANTS) if name > "schedule")
+"""The others in the order of their names, as canonical JSON has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +182,19 @@ class Trial:
     @cached_property
     def trial_id(self) -> str:
         """16 hexadecimal digits of the SHA-256 of what determines the result."""
-        return digest_text(_IDENTITY % self._texts)
+        return self._identity_with(canonical_json(self.schedule))
+
+    def _identity_with(self, schedule: str) -> str:
+        """trial_id as it is under the schedule of this canonical JSON."""
+        before, after = self._around_schedule
+        return digest_text(before + schedule + after)
 
     @cached_property
-    def _texts(self) -> dict[str, str]:
-        return {name: canonical_json(getattr(self, name)) for name in DETERMINANTS}
+    def _around_schedule(self) -> tuple[str, str]:
+        """Canonical JSON of what determines the result, before the schedule's and after it."""
+        before = "".join(f'"{name}":{canonical_json(getattr(self, name))},' for name in _BEFORE)
+        after = "".join(f',"{name}":{canonical_json(getattr(self, name))}' for name in _AFTER)
+        return "{" + before + '"schedule":', after + "}"
 
     def cell_id(self, milestone: int) -> str:
         """Identity of one measurement of this trajectory."""
@@ -201,13 +211,14 @@ class Trial:
         """trial_id of the trajectory whose checkpoint at `schedule.start` this one begins with; None for others."""
         if not isinstance(self.schedule, CooldownSchedule):
             return None
-        return digest_text(_IDENTITY % {**self._texts, "schedule": _constant_text(self.schedule.warmup_samples)})
+        return self._identity_with(_constant_text(self.schedule.warmup_samples))
 
     def share_identity(self, trunk: Trial) -> None:
-        """Take what determines the result, but for the schedule, from the trunk that this trial branches off: working
-        it out again takes most of the time of planning many branches."""
-        assert all(getattr(self, name) is getattr(trunk, name) for name in _SHARED), "a branch differs in its schedule"
-        vars(self)["_texts"] = {**trunk._texts, "schedule": canonical_json(self.schedule)}
+        """Take from the trunk that this trial branches off the trunk's identity, and what of it is the same: working it
+        out again takes most of the time of planning many branches."""
+        assert _determinants(self) == _determinants(trunk), "a branch differs in its schedule"
+        vars(self)["_around_schedule"] = trunk._around_schedule
+        vars(self)["trunk"] = trunk.trial_id
 
     @cached_property
     def first(self) -> int:
@@ -228,6 +239,10 @@ class Trial:
     def flops(self) -> float:
         """Training FLOPs of its own: from where it begins to where it ends."""
         return self.flops_per_sample * (self.last - self.first)
+
+
+_determinants = operator.attrgetter(*_SHARED)
+"""What determines a trial's result, but for the schedule."""
 
 
 @cache

@@ -28,10 +28,31 @@ def spread(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def spread_seeds(value: Any) -> Any:
+    """The list of seeds that `value` stands for: {from, to} is every whole number, both ends included, {count} as many
+    from 0 on; a list stays.
+
+    Raises:
+        ValueError: it is one number, which could mean either; a rule lacks a key, has one too many or gives too many.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError(f"got {value}; wanted a list, as [{value}] for this one seed, or {{count: {max(1, value)}}}")
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"count"}:
+        return list(range(_count(value, "count", 1)))
+    if set(value) == {"from", "to"}:
+        low, high = _whole(value, "from", 0), _whole(value, "to", 0)
+        if low > high:
+            raise ValueError(f"got from {low} to {high}; wanted from <= to")
+        return list(range(low, low + _limited(high - low + 1)))
+    raise ValueError(f"got a rule of {', '.join(map(str, value)) or 'nothing'}; wanted {{from, to}} or {{count}}")
+
+
 def _of_rule(rule: dict[str, Any]) -> list[float]:
     keys = set(rule)
     if keys == {"around", "factor", "each_side"}:
-        return _around(_number(rule, "around"), _factor(rule), _whole(rule, "each_side", 0))
+        return _around(_number(rule, "around"), _factor(rule), _count(rule, "each_side", 0))
     if keys - {"scale"} == {"from", "to", "count"}:
         return _between(rule)
     if keys == {"from", "to", "factor"}:
@@ -42,7 +63,7 @@ def _of_rule(rule: dict[str, Any]) -> list[float]:
 
 
 def _between(rule: dict[str, Any]) -> list[float]:
-    count, scale = _limited(_whole(rule, "count", 2)), rule.get("scale", "log")
+    count, scale = _count(rule, "count", 2), rule.get("scale", "log")
     if scale not in ("log", "linear"):
         raise ValueError(f"scale is {scale!r}; wanted log or linear")
     low, high = _ends(rule, positive=scale == "log")
@@ -87,11 +108,15 @@ def _number(rule: dict[str, Any], key: str) -> float:
     return number
 
 
+def _count(rule: dict[str, Any], key: str, least: int) -> int:
+    return _limited(_whole(rule, key, least))
+
+
 def _whole(rule: dict[str, Any], key: str, least: int) -> int:
     number = _number(rule, key)
     if number < least or number != int(number):
         raise ValueError(f"{key} is {rule[key]!r}; wanted a whole number of at least {least}")
-    return _limited(int(number))
+    return int(rule[key]) if isinstance(rule[key], int) else int(number)
 
 
 def _limited(count: int) -> int:

@@ -1,0 +1,116 @@
+"""What a plan should be looked at twice for, before anything is spent on it: none of it forbids to run."""
+
+from __future__ import annotations
+
+import itertools
+
+from orchestrator.planning.plan import Plan
+from orchestrator.spec.ladder import IsoFlopLadder
+from orchestrator.spec.trial import Trial
+
+ROUNDING = 0.02
+"""Share of a budget by which rounding to whole steps may move a measurement unmentioned."""
+COARSE = 1.5
+"""Power of the ratio asked for beyond which neighbouring sizes of an isoFLOP ladder are said to be far apart."""
+
+
+def cautions(plan: Plan) -> list[str]:
+    """A sentence or two each, with what to change."""
+    found = (_evaluation(plan), _warmup(plan), _rounding(plan), _ladder(plan), _compiled(plan))
+    return [text for text in found if text is not None]
+
+
+def _evaluation(plan: Plan) -> str | None:
+    if not plan.flops_evaluation > plan.flops_planned > 0:
+        return None
+    return (
+        "Evaluation costs more than training. Lower evaluation.loss_images, sample_images or sampler_steps, or measure "
+        "at fewer budgets."
+    )
+
+
+def _warmup(plan: Plan) -> str | None:
+    """Measurements that say more of the warmup than of the recipe."""
+    early = [
+        (trial, milestone)
+        for trial in plan.trials
+        for milestone in trial.milestones
+        if milestone < 2 * trial.schedule.warmup_samples
+    ]
+    if not early:
+        return None
+    trial, samples = min(early, key=lambda one: one[1] / one[0].schedule.warmup_samples)
+    warmup = trial.schedule.warmup_samples
+    where = "within" if samples <= warmup else f"{samples:,} samples after the start, of which warmup takes"
+    return (
+        f"{_cells(len(early))} made in the warmup or before as much again was trained, the earliest {_of(trial)} "
+        f"{where} {warmup:,} samples: such losses lie off the law. Lower training.warmup_samples, or drop the smallest "
+        "budgets."
+    )
+
+
+def _rounding(plan: Plan) -> str | None:
+    """Budgets that whole steps miss."""
+    off = [
+        (milestone * trial.flops_per_sample / budget - 1, trial, milestone, budget)
+        for trial in plan.trials
+        for milestone, budget in zip(trial.milestones, trial.budgets, strict=True)
+        if budget is not None and abs(milestone * trial.flops_per_sample / budget - 1) > ROUNDING
+    ]
+    if not off:
+        return None
+    moved, trial, milestone, budget = max(off, key=lambda one: abs(one[0]))
+    steps = milestone // trial.batch_size
+    return (
+        f"{_cells(len(off))} moved by more than {ROUNDING:.0%} of the budget by rounding to whole steps, most "
+        f"{_of(trial)} at {budget:.3g} FLOPs: {steps:,} step{'s' * (steps != 1)}, {moved:+.1%}. Fits use the FLOPs "
+        "that are spent; for sizes at equal FLOPs lower training.batch_size, or raise the budget."
+    )
+
+
+def _ladder(plan: Plan) -> str | None:
+    """Neighbouring sizes of an isoFLOP ladder that are much farther apart than was asked."""
+    rule = plan.sweep.models.sizes
+    if not isinstance(rule, IsoFlopLadder) or any("sizes" in arm.models for arm in plan.sweep.arms.values()):
+        return None
+    apart = [
+        (above[0] / below[0], budget, below[1], above[1])
+        for budget, sizes in _sizes_by_budget(plan).items()
+        for below, above in itertools.pairwise(sorted(sizes))
+    ]
+    far = [one for one in apart if one[0] > rule.ratio**COARSE]
+    if not far:
+        return None
+    ratio, budget, below, above = max(far)
+    return (
+        f"Sizes of the isoFLOP ladder are up to {ratio:.2g}x apart ({below} and {above}, at {budget:.3g} FLOPs), where "
+        f"a ratio of {rule.ratio:g} was asked for: widths are whole heads. Lower models.head_dim, or leave the "
+        "smallest budgets out."
+    )
+
+
+def _sizes_by_budget(plan: Plan) -> dict[float, set[tuple[int, str]]]:
+    """Parameters and names of the sizes that each budget in FLOPs measures."""
+    found: dict[float, set[tuple[int, str]]] = {}
+    for trial in plan.trials:
+        for budget in trial.budgets:
+            if budget is not None:
+                found.setdefault(budget, set()).add((trial.params_backbone, trial.size))
+    return found
+
+
+def _compiled(plan: Plan) -> str | None:
+    if not plan.sweep.compute.compile or plan.device.kind != "gpu":
+        return None
+    return (
+        "compute.compile is on: hours and memory are those of training without it, which takes longer and more memory "
+        "(docs/memory.md). Take both as upper bounds."
+    )
+
+
+def _cells(number: int) -> str:
+    return "1 measurement is" if number == 1 else f"{number:,} measurements are"
+
+
+def _of(trial: Trial) -> str:
+    return f"that of {trial.arm} {trial.size}"
