@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -150,10 +150,10 @@ def _arrow() -> Any:
     return fs
 
 
-def entries(folder: Location) -> list[Location]:
-    """What is directly in a folder, by name. Raises FileNotFoundError where there is none."""
-    found: list[Location] = [*folder.iterdir()]
-    return sorted(found, key=lambda path: path.name)
+def entries(folder: Location, without: Collection[str] = ()) -> list[Location]:
+    """What is directly in a folder, by name, but for those names. Raises FileNotFoundError where there is no folder."""
+    names = os.listdir(folder) if isinstance(folder, Path) else [path.name for path in folder.iterdir()]
+    return [folder / name for name in sorted(name for name in names if name not in without)]
 
 
 def location(text: str | Path | ObjectPath) -> Location:

@@ -36,19 +36,21 @@ class Reading(NamedTuple):
     parts: list[Location]
 
 
-def parts_of(folder: Location, kind: Kind) -> list[Location]:
-    """The parts of a kind in a results folder, oldest first; none where there is no such folder."""
+def parts_of(folder: Location, kind: Kind, seen: Collection[str] = ()) -> list[Location]:
+    """The parts of a kind in a results folder, oldest first, but for those names; none where there is no folder."""
     try:
-        paths = entries(folder / kind)
+        paths = entries(folder / kind, seen)
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [path for path in paths if path.name.endswith(".parquet") and not path.name.startswith((".", "_"))]
 
 
 def read_new(
-    folder: Location, kind: Kind, seen: Collection[Location] = (), columns: Sequence[str] | None = None
+    folder: Location, kind: Kind, seen: Collection[str] = (), columns: Sequence[str] | None = None
 ) -> Reading:
-    """The rows of the parts that are not among `seen`, in today's columns, duplicates included.
+    """The rows of the parts whose names are not among `seen`, in today's columns, duplicates included.
+
+    A driver asks after every trial: what it costs has to grow with what is new, not with what is there.
 
     An unreadable part is reported through logging and skipped; it is among the parts. Rows that compaction has moved
     meanwhile are read from where they are now: none is missed, some may have been in a part seen before.
@@ -58,7 +60,7 @@ def read_new(
         ValueError: a part is of a newer schema.
     """
     for look in range(_LOOKS):
-        parts = [part for part in parts_of(folder, kind) if part not in seen]
+        parts = parts_of(folder, kind, seen)
         try:
             return Reading(read_parts(parts, kind, columns), parts)
         except FileNotFoundError:

@@ -15,7 +15,6 @@ from orchestrator.results.checkpoints import (
     drop_checkpoint,
     has_checkpoint,
 )
-from orchestrator.results.location import Location
 from orchestrator.results.parts import read_new
 from orchestrator.results.requests import retried_at
 from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
@@ -60,7 +59,8 @@ class Books:
         for trial in plan.trials:
             if trial.trunk is not None:
                 self._branches.setdefault(trial.trunk, []).append(trial)
-        self._seen: set[Location] = set()
+        self._seen: set[str] = set()
+        """Names of the parts that have been read."""
         self._measured: set[tuple[str, int]] = set()
         self._spent: dict[str, int] = {}
         self.refresh()
@@ -77,7 +77,7 @@ class Books:
         new = read_new(self._store.folder, "measurements", self._seen, ["trial_id", "samples"])
         rows = new.table.to_pydict()
         self._measured |= set(zip(rows["trial_id"], rows["samples"], strict=True))
-        self._seen |= set(new.parts)
+        self._seen |= {part.name for part in new.parts}
 
     def lacking(self, trial: Trial) -> tuple[int, ...]:
         """The milestones of a trial that are not measured."""

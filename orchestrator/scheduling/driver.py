@@ -146,7 +146,10 @@ class Driver:
                 self._tell(StopRequested())
             while self._retries:
                 self._tell(RetryRequested(self._retries.pop()))
-            for event in self._backend.events(TICK_SECONDS):
+            events = self._backend.events(TICK_SECONDS)
+            if any(isinstance(event, AttemptEnded | GangLost) for event in events):
+                self._books.refresh()
+            for event in events:
                 for checked in self._record(event):
                     self._tell(checked)
             self._last |= self._backend.progress()
@@ -220,7 +223,6 @@ class Driver:
             return [event]
         assignment, began = self._running.pop(event.gang)
         trial, last = assignment.trial, self._last_of(event.gang, assignment)
-        self._books.refresh()
         lacking = self._books.stops(trial)
         saved: list[Event] = [
             CheckpointSaved(trial_id=trial.trial_id, samples=samples)
