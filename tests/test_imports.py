@@ -37,6 +37,7 @@ ONLY_IN = {
     "mlflow": {"orchestrator/tracking/mlflow_tracker.py"},
     "ray": {
         "orchestrator/scheduling/ray_backend.py",
+        "orchestrator/scheduling/ray_board.py",
         "orchestrator/scheduling/ray_member.py",
         "orchestrator/scheduling/ray_nodes.py",
         "orchestrator/scheduling/submission.py",

@@ -28,6 +28,7 @@ from orchestrator.scheduling.scheduler import (
     StopRequested,
     Tick,
     begin,
+    gangs_on,
     step,
 )
 from orchestrator.scheduling.state import (
@@ -382,6 +383,7 @@ class World:
             idle_seconds=chance.choice([0.0, 60.0]),
         )
         self.gone: dict[str, Node] = {}
+        self.orphans: set[str] = set()
         self.saved: set[tuple[str, int]] = set()
         self.history: list[tuple] = []
 
@@ -410,7 +412,7 @@ class World:
 
     def event(self, now: State, calm: bool) -> object:
         chance = self.chance
-        orphans = [g.name for g in now.gangs.values() if g.adrift]
+        orphans = [name for name in now.gangs if name in self.orphans]
         if orphans:
             return GangLost(gang=orphans[0], reason="its node is gone")
         roll = 1.0 if calm else chance.random()
@@ -422,6 +424,7 @@ class World:
         if roll < 0.03:
             name = chance.choice(sorted(self.nodes))
             self.gone[name] = self.nodes[name]
+            self.orphans |= {gang.name for gang in gangs_on(now, name)}
             return NodeLost(node=name)
         if roll < 0.05:
             name = chance.choice(sorted(self.nodes))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.common import refusing, results_of, write_report
+from orchestrator.cli.refusals import refusing
+from orchestrator.cli.sweeps import results_of, write_report
 
 COLUMNS_HELP = "Names of the columns in TABLE, as params=n,samples=d,flops=c,loss=l."
 RULE_HELP = "How a missing one of params, samples, flops follows from the other two; none: not at all."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import wide_console
+from orchestrator.cli.terminal import wide_console
 
 if TYPE_CHECKING:
     from rich.table import Table

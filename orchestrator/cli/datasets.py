@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.common import refusing
+from orchestrator.cli.refusals import refusing
 
 
 @click.group()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.common import SPEC, Refused, data_folder, plan_of, refusing, whole_numbers
+from orchestrator.cli.refusals import Refused, refusing
+from orchestrator.cli.sweeps import SPEC, data_folder, plan_of
 
 
 @click.command("coord-check")
@@ -34,7 +35,7 @@ def coord_check(
     with refusing():
         protocol = Protocol(steps=steps, zero_init=not plain_init)
         wanted = [name.strip() for name in names.split(",") if name.strip()]
-        sizes = whole_numbers("--widths", widths), whole_numbers("--depths", depths)
+        sizes = _whole_numbers("--widths", widths), _whole_numbers("--depths", depths)
         findings = coordinates.find(wanted, *sizes, protocol, width=64, depth=4)
         if out is not None:
             coordinates.save_figure(findings, steps, out)
@@ -67,3 +68,10 @@ def solver_statistics(
 
         samples = estimate(found[0], results or Path("results") / planned.sweep.name, folder, out, images, grid)
     click.echo(f"Statistics of {found[0].name} at {samples:,} samples, over {images} images: {out}")
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{option} got {text!r}; wanted whole numbers above 0, as 64,128,256")
+    return [int(part) for part in parts]

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import SPEC, plan_of, refusing, wide_console
+from orchestrator.cli.refusals import refusing
+from orchestrator.cli.sweeps import SPEC, plan_of
+from orchestrator.cli.terminal import wide_console
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan

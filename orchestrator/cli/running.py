@@ -13,17 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import (
-    SPEC,
-    data_folder,
-    fail,
-    plan_of,
-    refusing,
-    results_of,
-    say_where,
-    tracking_uri_of,
-    write_report,
-)
+from orchestrator.cli.refusals import fail, refusing
+from orchestrator.cli.sweeps import SPEC, data_folder, plan_of, results_of, say_where, tracking_uri_of, write_report
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
@@ -43,7 +34,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @click.command()
 @SPEC
-@click.option("--address", help="Ray cluster to join (host:port, ray://... or auto); default: one on this machine.")
+@click.option("--address", help="Ray cluster to join (HOST:PORT of its head, or auto); default: one on this machine.")
 @click.option("--results", help="Results folder, or a URI as s3://bucket/prefix; default: results/<sweep>.")
 @click.option("--tracking-uri", help="MLflow; default: a SQLite file in the results folder.")
 @click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import plan_of, refusing
+from orchestrator.cli.refusals import refusing
+from orchestrator.cli.sweeps import plan_of
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.common import SPEC, data_folder, plan_of, refusing
+from orchestrator.cli.refusals import refusing
+from orchestrator.cli.sweeps import SPEC, data_folder, plan_of
 
 
 @click.command()

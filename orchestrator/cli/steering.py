@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import Refused, fail, known_trials, refusing, sweep_folder, trials_named
+from orchestrator.cli.refusals import Refused, fail, refusing
+from orchestrator.cli.sweeps import known_trials, sweep_folder, trials_named
 
 if TYPE_CHECKING:
     from orchestrator.results.location import Location

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import SPEC, plan_of, refusing
+from orchestrator.cli.refusals import refusing
+from orchestrator.cli.sweeps import SPEC, plan_of
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan

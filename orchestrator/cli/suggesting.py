@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from orchestrator.cli.common import refusing, results_of
+from orchestrator.cli.refusals import refusing
+from orchestrator.cli.sweeps import results_of
 
 if TYPE_CHECKING:
     from rich.table import Table

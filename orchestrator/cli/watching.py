@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import Refused, known_trials, refusing, sweep_folder, trials_named, wide_console
+from orchestrator.cli.refusals import Refused, refusing
+from orchestrator.cli.sweeps import known_trials, sweep_folder, trials_named
+from orchestrator.cli.terminal import wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -45,9 +45,7 @@ def parts_of(folder: Location, kind: Kind, seen: Collection[str] = ()) -> list[L
     return [path for path in paths if path.name.endswith(".parquet") and not path.name.startswith((".", "_"))]
 
 
-def read_new(
-    folder: Location, kind: Kind, seen: Collection[str] = (), columns: Sequence[str] | None = None
-) -> Reading:
+def read_new(folder: Location, kind: Kind, seen: Collection[str] = (), columns: Sequence[str] | None = None) -> Reading:
     """The rows of the parts whose names are not among `seen`, in today's columns, duplicates included.
 
     A driver asks after every trial: what it costs has to grow with what is new, not with what is there.

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Collection, Iterable
 
 from orchestrator.scheduling.capacity import Allotment, Placement
+from orchestrator.scheduling.neighbours import goes_first, room_left, steps_back
 from orchestrator.scheduling.state import Gang, Kind, Reservation, State, Use
 from orchestrator.scheduling.turn import NOTHING, Turn, within_limit
 
@@ -25,6 +26,7 @@ def dispatch(turn: Turn) -> None:
         _end_all_idle(turn)
         return
     _end_idle(turn)
+    _give_back(turn)
     _fulfil(turn)
     blocked: list[Kind] = []
     orders = _orders(turn.state, turn.state.pools)
@@ -80,11 +82,12 @@ def _start(turn: Turn, kind: Kind) -> bool:
         if not within_limit(turn.state, kind):
             return False
     avoid = reservation.nodes if reservation is not None and reservation.kind != kind else NOWHERE
-    if pool.full is not None and pool.full[0] is state.cluster and pool.full[1] is avoid:
+    room = room_left(state, -key[0])
+    if room is None or (pool.full is not None and pool.full[0] is room and pool.full[1] is avoid):
         return False
-    placement = state.cluster.place(kind.shape, avoid)
+    placement = room.place(kind.shape, avoid)
     if placement is None:
-        turn.set_pool(kind, turn.state.pools[kind]._replace(full=(state.cluster, avoid)))
+        turn.set_pool(kind, turn.state.pools[kind]._replace(full=(room, avoid)))
         return False
     turn.start(kind, placement, pool.queue[key])
     return True
@@ -111,6 +114,8 @@ def _reserve(turn: Turn, kind: Kind) -> bool:
     state, policy = turn.state, turn.state.policy
     pool = state.pools[kind]
     if state.reservation is not None or state.now < pool.look_again or pool.uncovered is None:
+        return False
+    if steps_back(state, kind, state.lacking):
         return False
     patience = policy.startup_seconds + policy.patience * state.seconds_left(pool.queue[pool.uncovered])
     own = pool.ends.key_from((state.now,))  # one that is overdue says nothing of when it ends
@@ -181,22 +186,23 @@ def _without_spare(state: State, kind: Kind, gangs: list[Gang], start: float) ->
 
 def _plus(use: Use, gang: Gang, sign: int = 1) -> Use:
     shape = gang.kind.shape
-    cpus, gpus = shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker
-    return Use(use.gangs + sign, use.cpus + sign * cpus, use.gpus + sign * gpus)
+    return Use(use.gangs + sign, use.cpus + sign * shape.cpus, use.gpus + sign * shape.gpus)
 
 
 def _ask_ahead(turn: Turn, blocked: list[Kind]) -> None:
     """Ask for one gang beyond what fits, for the first job that its sweep's limits allow; take back what is not
-    needed any more."""
+    needed any more, and what another driver is to have first."""
     state = turn.state
     if state.asked is not None:
         gang = state.gangs[state.asked]
-        if state.pools[gang.kind].uncovered is not None:
+        if state.pools[gang.kind].uncovered is not None and not steps_back(state, gang.kind, state.neighbours):
             return
         turn.end(gang)
     if not state.policy.ahead:
         return
-    kind = next((kind for kind in blocked if within_limit(turn.state, kind)), None)
+    state = turn.state
+    free = [kind for kind in blocked if not steps_back(state, kind, state.neighbours)]
+    kind = next((kind for kind in free if within_limit(state, kind)), None)
     if kind is not None:
         turn.ask(kind)
 
@@ -215,6 +221,23 @@ def _end_idle(turn: Turn) -> None:
         if not pool.unfinished:
             for _, name in pool.ends:  # still starting, for nothing
                 turn.end(turn.state.gangs[name])
+
+
+def _give_back(turn: Turn) -> None:
+    """End idle gangs while another driver that goes first has no room for its own."""
+    reservation = turn.state.reservation
+    if reservation is not None and steps_back(turn.state, reservation.kind, turn.state.lacking):
+        turn.drop_reservation()
+    for claim in turn.state.lacking:
+        idle = [(pool, turn.state.gangs[name]) for pool in turn.state.pools.values() for _, name in pool.idle]
+        used: dict[Kind, int] = {}
+        for pool, gang in idle:
+            if claim.lacks is None or turn.state.cluster.place(claim.lacks) is not None:
+                break
+            key = pool.queue.key_at(used.get(gang.kind, 0))
+            used[gang.kind] = used.get(gang.kind, 0) + 1
+            if goes_first(turn.state, claim, None if key is None else -key[0], gang.kind.shape):
+                turn.end(gang)
 
 
 def _end_all_idle(turn: Turn) -> None:

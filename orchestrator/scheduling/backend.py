@@ -113,9 +113,6 @@ class NodeLost:
     node: str
 
 
-Event = GangReady | AttemptEnded | GangLost | CheckpointSaved | NodeAdded | NodeDraining | NodeLost
-
-
 @dataclass(frozen=True, kw_only=True)
 class GangShape:
     """The workers of a gang and what each of them needs."""
@@ -124,10 +121,45 @@ class GangShape:
     cpus_per_worker: float
     gpus_per_worker: float
 
+    @property
+    def cpus(self) -> float:
+        """Of all its workers."""
+        return self.workers * self.cpus_per_worker
+
+    @property
+    def gpus(self) -> float:
+        """Of all its workers."""
+        return self.workers * self.gpus_per_worker
+
     @classmethod
     def of(cls, compute: Compute, workers: int) -> Self:
         """The gang that a trial of so many workers asks for."""
         return cls(workers=workers, cpus_per_worker=compute.cpus_per_worker, gpus_per_worker=compute.gpus_per_worker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a driver says of itself to the others of its cluster."""
+
+    driver: str
+    """A name that no other driver has."""
+    sweep: str
+    priority: int
+    """Of the trial that lacks a gang; where none does, the highest one that runs."""
+    held: tuple[Node, ...] = ()
+    """What its gangs have of each node."""
+    lacks: GangShape | None = None
+    """The gang that it would start next, had it the room."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursHeard:
+    """What the other drivers of the cluster say now."""
+
+    claims: tuple[Claim, ...]
+
+
+Event = GangReady | AttemptEnded | GangLost | CheckpointSaved | NodeAdded | NodeDraining | NodeLost | NeighboursHeard
 
 
 class Backend(Protocol):
@@ -144,6 +176,9 @@ class Backend(Protocol):
 
     def request_stop(self, gang: str) -> None:
         """Ask the gang's attempt to write a checkpoint and end; AttemptEnded follows."""
+
+    def tell_neighbours(self, claim: Claim) -> None:
+        """Let the other drivers of the cluster know of this one; NeighboursHeard tells of them."""
 
     def events(self, timeout: float) -> Sequence[Event]:
         """What happened since the last call; waits at most `timeout` seconds for a first event."""

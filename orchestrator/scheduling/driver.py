@@ -23,11 +23,13 @@ from orchestrator.scheduling.backend import (
     CheckpointSaved,
     Event,
     GangLost,
+    NeighboursHeard,
     Progress,
 )
 from orchestrator.scheduling.books import NODE_LOST, Books
 from orchestrator.scheduling.capacity import Cluster
 from orchestrator.scheduling.jobs import jobs_of
+from orchestrator.scheduling.neighbours import claim_of
 from orchestrator.scheduling.scheduler import RetryRequested, StopRequested, Tick
 from orchestrator.scheduling.state import (
     Action,
@@ -108,6 +110,7 @@ class Driver:
         self._retries: list[str] = []
         self._notes: list[str] = []
         self._waiting: set[str] = set()
+        self._neighbours: set[str] = set()
         waiting, compute = self._books.waiting, plan.sweep.compute
         for trial in plan.trials:
             if trial.branch_points:
@@ -156,6 +159,7 @@ class Driver:
             self._note_waits()
             for saved in self._branch_points_saved():
                 self._tell(saved)
+            self._backend.tell_neighbours(claim_of(self._state, self._plan.sweep.name))
             self._listen(self.snapshot())
         return self._state
 
@@ -217,6 +221,8 @@ class Driver:
         The store decides: an attempt that says it is complete and whose measurements are not there has failed, and a
         gang that died after its last measurement leaves nothing to repeat. Checkpoints are told of first.
         """
+        if isinstance(event, NeighboursHeard):
+            self._note_neighbours(event)
         if isinstance(event, GangLost):
             self._notes.append(f"{event.gang} was lost: {event.reason}")
         if not isinstance(event, AttemptEnded | GangLost) or event.gang not in self._running:
@@ -260,6 +266,13 @@ class Driver:
         """Of the samples that a lost attempt trained, those that a checkpoint holds."""
         start = last.samples_start if last else trial.first
         return min(spent, max(0, max(self._books.checkpoints(trial.trial_id), default=start) - start))
+
+    def _note_neighbours(self, heard: NeighboursHeard) -> None:
+        """Say it once of each sweep that shares the cluster."""
+        for claim in heard.claims:
+            if claim.driver not in self._neighbours:
+                self._neighbours.add(claim.driver)
+                self._notes.append(f"sweep {claim.sweep} runs on the same cluster, at priority {claim.priority}")
 
     def _note_waits(self) -> None:
         """Say it when a worker begins to wait for a full disk: it cannot even write that into its log."""

@@ -12,6 +12,7 @@ from orchestrator.scheduling.backend import (
     Assignment,
     AttemptEnded,
     AttemptOutcome,
+    Claim,
     Event,
     GangLost,
     GangReady,
@@ -74,6 +75,9 @@ class LocalBackend:
 
     def request_stop(self, gang: str) -> None:
         self._workers[gang].request_stop()
+
+    def tell_neighbours(self, claim: Claim) -> None:
+        """It has none."""
 
     def events(self, timeout: float) -> Sequence[Event]:
         try:

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from orchestrator.results.location import Location
 from orchestrator.scheduling.backend import (
     Assignment,
     AttemptEnded,
+    Claim,
     Event,
     GangLost,
     GangReady,
@@ -33,6 +34,7 @@ from orchestrator.scheduling.backend import (
     Progress,
 )
 from orchestrator.scheduling.fingerprint import differences, fingerprint
+from orchestrator.scheduling.ray_board import Board
 from orchestrator.scheduling.ray_member import Introduction, Member, environment
 from orchestrator.scheduling.ray_nodes import NodeWatch, check_code, placed_on
 
@@ -70,7 +72,7 @@ class RayBackend:
     """A Backend on a Ray cluster.
 
     Args:
-        address: of a running cluster ("host:port", "ray://..." or "auto"), or None for one of its own on this machine.
+        address: of a running cluster ("host:port" or "auto"), or None for one of its own on this machine.
         results: the sweep's results folder, on a file system that every node shares, or on object storage.
         data: the dataset's folder on every node.
         worker: "module:class" of the workers.
@@ -101,6 +103,8 @@ class RayBackend:
         _connect(address, cpus)
         self._fingerprint = fingerprint()
         self._watch = NodeWatch()
+        # Nobody else drives a cluster of its own.
+        self._board = Board(self._sweep) if address is not None else None
         if address is not None:
             check_code()
 
@@ -137,9 +141,14 @@ class RayBackend:
         for member in self._gangs[gang].members:
             member.request_stop.remote()
 
+    def tell_neighbours(self, claim: Claim) -> None:
+        if self._board is not None:
+            self._board.tell(replace(claim, driver=self._board.name))
+
     def events(self, timeout: float) -> Sequence[Event]:
         deadline = time.monotonic() + timeout
         self._events += self._watch.look(self._held())
+        self._events += self._board.look() if self._board is not None else []
         self._look_for_hangs()
         while not self._events:
             pending = {reference: name for name, gang in self._gangs.items() for reference in gang.pending}
@@ -173,6 +182,9 @@ class RayBackend:
             remove_placement_group(held.group)
 
     def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
         for gang in list(self._gangs):
             self.stop_gang(gang)
         ray.shutdown()
@@ -294,6 +306,11 @@ def _connect(address: str | None, cpus: int | None) -> None:
     if address is None:
         ray.init(address="local", num_cpus=cpus or len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
         return
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"--address got {address!r}, which is Ray Client; wanted HOST:PORT of the head node, as ray start --head "
+            "prints it: a driver has to be part of the cluster. From outside, ditlaw submit runs it there."
+        )
     try:
         _knock(address)
         ray.init(address=address, runtime_env={"py_modules": _packages()}, **quiet)
@@ -306,7 +323,7 @@ def _connect(address: str | None, cpus: int | None) -> None:
 
 def _knock(address: str) -> None:
     """Raise OSError at once if nothing listens at host:port; Ray itself would try for two minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=5).close()
 

@@ -20,11 +20,13 @@ from orchestrator.scheduling.backend import (
     Event,
     GangLost,
     GangReady,
+    NeighboursHeard,
     Node,
     NodeAdded,
     NodeDraining,
     NodeLost,
 )
+from orchestrator.scheduling.neighbours import that_could_start
 from orchestrator.scheduling.state import Action, Gang, RecordDiverged, State, StopAttempt
 from orchestrator.scheduling.turn import Turn
 
@@ -90,6 +92,8 @@ def step(state: State, event: Event | StopRequested | RetryRequested | Tick) -> 
             _node_draining(turn, name)
         case NodeLost(node=name):
             _node_lost(turn, name)
+        case NeighboursHeard(claims=claims):
+            turn.state = state._replace(neighbours=claims, lacking=that_could_start(state, claims))
     if turn.state is not state:
         dispatch(turn)
     return turn.state, turn.actions
@@ -213,10 +217,10 @@ def _node_lost(turn: Turn, name: str) -> None:
     _forget_reservation_on(turn, name)
     for gang in gangs_on(turn.state, name):
         elsewhere = tuple(allotment for allotment in gang.placement if allotment.node != name)
-        adrift = gang._replace(placement=elsewhere, adrift=True, leaving=True)
-        turn.replace(gang, adrift)
+        leaving = gang._replace(placement=elsewhere, leaving=True)
+        turn.replace(gang, leaving)
         if gang.status in ("idle", "held"):
-            turn.end(adrift)
+            turn.end(leaving)
     turn.state = turn.state._replace(cluster=turn.state.cluster.without_node(name))
 
 

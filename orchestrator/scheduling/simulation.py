@@ -312,7 +312,7 @@ class _Simulation:
         return node.gpus if self.device == "GPU" else node.cpus
 
     def _of_shape(self, shape: GangShape) -> float:
-        return shape.workers * (shape.gpus_per_worker if self.device == "GPU" else shape.cpus_per_worker)
+        return shape.gpus if self.device == "GPU" else shape.cpus
 
     # The books.
 

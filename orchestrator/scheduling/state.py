@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from orchestrator.scheduling.backend import GangShape
+from orchestrator.scheduling.backend import Claim, GangShape
 from orchestrator.scheduling.capacity import Cluster, Placement
 from orchestrator.scheduling.persistent import SortedMap
 
@@ -96,8 +96,6 @@ class Gang(NamedTuple):
     """Makes room for the reservation once it is free."""
     leaving: bool = False
     """Ends with its attempt: a node of it is draining, or gone."""
-    adrift: bool = False
-    """A node of it is gone: that it is lost is no fault of its trial."""
 
 
 QueueKey = tuple[int, float, int]
@@ -227,6 +225,10 @@ class State(NamedTuple):
     reservation: Reservation | None = None
     asked: str | None = None
     """The gang that was asked for ahead of its resources."""
+    neighbours: tuple[Claim, ...] = ()
+    """Other drivers of the cluster."""
+    lacking: tuple[Claim, ...] = ()
+    """Those that lack a gang for which there could be room, the most urgent first."""
     stopping: bool = False
     gangs_named: int = 0
     losses: int = 0
@@ -345,7 +347,7 @@ def opening(
 
 def _check_limits(kinds: Iterable[Kind], limits: Mapping[str, Limit]) -> None:
     for sweep, shape in kinds:
-        limit, gpus = limits.get(sweep, Limit()), shape.workers * shape.gpus_per_worker
+        limit, gpus = limits.get(sweep, Limit()), shape.gpus
         if (limit.gangs is not None and limit.gangs < 1) or (limit.gpus is not None and limit.gpus < gpus):
             raise ValueError(
                 f"sweep {sweep} may hold {limit.gangs} gangs and {limit.gpus} GPUs at once; wanted room for a gang of "

@@ -156,8 +156,8 @@ def _device_seconds(jobs: Iterable[Job]) -> tuple[float, float]:
     cpus = gpus = 0.0
     for job in jobs:
         shape = job.kind.shape
-        cpus += job.seconds * shape.workers * shape.cpus_per_worker
-        gpus += job.seconds * shape.workers * shape.gpus_per_worker
+        cpus += job.seconds * shape.cpus
+        gpus += job.seconds * shape.gpus
     return cpus, gpus
 
 

@@ -194,15 +194,15 @@ def _counted(use: Mapping[str, Use], gang: Gang, sign: int) -> dict[str, Use]:
     """What the sweeps hold, after a gang has come (1) or gone (-1)."""
     sweep, shape = gang.kind
     held = use[sweep]
-    cpus, gpus = shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker
     gangs = held.gangs + sign
-    return {**use, sweep: Use(gangs, held.cpus + sign * cpus, held.gpus + sign * gpus) if gangs else NOTHING}
+    more = Use(gangs, held.cpus + sign * shape.cpus, held.gpus + sign * shape.gpus)
+    return {**use, sweep: more if gangs else NOTHING}
 
 
 def within_limit(state: State, kind: Kind, freed: Use = NOTHING) -> bool:
     """Whether a sweep may hold one gang of this kind more, after giving back what is `freed`."""
     limit, use = state.limits.get(kind.sweep, _NO_LIMIT), state.use[kind.sweep]
-    gpus = kind.shape.workers * kind.shape.gpus_per_worker
+    gpus = kind.shape.gpus
     return (limit.gangs is None or use.gangs - freed.gangs < limit.gangs) and (
         limit.gpus is None or use.gpus - freed.gpus + gpus <= limit.gpus + 1e-9
     )

@@ -1,4 +1,4 @@
-"""What the commands share: refusals, and where things lie."""
+"""What people mean by the name of a sweep: its spec, its results folder, its trials, data and MLflow."""
 
 from __future__ import annotations
 
@@ -7,40 +7,21 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from orchestrator.cli.refusals import Refused, refusing
 
+if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
     from orchestrator.results.location import Location
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """As `orchestrator.spec.section.Name`, which is not imported here: it would bring pydantic to every command."""
 SPEC = click.argument("spec", type=click.Path(path_type=Path))
-
-
-class Refused(click.ClickException):
-    """Bad input: exit code 2 and the message alone."""
-
-    exit_code = 2
-
-    def show(self, file: Any = None) -> None:
-        click.echo(self.message, err=True)
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """ValueError and OSError (a folder, a disk) are the user's: show them without a traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
 
 
 def plan_of(spec: Path) -> Plan:
@@ -147,23 +128,3 @@ def _mlflow() -> str:
     if found and Path(found).samefile(program):
         return "mlflow"
     return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
-
-
-def whole_numbers(option: str, text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"{option} got {text!r}; wanted whole numbers above 0, as 64,128,256")
-    return [int(part) for part in parts]
-
-
-def fail(message: str, code: int = 1) -> NoReturn:
-    click.echo(message, err=True)
-    sys.exit(code)
-
-
-def wide_console(columns: int) -> Console:
-    """A console for tables: as wide as the terminal, and `columns` wide where there is none, which would cut at 80."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=columns)
