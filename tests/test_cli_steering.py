@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from sweep_folder import drive, smoke
 
-from orchestrator.cli import main
-from orchestrator.cli.running import _Inbox
+from orchestrator.cli import Commands, main
+from orchestrator.cli.running import STOP_SIGNALS, _Inbox, _interrupt, _on_stop_signals
 from orchestrator.results.requests import ask, drop_stops, requests_of, retried_at
 from orchestrator.results.store import Store, read_attempts, read_measurements
 from orchestrator.scheduling import scheduler
@@ -30,6 +33,23 @@ def ditlaw(*arguments: object) -> Result:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "smoke"
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_before_anything_runs_leaves_with_130(number):
+    @click.group(cls=Commands)
+    def commands() -> None: ...
+
+    @commands.command()
+    def begin() -> None:
+        with _on_stop_signals(_interrupt):
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    before = signal.getsignal(number)
+    done = CliRunner().invoke(commands, ["begin"])
+    assert (done.exit_code, done.output) == (130, "Interrupted.\n")
+    assert signal.getsignal(number) == before
 
 
 class Recorder:

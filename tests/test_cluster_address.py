@@ -21,6 +21,13 @@ cluster.shutdown()
 """
 
 
+def test_ray_client_is_refused_with_what_to_give_instead(tmp_path):
+    from orchestrator.scheduling.ray_backend import RayBackend
+
+    with pytest.raises(ValueError, match=r"got 'ray://head:10001', which is Ray Client; wanted HOST:PORT of the head"):
+        RayBackend("ray://head:10001", tmp_path, tmp_path)
+
+
 def test_a_sweep_runs_on_a_cluster_it_joins(tmp_path, fashion_mnist):
     spec = tmp_path / "joined.yaml"
     spec.write_text(

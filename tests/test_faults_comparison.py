@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_analysis_planted import measurement
 
-from orchestrator.faults.comparison import cost, forgotten, problems
+from orchestrator.faults.comparison import cost, forgotten, problems, unsaved
 from orchestrator.faults.points import Trace
 from orchestrator.planning.plan import make
 from orchestrator.results.store import Store
@@ -50,6 +50,12 @@ def test_an_attempt_that_forgets_a_checkpoint_is_found_out():
     assert problem == "attempt 1 of aaaa began at 320 samples, though one was saved at 400"
     assert forgotten([second, first], excused={"aaaa"}) == []
     assert forgotten([first, second._replace(start=400)]) == []
+
+
+def test_an_attempt_that_does_not_save_in_time_is_found_out():
+    first, second = Trace("aaaa", 0, 0, 480, 400, 1, 0, 0.29), Trace("aaaa", 1, 320, 800, 800, 2, 0, 0.31)
+    (problem,) = unsaved([first, second], 0.3)
+    assert problem.startswith("attempt 1 of aaaa trained 0.31 s without saving, and one more step; wanted")
 
 
 def test_what_was_trained_twice_is_counted_in_flops():

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from faults_oracle import SPEC, assert_unharmed
+from mlflow.entities import Run
 
 from orchestrator.faults.havoc import MuteServer, damage, fill
+from orchestrator.faults.relay import Relay
 from orchestrator.faults.rig import Rig, all_gone
 from orchestrator.results.checkpoints import checkpoint_folders
+from orchestrator.results.store import read_measurements
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -42,6 +50,53 @@ def test_a_driver_is_killed_checkpoints_rot_and_mlflow_is_absent_then_silent(rig
     sync = [sys.executable, "-m", "orchestrator.cli", "sync", str(results), "--tracking-uri"]
     done = subprocess.run([*sync, f"sqlite:///{tmp_path}/mlflow.db"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def mlflow_server(tmp_path, free_port):
+    """The port of a real MLflow server over SQLite."""
+    store = f"sqlite:///{tmp_path}/served.db"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(free_port), "--workers"]
+    command += ["1", "--backend-store-uri", store, "--artifacts-destination", str(tmp_path / "artifacts")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0) as server:
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", free_port), timeout=1):
+                    break
+                time.sleep(0.2)
+            yield free_port
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def test_mlflow_goes_in_the_middle_and_comes_back_slow(rig, undisturbed, mlflow_server, tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    rig.forget()
+    results, relay = tmp_path / "soak", Relay(mlflow_server)
+    client = MlflowClient(f"http://127.0.0.1:{mlflow_server}")
+
+    def runs() -> list[Run]:
+        experiment = client.get_experiment_by_name("soak")
+        return list(client.search_runs([experiment.experiment_id])) if experiment is not None else []
+
+    driver = rig.drive(SPEC, results, "--tracking-uri", f"http://127.0.0.1:{relay.port}")
+    try:
+        driver.until(lambda: any("train/loss" in run.data.metrics for run in runs()))
+        relay.cut()
+        seen = len(read_measurements(results))
+        driver.until(lambda: len(read_measurements(results)) > seen + 2)
+        relay.mend(delay=0.05)
+        assert driver.wait(400) == 0, driver.output
+    finally:
+        relay.close()
+    assert_unharmed(rig, results, undisturbed)
+    assert "MLflow has not taken everything" not in driver.output
+    shown = [run for run in runs() if "ditlaw.trial_id" in run.data.tags]
+    assert len(shown) == 4 == len(runs()) - 1, "no ghost runs"
+    for run in shown:
+        assert run.info.status == "FINISHED"
+        assert len(client.get_metric_history(run.info.run_id, "eval/loss")) == 3
 
 
 def test_a_full_disk_is_waited_for(rig, undisturbed, tmp_path):

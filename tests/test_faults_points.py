@@ -13,10 +13,12 @@ from orchestrator.faults import points
 from orchestrator.faults.points import DAY, POINTS, Fault
 
 KILLED = """
+import time
 from orchestrator.faults import points
 points.begin("aaaa", 3, 64)
 for step in range(1, 10):
     points.reach("step.before")
+    time.sleep(0.1)
     points.reach("step.after", 64 + 8 * step)
     if step == 2:
         points.reach("checkpoint.saved", 80)
@@ -72,6 +74,7 @@ def test_the_ledger_of_a_killed_process_is_exact(tmp_path):
     assert done.returncode == -9
     (trace,) = points.ledger(tmp_path)
     assert trace[:5] == ("aaaa", 3, 64, 64 + 5 * 8, 80)
+    assert 0.2 <= trace.unsaved_seconds < 10, "two of the three steps since the checkpoint"
 
 
 def test_a_clock_jumps_in_its_process_only(tmp_path):

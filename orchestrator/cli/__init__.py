@@ -8,6 +8,7 @@ Heavy libraries are imported where a command needs them, so that help and planni
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import click
 
@@ -16,6 +17,7 @@ from orchestrator.cli.benching import bench
 from orchestrator.cli.datasets import data
 from orchestrator.cli.inspecting import coord_check, solver_statistics
 from orchestrator.cli.planning import plan, schema
+from orchestrator.cli.refusals import fail
 from orchestrator.cli.running import compact, run, sync
 from orchestrator.cli.simulating import simulate
 from orchestrator.cli.soaking import soak
@@ -25,7 +27,17 @@ from orchestrator.cli.suggesting import suggest
 from orchestrator.cli.watching import logs, status
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """As click's, but for Ctrl-C, which leaves with 130 wherever it strikes: the sweep can be continued."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            fail("Interrupted.", 130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ditlaw")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the libraries have to say.")
 def main(verbose: bool) -> None:

@@ -71,7 +71,7 @@ def run(
         folder = location(results) if results else Path("results") / planned.sweep.name
     tracking_uri = tracking_uri_of(tracking_uri, folder)
     store = Store(folder)
-    with refusing():
+    with refusing(), _on_stop_signals(_interrupt):
         data = data_folder(planned, data)
         store.check(planned.sweep.name)
         books = Books(planned, store)
@@ -265,9 +265,23 @@ class _Inbox:
 
 
 @contextmanager
+def _on_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGUSR1, by which SLURM warns of a limit, call `handler`."""
+    previous = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before or signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
 def _interruptible(driver: Driver, say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM, or SIGUSR1, by which SLURM warns of a limit) saves and stops; the second stops at
-    once."""
+    """The first stop signal saves and stops; the second stops at once."""
     asked = 0
 
     def on_signal(number: int, frame: Any) -> None:
@@ -278,12 +292,8 @@ def _interruptible(driver: Driver, say: Callable[[str], None]) -> Iterator[None]
         driver.request_stop()
         say("Stopping: every trial saves a checkpoint first. Once more to stop at once.")
 
-    previous = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
-    try:
+    with _on_stop_signals(on_signal):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _finish(folder: Location, state: State) -> None:

@@ -30,6 +30,8 @@ class Cost:
     flops_wasted: float
     worst_steps: int
     """Most steps that one attempt lost: those since its last checkpoint."""
+    worst_seconds: float
+    """Longest that an attempt had trained without saving, before its last step."""
 
     @property
     def share(self) -> float:
@@ -70,7 +72,10 @@ def cost(plan: Plan, traces: Iterable[Trace]) -> Cost:
     spent = sum((t.reached - t.start) * trials[t.trial_id].flops_per_sample for t in traces)
     useful = sum(trial.flops for trial in plan.trials)
     steps = [(t.reached - t.saved) // trials[t.trial_id].batch_size for t in traces]
-    return Cost(flops_useful=useful, flops_wasted=spent - useful, worst_steps=max(steps, default=0))
+    seconds = max((trace.unsaved_seconds for trace in traces), default=0.0)
+    return Cost(
+        flops_useful=useful, flops_wasted=spent - useful, worst_steps=max(steps, default=0), worst_seconds=seconds
+    )
 
 
 def forgotten(traces: Iterable[Trace], excused: Collection[str] = ()) -> list[str]:
@@ -86,6 +91,16 @@ def forgotten(traces: Iterable[Trace], excused: Collection[str] = ()) -> list[st
         for trial_id, attempts in by_trial.items()
         for before, after in pairwise(attempts)
         if after.start < before.saved and trial_id not in excused
+    ]
+
+
+def unsaved(traces: Iterable[Trace], checkpoint_seconds: float) -> list[str]:
+    """Attempts that went without a checkpoint for longer than the interval, and one step: more could be lost."""
+    return [
+        f"attempt {trace.attempt} of {trace.trial_id} trained {trace.unsaved_seconds:.2f} s without saving, and one "
+        f"more step; wanted a checkpoint every {checkpoint_seconds:g} s"
+        for trace in traces
+        if trace.unsaved_seconds > checkpoint_seconds
     ]
 
 

@@ -15,6 +15,7 @@ import secrets
 import signal
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -71,6 +72,10 @@ class Trace(NamedTuple):
     saved: int
     """Its newest finished checkpoint, or where it began."""
     pid: int
+    rank: int = 0
+    unsaved_seconds: float = 0.0
+    """How long it had trained since its newest checkpoint when its last step but one was done: the longest that it was
+    at liberty to go without saving."""
 
 
 def arm(folder: Path, fault: Fault) -> Path:
@@ -94,15 +99,20 @@ def fired(folder: Path) -> list[Fault]:
 
 
 def ledger(folder: Path) -> list[Trace]:
-    """What every attempt has done, by trial and attempt."""
-    return sorted(_traces(folder))
+    """What every attempt has done, by trial and attempt: what the first worker of its gang says."""
+    return sorted(trace for trace in _traces(folder) if trace.rank == 0)
 
 
-def begin(trial_id: str, attempt: int, samples: int) -> None:
-    """An attempt begins, at so many samples. Its process has one at a time."""
+def processes(folder: Path) -> set[int]:
+    """The processes that have an attempt or had one, all workers of every gang."""
+    return {trace.pid for trace in _traces(folder)}
+
+
+def begin(trial_id: str, attempt: int, samples: int, rank: int = 0) -> None:
+    """A worker of a gang begins an attempt, at so many samples. Its process has one at a time."""
     global _watch
     folder = os.environ.get(FOLDER)
-    _watch = _Watch(Path(folder), trial_id, attempt, samples) if folder else None
+    _watch = _Watch(Path(folder), trial_id, attempt, samples, rank) if folder else None
 
 
 def reach(point: Point, samples: int | None = None) -> None:
@@ -114,18 +124,24 @@ def reach(point: Point, samples: int | None = None) -> None:
 class _Watch:
     """Looks out for armed faults during one attempt, and keeps its place in the ledger."""
 
-    def __init__(self, folder: Path, trial_id: str, attempt: int, samples: int) -> None:
+    def __init__(self, folder: Path, trial_id: str, attempt: int, samples: int, rank: int) -> None:
         self.folder, self.trial_id = folder, trial_id
         self.counts: Counter[Point] = Counter()
         self.reached = self.saved = samples
         self.start = samples
+        self.saved_at: float | None = None
+        """When training went on after the newest checkpoint; None until it does."""
+        self.unsaved = self.unsaved_before = 0.0
         (folder / "ledger").mkdir(parents=True, exist_ok=True)
-        self.file = open(folder / "ledger" / f"{trial_id}-{attempt}", "wb", buffering=0)  # noqa: SIM115
+        self.file = open(folder / "ledger" / f"{trial_id}-{attempt}-{rank}", "wb", buffering=0)  # noqa: SIM115
         self._note()
 
     def reach(self, point: Point, samples: int | None) -> None:
         self.counts[point] += 1
+        if point == "step.before" and self.saved_at is None:
+            self.saved_at = time.perf_counter()
         if samples is not None:
+            self._time(point)
             self.reached = max(self.reached, samples)
             self.saved = max(self.saved, samples) if point == "checkpoint.saved" else self.saved
             self._note()
@@ -133,20 +149,29 @@ class _Watch:
             if (fault := _taken(path, point, self.trial_id, self.counts[point])) is not None:
                 _strike(fault)
 
+    def _time(self, point: Point) -> None:
+        """Keep the time since the newest checkpoint, after this step and the one before."""
+        if point == "checkpoint.saved":
+            self.saved_at, self.unsaved, self.unsaved_before = None, 0.0, 0.0
+        elif self.saved_at is not None:
+            self.unsaved, self.unsaved_before = time.perf_counter() - self.saved_at, self.unsaved
+
     def _note(self) -> None:
-        os.pwrite(self.file.fileno(), _ENTRY.pack(self.start, self.reached, self.saved, os.getpid()), 0)
+        entry = _ENTRY.pack(self.start, self.reached, self.saved, os.getpid(), self.unsaved_before)
+        os.pwrite(self.file.fileno(), entry, 0)
 
 
 _watch: _Watch | None = None
-_ENTRY = struct.Struct("<qqqq")
+_ENTRY = struct.Struct("<qqqqd")
 
 
 def _traces(folder: Path) -> Iterator[Trace]:
     for path in (folder / "ledger").glob("*") if (folder / "ledger").is_dir() else ():
-        trial_id, _, attempt = path.name.rpartition("-")
+        trial_id, attempt, rank = path.name.rsplit("-", 2)
         entry = path.read_bytes()
         if len(entry) == _ENTRY.size:  # else it is about to be written
-            yield Trace(trial_id, int(attempt), *_ENTRY.unpack(entry))
+            start, reached, saved, pid, unsaved = _ENTRY.unpack(entry)
+            yield Trace(trial_id, int(attempt), start, reached, saved, pid, int(rank), unsaved)
 
 
 def _taken(path: Path, point: Point, trial_id: str, count: int) -> Fault | None:

@@ -104,7 +104,7 @@ class Rig:
 
     def workers(self) -> list[int]:
         """Processes that have an attempt, or had one, and are alive."""
-        return sorted({trace.pid for trace in self.traces() if alive(trace.pid)})
+        return sorted(filter(alive, points.processes(self.faults)))
 
     def forget(self) -> None:
         """Empty the ledger, and take away all faults, for another run of the same trials."""

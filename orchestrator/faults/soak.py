@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.faults.comparison import cost, forgotten, problems, table
+from orchestrator.faults.comparison import cost, forgotten, problems, table, unsaved
 from orchestrator.faults.havoc import KINDS, Havoc, Kind
 from orchestrator.faults.rig import Driver, Rig
 from orchestrator.planning.plan import Plan
@@ -42,6 +42,8 @@ class Figures:
     flops_wasted: float = 0.0
     worst_steps: int = 0
     """Most steps that one attempt lost: those since its last checkpoint."""
+    worst_seconds: float = 0.0
+    """Longest that an attempt trained without a checkpoint, before its last step."""
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, object]:
@@ -58,6 +60,7 @@ class Figures:
             "flops_wasted": self.flops_wasted,
             "wasted_share": self.flops_wasted / max(1.0, self.flops_useful + self.flops_wasted),
             "most_steps_lost_by_an_attempt": self.worst_steps,
+            "longest_seconds_without_a_checkpoint": self.worst_seconds,
             "seconds": self.seconds,
         }
 
@@ -149,6 +152,7 @@ class Soak:
     def _compare(self, results: Path, undisturbed: Path) -> None:
         figures, traces = self.figures, self.rig.traces()
         found = problems(results, undisturbed) + forgotten(traces, excused=self.havoc.damaged)
+        found += unsaved(traces, 60 * self.plan.sweep.compute.checkpoint_minutes)
         spent = cost(self.plan, traces)
         figures.problems += found
         figures.measurements += len(table(results))
@@ -156,6 +160,7 @@ class Soak:
         figures.flops_useful += spent.flops_useful
         figures.flops_wasted += spent.flops_wasted
         figures.worst_steps = max(figures.worst_steps, spent.worst_steps)
+        figures.worst_seconds = max(figures.worst_seconds, spent.worst_seconds)
         self.havoc.damaged.clear()
         verdict = "; ".join(found) or f"{len(table(results))} measurements as in the undisturbed run"
         self.say(f"round {figures.rounds}: {verdict}; {spent.share:.1%} of the FLOPs spent twice")

@@ -25,6 +25,7 @@ _logger = logging.getLogger(__name__)
 _FORMAT = pads.ParquetFileFormat()
 _LOOKS = 20
 """How often a reader looks again at a folder that is being compacted."""
+_FEW = 8
 _REQUESTS = 16
 """Objects that are opened at the same time."""
 
@@ -95,8 +96,8 @@ def _read_together(paths: Sequence[Location], kind: Kind, names: list[str]) -> p
             continue
         whole = fragment.to_table(schema=schema)
         tables.append((fragment, migrate(whole, kind, version).select(names)))
-    if not tables:
-        return dataset.to_table(columns=names)
+    if not tables:  # threads cost more than they save where there is little to read
+        return dataset.to_table(columns=names, use_threads=len(paths) > _FEW)
     kept = pads.FileSystemDataset(current, SCHEMAS[kind], _FORMAT, filesystem or dataset.filesystem)
     # Earlier versions are earlier parts, and order decides between duplicates.
     return pa.concat_tables([*(table for _, table in tables), kept.to_table(columns=names)])

@@ -112,6 +112,7 @@ class MlflowTracker:
                 if time.monotonic() < self._deadline:
                     self._report(error, first=failures == 0)
                 failures, tries_left = failures + 1, tries_left - closing
+                view.doubt()
             else:
                 failures = 0
             if tries_left == 0 or time.monotonic() > self._deadline:
@@ -157,6 +158,10 @@ class _View:
         self._statuses: dict[str, str] = {}
         self._ended: dict[str, int] = {}  # trial_id -> its last attempt that has ended
         self._seen: dict[str, set[tuple[str, int]]] = {"curves": set(), "measurements": set()}
+
+    def doubt(self) -> None:
+        """Something failed: look again at what the server has before more is written, as it may be another one now."""
+        self._connected = False
 
     def update(self, too_late: Callable[[], bool]) -> None:
         """Shows every part that is not shown yet."""

@@ -425,7 +425,7 @@ def run_attempt(assignment: Assignment, member: GangMember) -> tuple[AttemptOutc
     """
     with outbox_of(member.results) as outbox:
         attempt = Attempt(assignment, member, outbox)
-        points.begin(assignment.trial.trial_id, assignment.attempt, attempt.samples)
+        points.begin(assignment.trial.trial_id, assignment.attempt, attempt.samples, member.rank)
         outcome, reason = attempt.run()
         attempt.close(outcome, reason)
     return outcome, reason
