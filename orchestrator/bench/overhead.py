@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from orchestrator.planning.plan import Plan, make
 from orchestrator.results.logs import add_line
 from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
@@ -85,8 +87,10 @@ class Timing:
     """From the driver's start to its first attempt."""
     periods: list[float]
     """Seconds from an attempt's begin to the next one's on the same gang."""
-    makespan: float
-    """From the first begin to the last end."""
+    busy_share: float | None
+    """Of the gangs' time: in which a trial worked, while all of them were up and had work; None if they never were."""
+    busy_share_with_start: float
+    """The same from the first begin to the last end: the other gangs' start-up counts as idle."""
 
 
 def run(trials: int = 200, busy_trials: int = 2000, gangs: int = 8, peers: bool = True) -> dict[str, Any]:
@@ -94,7 +98,8 @@ def run(trials: int = 200, busy_trials: int = 2000, gangs: int = 8, peers: bool 
 
     Returns:
         per_trial_ms (median on a warm gang), per_trial_p95_ms, startup_s (of the driver's first attempt), busy_share
-        (of the gangs' time in trials of BUSY_SECONDS) with its busy_trials, busy_gangs and busy_trial_s; tune_reuse_ms
+        and busy_share_with_start (of the gangs' time in trials of BUSY_SECONDS, while all of them are up, and from the
+        first one's begin) with busy_trials, busy_gangs, busy_trial_s and busy_period_ms (median); tune_reuse_ms
         (Ray Tune with reuse_actors, per trial) and torchtrainer_s (one TorchTrainer.fit with one worker); versions.
     """
     one = _drive("NoopWorker", trials, 1, cpus=1)
@@ -106,7 +111,9 @@ def run(trials: int = 200, busy_trials: int = 2000, gangs: int = 8, peers: bool 
     if busy_trials:
         many = _drive("SleepingWorker", busy_trials, gangs, cpus=gangs)
         figures |= {
-            "busy_share": busy_trials * BUSY_SECONDS / (gangs * many.makespan),
+            "busy_share": many.busy_share,
+            "busy_share_with_start": many.busy_share_with_start,
+            "busy_period_ms": 1e3 * statistics.median(many.periods),
             "busy_trials": busy_trials,
             "busy_gangs": gangs,
             "busy_trial_s": BUSY_SECONDS,
@@ -137,8 +144,25 @@ def _drive(worker: str, trials: int, gangs: int, cpus: int) -> Timing:
     return Timing(
         startup_seconds=(attempts["started_at"].min() - began).total_seconds(),
         periods=list(gaps),
-        makespan=(attempts["ended_at"].max() - attempts["started_at"].min()).total_seconds(),
+        busy_share=_busy(attempts, *_all_up(attempts, gangs)),
+        busy_share_with_start=_busy(attempts, attempts["started_at"].min(), attempts["ended_at"].max()) or 0.0,
     )
+
+
+def _all_up(attempts: pd.DataFrame, gangs: int) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """When the last gang had begun, and when the first one had nothing more to do."""
+    by_gang = attempts.groupby("gang")
+    begun, ended = by_gang["started_at"].min(), by_gang["ended_at"].max()
+    return begun.max(), ended.min() if len(begun) == gangs else begun.max()
+
+
+def _busy(attempts: pd.DataFrame, begin: pd.Timestamp, end: pd.Timestamp) -> float | None:
+    """The share of the gangs' time between two moments in which a trial of BUSY_SECONDS worked; None if there is none."""
+    if end <= begin:
+        return None
+    work_ends = (attempts["started_at"] + pd.Timedelta(seconds=BUSY_SECONDS)).clip(upper=end)
+    worked = (work_ends - attempts["started_at"].clip(lower=begin)).dt.total_seconds().clip(lower=0.0).sum()
+    return float(worked / (attempts["gang"].nunique() * (end - begin).total_seconds()))
 
 
 def _plan(folder: Path, trials: int, gangs: int) -> Plan:
