@@ -172,6 +172,18 @@ def test_nobody_waits_for_one_that_can_never_be_served():
     assert low.state.succeeded
 
 
+def test_one_that_a_new_node_could_serve_goes_first_from_then_on():
+    low = Sharer("low", 60)
+    world = World(low)
+    world.rounds(4)
+    large = Claim(driver="large", sweep="x", priority=9, lacks=wide(6))
+    low.tell(NeighboursHeard(claims=(large,)))
+    assert low.state.lacking == ()
+    low.tell(NodeAdded(node=Node(name="larger", cpus=6)))
+    assert low.state.lacking == (large,)
+    assert low.pending == [], "the new node is left to it"
+
+
 def test_a_claim_says_what_is_held_and_what_is_lacking():
     driver = Sharer("a", 30, priority=3)
     world = World(driver)

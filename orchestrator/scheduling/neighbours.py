@@ -35,10 +35,12 @@ def claim_of(state: State, sweep: str, driver: str = "this one") -> Claim:
     )
 
 
-def that_could_start(state: State, claims: Sequence[Claim]) -> tuple[Claim, ...]:
-    """The claims that lack a gang, most urgent first, less those for which no stepping back could make room."""
+def with_neighbours(state: State, claims: tuple[Claim, ...]) -> State:
+    """The state of a driver that knows these claims. To be asked again when nodes come or go: who could be served then
+    is another matter."""
     lacking = [claim for claim in claims if claim.lacks is not None and _could_hold(state, claims, claim, claim.lacks)]
-    return tuple(sorted(lacking, key=lambda claim: (-claim.priority, claim.driver)))
+    lacking.sort(key=lambda claim: (-claim.priority, claim.driver))
+    return state._replace(neighbours=claims, lacking=tuple(lacking))
 
 
 def goes_first(state: State, claim: Claim, priority: int | None, shape: GangShape | None = None) -> bool:

@@ -26,7 +26,7 @@ from orchestrator.scheduling.backend import (
     NodeDraining,
     NodeLost,
 )
-from orchestrator.scheduling.neighbours import that_could_start
+from orchestrator.scheduling.neighbours import with_neighbours
 from orchestrator.scheduling.state import Action, Gang, RecordDiverged, State, StopAttempt
 from orchestrator.scheduling.turn import Turn
 
@@ -93,8 +93,10 @@ def step(state: State, event: Event | StopRequested | RetryRequested | Tick) -> 
         case NodeLost(node=name):
             _node_lost(turn, name)
         case NeighboursHeard(claims=claims):
-            turn.state = state._replace(neighbours=claims, lacking=that_could_start(state, claims))
+            turn.state = with_neighbours(state, claims)
     if turn.state is not state:
+        if state.neighbours and turn.state.cluster.totals is not state.cluster.totals:
+            turn.state = with_neighbours(turn.state, state.neighbours)
         dispatch(turn)
     return turn.state, turn.actions
 
