@@ -157,7 +157,7 @@ def _all_up(attempts: pd.DataFrame, gangs: int) -> tuple[pd.Timestamp, pd.Timest
 
 
 def _busy(attempts: pd.DataFrame, begin: pd.Timestamp, end: pd.Timestamp) -> float | None:
-    """The share of the gangs' time between two moments in which a trial of BUSY_SECONDS worked; None if there is none."""
+    """The share of the gangs' time between two moments in which trials of BUSY_SECONDS worked; None if none."""
     if end <= begin:
         return None
     work_ends = (attempts["started_at"] + pd.Timedelta(seconds=BUSY_SECONDS)).clip(upper=end)
