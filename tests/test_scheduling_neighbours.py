@@ -203,3 +203,38 @@ def test_a_neighbour_that_falls_silent_is_forgotten():
     low.tell(NeighboursHeard(claims=(dead,)))
     world.drivers[0].tell(NeighboursHeard(claims=()))
     world.until_done()
+
+
+def test_only_the_node_that_is_cleared_soonest_is_given_back():
+    """Three nodes of two CPUs: for a gang of two, the gangs of one node end, and the others go on and are replaced."""
+    jobs = [Job(trial_id=f"t{index}", kind=Kind("s", ONE), seconds=1.0) for index in range(40)]
+    nodes = [Node(name=name, cpus=2) for name in "abc"]
+    state, actions = begin(opening(jobs, Cluster.of(nodes), policy=Policy(ahead=True, recycle_after=1)))
+    claim = Claim(driver="x", sweep="x", priority=1, lacks=wide(2))
+    running: dict[str, str] = {}
+    places: dict[str, str] = {}
+
+    def take(more: list) -> None:
+        for action in more:
+            if isinstance(action, StartGang) and state.gangs[action.gang].placement:
+                places[action.gang] = state.gangs[action.gang].placement[0].node
+            elif isinstance(action, RunTrial):
+                running[action.gang] = action.trial_id
+            elif isinstance(action, StopGang):
+                places.pop(action.gang, None)
+
+    take(actions)
+    for _ in range(4):
+        for gang in [name for name in places if name not in running]:
+            state, more = step(state, GangReady(gang=gang, nodes=(places[gang],)))
+            take(more)
+        state, more = step(state, NeighboursHeard(claims=(claim,)))
+        take(more)
+        for gang, trial in list(running.items()):
+            del running[gang]
+            ended = AttemptEnded(gang=gang, trial_id=trial, attempt=0, outcome="completed", reason=None)
+            state, more = step(state, ended)
+            take(more)
+    held = [gang.placement[0].node for gang in state.gangs.values() if gang.placement]
+    assert len(held) == 4, "the other four gangs have gone on"
+    assert state.cluster.place(wide(2)) is not None

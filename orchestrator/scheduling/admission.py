@@ -12,12 +12,10 @@ import heapq
 import itertools
 from collections.abc import Collection, Iterable
 
-from orchestrator.scheduling.capacity import Allotment, Placement
-from orchestrator.scheduling.neighbours import goes_first, room_left, steps_back
+from orchestrator.scheduling.capacity import NOWHERE, Allotment, Placement
+from orchestrator.scheduling.neighbours import goes_first, room_left, steps_back, to_be_cleared
 from orchestrator.scheduling.state import Gang, Kind, Reservation, State, Use
 from orchestrator.scheduling.turn import NOTHING, Turn, within_limit
-
-NOWHERE: frozenset[str] = frozenset()
 
 
 def dispatch(turn: Turn) -> None:
@@ -82,8 +80,9 @@ def _start(turn: Turn, kind: Kind) -> bool:
         if not within_limit(turn.state, kind):
             return False
     avoid = reservation.nodes if reservation is not None and reservation.kind != kind else NOWHERE
-    room = room_left(state, -key[0])
-    if room is None or (pool.full is not None and pool.full[0] is room and pool.full[1] is avoid):
+    room, kept = room_left(state, -key[0])
+    avoid = avoid | kept if kept else avoid
+    if pool.full is not None and pool.full[0] is room and pool.full[1] == avoid:
         return False
     placement = room.place(kind.shape, avoid)
     if placement is None:
@@ -236,7 +235,8 @@ def _give_back(turn: Turn) -> None:
                 break
             key = pool.queue.key_at(used.get(gang.kind, 0))
             used[gang.kind] = used.get(gang.kind, 0) + 1
-            if goes_first(turn.state, claim, None if key is None else -key[0], gang.kind.shape):
+            in_the_way = to_be_cleared(turn.state, claim.lacks).intersection(place.node for place in gang.placement)
+            if in_the_way and goes_first(turn.state, claim, None if key is None else -key[0], gang.kind.shape):
                 turn.end(gang)
 
 

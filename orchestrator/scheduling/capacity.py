@@ -14,6 +14,8 @@ from typing import NamedTuple
 from orchestrator.scheduling.backend import GangShape, Node
 from orchestrator.scheduling.persistent import SortedMap
 
+NOWHERE: frozenset[str] = frozenset()
+"""No nodes."""
 UNITS = 10_000
 """Resources are counted in whole 1/10,000, as Ray does: sums of fractions come out exactly."""
 

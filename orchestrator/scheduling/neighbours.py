@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.scheduling.backend import Claim, GangShape, Node
-from orchestrator.scheduling.capacity import UNITS, Cluster
+from orchestrator.scheduling.capacity import NOWHERE, UNITS, Allotment, Cluster
 from orchestrator.scheduling.state import Kind, State
 
 
@@ -73,17 +73,34 @@ def steps_back(state: State, kind: Kind, claims: Sequence[Claim]) -> bool:
     return key is not None and any(claim.lacks and goes_first(state, claim, -key[0]) for claim in claims)
 
 
-def room_left(state: State, priority: int) -> Cluster | None:
-    """The cluster less the room of those who go before a job of this priority; None where that is not free yet."""
-    cluster = state.cluster
+def room_left(state: State, priority: int) -> tuple[Cluster, frozenset[str]]:
+    """What a job of this priority may be started in: the cluster less what is free for those who go first, and the
+    nodes to keep off, where room is still being made for them."""
+    cluster, kept = state.cluster, NOWHERE
     for claim in state.lacking:
         if goes_first(state, claim, priority):
             assert claim.lacks is not None
-            placement = cluster.place(claim.lacks)
+            placement = cluster.place(claim.lacks, kept)
             if placement is None:
-                return None
-            cluster = cluster.take(placement)
-    return cluster
+                kept |= to_be_cleared(state, claim.lacks)
+            else:
+                cluster = cluster.take(placement)
+    return cluster, kept
+
+
+def to_be_cleared(state: State, shape: GangShape) -> frozenset[str]:
+    """The nodes that have the least to be cleared of our gangs for one of this shape to fit."""
+    ours: dict[str, list[Allotment]] = {}
+    for gang in state.gangs.values():
+        for allotment in gang.placement:
+            ours.setdefault(allotment.node, []).append(allotment)
+    cluster, left, chosen = state.cluster, shape.workers, set()
+    could = {node: cluster.would_hold(node, ours.get(node, ()), shape) for node in cluster.totals}
+    for node in sorted(could, key=lambda node: (-cluster.would_hold(node, (), shape), -could[node], node)):
+        if left > 0 and could[node]:
+            chosen.add(node)
+            left -= could[node]
+    return frozenset(chosen)
 
 
 def _could_hold(state: State, claims: Sequence[Claim], claim: Claim, shape: GangShape) -> bool:
