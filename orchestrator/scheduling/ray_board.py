@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -33,9 +33,10 @@ NAMESPACE, PREFIX = b"ditlaw", b"driver:"
 
 
 class Board:
-    """The board, for one driver of the cluster."""
+    """The board, for one driver of the cluster. `store` and `clock` are Ray's and this process's but in tests."""
 
-    def __init__(self, sweep: str) -> None:
+    def __init__(self, sweep: str, store: Any = internal_kv, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._clock = store, clock
         self.name = f"{sweep}@{socket.gethostname()}:{os.getpid()}-{secrets.token_hex(4)}"
         self._key = PREFIX + self.name.encode()
         self._told: Claim | None = None
@@ -47,19 +48,19 @@ class Board:
 
     def tell(self, claim: Claim) -> None:
         """Put up what this driver has to say: at once if it is new, else once in a while, as a sign of life."""
-        now = time.monotonic()
+        now = self._clock()
         if claim == self._told and now - self._told_at < TELL_SECONDS:
             return
         self._told, self._told_at, self._beats = claim, now, self._beats + 1
         entry = json.dumps({**asdict(claim), "beats": self._beats}).encode()
         try:
-            internal_kv._internal_kv_put(self._key, entry, overwrite=True, namespace=NAMESPACE)
+            self._store._internal_kv_put(self._key, entry, overwrite=True, namespace=NAMESPACE)
         except Exception as error:  # noqa: BLE001 - a head that restarts is told again
             log.warning("the head of the Ray cluster does not answer: %s", error)
 
     def look(self) -> list[NeighboursHeard]:
         """What the others say, if that has changed; nothing where the last look was a moment ago."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked_at < TELL_SECONDS:
             return []
         self._looked_at = now
@@ -78,13 +79,13 @@ class Board:
     def close(self) -> None:
         """Take the entry down."""
         try:
-            internal_kv._internal_kv_del(self._key, namespace=NAMESPACE)
+            self._store._internal_kv_del(self._key, namespace=NAMESPACE)
         except Exception as error:  # noqa: BLE001 - it counts no more after a while
             log.info("the entry of this driver stays for a while: %s", error)
 
     def _read(self) -> dict[bytes, bytes]:
-        keys = [key for key in internal_kv._internal_kv_list(PREFIX, namespace=NAMESPACE) if key != self._key]
-        entries = {key: internal_kv._internal_kv_get(key, namespace=NAMESPACE) for key in keys}
+        keys = [key for key in self._store._internal_kv_list(PREFIX, namespace=NAMESPACE) if key != self._key]
+        entries = {key: self._store._internal_kv_get(key, namespace=NAMESPACE) for key in keys}
         return {key: entry for key, entry in entries.items() if entry is not None}
 
     def _living(self, key: bytes, entry: bytes, now: float) -> Claim | None:
@@ -93,7 +94,7 @@ class Board:
         if before is None or before[0] != entry:
             before = self._seen[key] = entry, now
         if now - before[1] > FORGET_SECONDS:
-            internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+            self._store._internal_kv_del(key, namespace=NAMESPACE)
         return _claim(entry) if now - before[1] <= SILENT_SECONDS else None
 
 
