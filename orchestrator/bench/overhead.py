@@ -158,11 +158,12 @@ def _all_up(attempts: pd.DataFrame, gangs: int) -> tuple[pd.Timestamp, pd.Timest
 
 def _busy(attempts: pd.DataFrame, begin: pd.Timestamp, end: pd.Timestamp) -> float | None:
     """The share of the gangs' time between two moments in which trials of BUSY_SECONDS worked; None if none."""
-    if end <= begin:
+    seconds = (end - begin).total_seconds()
+    if seconds <= 0:
         return None
-    work_ends = (attempts["started_at"] + pd.Timedelta(seconds=BUSY_SECONDS)).clip(upper=end)
-    worked = (work_ends - attempts["started_at"].clip(lower=begin)).dt.total_seconds().clip(lower=0.0).sum()
-    return float(worked / (attempts["gang"].nunique() * (end - begin).total_seconds()))
+    start = (attempts["started_at"] - begin).dt.total_seconds()
+    worked = (start + BUSY_SECONDS).clip(upper=seconds) - start.clip(lower=0.0)
+    return float(worked.clip(lower=0.0).sum() / (attempts["gang"].nunique() * seconds))
 
 
 def _plan(folder: Path, trials: int, gangs: int) -> Plan:
