@@ -7,8 +7,9 @@ from faults_oracle import SPEC, assert_unharmed
 
 from orchestrator.faults import points
 from orchestrator.faults.points import POINTS, Fault
+from orchestrator.faults.rig import alive
 from orchestrator.planning.plan import make
-from orchestrator.results.store import read_attempts
+from orchestrator.results.store import read_attempts, read_measurements
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -31,6 +32,15 @@ def broken(rig, undisturbed, tmp_path_factory):
     driver = rig.drive(SPEC, results)
     assert driver.wait(600) == 0, driver.output
     return results
+
+
+def test_a_sweep_runs_on_a_cluster_that_it_joins(rig, undisturbed):
+    table = read_measurements(undisturbed)
+    assert len(table) == 12
+    assert table["loss"].notna().all()
+    assert table["budget_flops"].isna().all()
+    assert set(read_attempts(undisturbed)["outcome"]) == {"completed"}
+    assert all(alive(node.all_processes["raylet"][0].process.pid) for node in rig.nodes), "the cluster goes on"
 
 
 @pytest.mark.parametrize("fault", KILLS + OTHERS, ids=lambda fault: f"{fault.action} at {fault.point}")
