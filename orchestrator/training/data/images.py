@@ -55,6 +55,7 @@ def load_idx(dataset: Dataset, split: Split, folder: Path) -> tuple[UInt8[Tensor
     """One split of a dataset laid out as MNIST is (LeCun's idx files, gzipped), one channel; as `load`."""
     size = dataset.image_size
     num_images = dataset.train_images if split == "train" else dataset.validation_images
+    assert num_images is not None, "only procedural datasets have no end"
     stem = _IDX_NAMES[split]
     images = _read_idx(dataset, folder / f"{stem}-images-idx3-ubyte.gz", (num_images, size, size))
     labels = _read_idx(dataset, folder / f"{stem}-labels-idx1-ubyte.gz", (num_images,))
