@@ -172,7 +172,8 @@ def test_a_law_has_one_stage():
     assert {place.zero_stage for place in found} == {stage} != {1}
     assert place(wishes[0], precision="bf16", device=tight, limits=limits).zero_stage == 1
     message = (
-        r"no ZeRO stage of 1, 2, 3 has a place for all 3 trials, and mixing stages would bend the law\. XL/2 needs"
+        r"no ZeRO stage of 1, 2, 3 has a place for every size and batch, and mixing stages would bend the law\. XL/2 "
+        "needs"
     )
     with pytest.raises(ValueError, match=message):
         place_all(wishes, precision="bf16", device=gpu(8), limits=limits)

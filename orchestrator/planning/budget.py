@@ -9,6 +9,9 @@ from models.cost import Precision
 from orchestrator.planning.devices import Device, training_flops_per_second
 from orchestrator.spec.recipe import PowerBatch
 
+MAX_BATCH = 1e15
+"""What no rule goes beyond: such a batch is more than any budget pays for, and is refused as that."""
+
 
 def steps_of_flops(budget_flops: float, flops_per_sample: float, batch_size: int) -> int:
     """The number of optimizer steps whose training FLOPs are nearest to `budget_flops`; 0 if less than one fits."""
@@ -36,7 +39,7 @@ def batch_size_of(rule: int | PowerBatch, samples: float, flops: float) -> int:
     """The batch size of a budget of about `samples`, that is `flops`: fixed, or by its rule."""
     if isinstance(rule, int):
         return rule
-    exact = rule.coefficient * (samples if rule.of == "samples" else flops) ** rule.exponent
+    exact = min(MAX_BATCH, rule.coefficient * (samples if rule.of == "samples" else flops) ** rule.exponent)
     batch = max(1, round(exact / rule.multiple_of)) * rule.multiple_of
     return max(rule.at_least, min(batch, rule.at_most or batch))
 

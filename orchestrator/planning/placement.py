@@ -104,8 +104,8 @@ def place_all(
     highest = replace(limits, zero_stage=stages[-1])
     left_out = next(wish for wish in wishes if _place(wish, precision, device, highest) is None)
     raise ValueError(
-        f"no ZeRO stage of {', '.join(map(str, stages))} has a place for all {len(wishes)} trials, and mixing stages "
-        f"would bend the law. {_refusal(left_out, precision, device, highest)}"
+        f"no ZeRO stage of {', '.join(map(str, stages))} has a place for every size and batch, and mixing stages would "
+        f"bend the law. {_refusal(left_out, precision, device, highest)}"
     )
 
 

@@ -24,7 +24,11 @@ def problem_of(detail: ErrorDetails, data: Any, root: type[BaseModel]) -> Proble
     if kind == "missing" and isinstance(got, list):
         return Problem(location, f"got {_short(got)}; wanted {1 + int(detail['loc'][-1])} values")
     if kind in ("missing", "missing_argument"):
-        return Problem(location, "is missing; wanted a value")
+        key = str(detail["loc"][-1])
+        if location[-1:] == (key,):
+            return Problem(location, "is missing; wanted a value")
+        known = _ALTERNATIVES.get(str(location[-1]) if location else "")
+        return Problem(location, f"has no {key}; wanted {known or 'a mapping with it'}")
     if kind == "string_pattern_mismatch":
         wanted = "letters, digits, '.', '_' and '-' (64 at most), a letter or digit first"
         return Problem(location, f"got {_short(got)}; wanted {wanted}")
@@ -36,7 +40,8 @@ def problem_of(detail: ErrorDetails, data: Any, root: type[BaseModel]) -> Proble
     if kind == "too_short":
         return Problem(location, "is empty; wanted at least one")
     wanted = re.sub(r"^(Input|Value) should (be )?", "", message)
-    return Problem(location, f"got {_short(got)}; wanted {wanted}")
+    close = nearest(str(got), re.findall(r"'([^']+)'", message)) if kind == "literal_error" else ""
+    return Problem(location, f"got {_short(got)}; wanted {wanted}{close}")
 
 
 _ALTERNATIVES = {

@@ -19,7 +19,7 @@ from orchestrator.spec.options import options_section
 from orchestrator.spec.problems import problem_of
 from orchestrator.spec.recipe import Training
 from orchestrator.spec.section import Name, Numbers, PositiveFloat, Section
-from orchestrator.spec.source import Source, SpecError, read
+from orchestrator.spec.source import Source, SpecError, nearest, read
 from orchestrator.spec.trial import Sampler
 from orchestrator.spec.values import spread, spread_seeds
 
@@ -253,7 +253,8 @@ class Compute(Section):
         for text in priorities:
             if unknown := sorted(parse(text).names - PRIORITY_NAMES):
                 known = ", ".join(sorted(PRIORITY_NAMES))
-                raise ValueError(f"{text!r} names {unknown[0]!r}; wanted names among {known}")
+                close = nearest(unknown[0], PRIORITY_NAMES)
+                raise ValueError(f"{text!r} names {unknown[0]!r}; wanted names among {known}{close}")
         return priorities
 
     @model_validator(mode="after")
@@ -371,7 +372,8 @@ class Sweep(Section):
     @classmethod
     def _known_dataset(cls, name: str) -> str:
         if name not in DATASETS:
-            raise ValueError(f"dataset {name!r} is not known; wanted one of {', '.join(sorted(DATASETS))}")
+            known = sorted(DATASETS)
+            raise ValueError(f"dataset {name!r} is not known; wanted one of {', '.join(known)}{nearest(name, known)}")
         return name
 
 
