@@ -10,6 +10,8 @@ from orchestrator.spec.trial import Trial
 
 Seconds = Mapping[str, float]
 """How long each trial takes, by trial_id."""
+NEGLIGIBLE = 0.005
+"""Share of a makespan."""
 Branches = dict[int, list[tuple[float, int]]]
 """By the rank of a trunk: seconds after its start, and the rank of a branch that may start then."""
 
@@ -24,10 +26,18 @@ def by_length(trials: Sequence[Trial], seconds: Seconds) -> list[Trial]:
 
 
 def makespans(trials: Sequence[Trial], gangs: Sequence[int], seconds: Seconds) -> list[float]:
-    """Seconds from start to end on each number of gangs, which take the first of `trials` that may start."""
+    """Seconds from start to end on each number of gangs, which take the first of `trials` that may start.
+
+    No order takes longer than the work spread evenly and the longest trunk with its last branch together (Graham 1969),
+    so where the latter is next to nothing of it the former is given, and no gang is followed.
+    """
     took = [seconds[trial.trial_id] for trial in trials]
     roots, branches = _branches(trials, took)
-    return [_makespan(took, roots, branches, number) for number in gangs]
+    total, longest = sum(took), _longest(took, branches)
+    return [
+        total / number if longest <= NEGLIGIBLE * total / number else _makespan(took, roots, branches, number)
+        for number in gangs
+    ]
 
 
 def _makespan(took: Sequence[float], roots: Sequence[int], branches: Branches, gangs: int) -> float:
@@ -55,15 +65,14 @@ def _makespan(took: Sequence[float], roots: Sequence[int], branches: Branches, g
 
 def lower_bound(trials: Sequence[Trial], gangs: int, seconds: Seconds) -> float:
     """Seconds that no order beats: all work spread evenly, or the longest trunk with its last branch."""
-    trunks = {trial.trial_id: trial for trial in trials}
-    longest, total = 0.0, 0.0
-    for trial in trials:
-        took = seconds[trial.trial_id]
-        total += took
-        trunk = trunks.get(trial.trunk) if trial.trunk is not None else None
-        before = _share_before(trial, trunk) * seconds[trunk.trial_id] if trunk is not None else 0.0
-        longest = max(longest, before + took)
-    return max(total / gangs, longest)
+    took = [seconds[trial.trial_id] for trial in trials]
+    return max(sum(took) / gangs, _longest(took, _branches(trials, took)[1]))
+
+
+def _longest(took: Sequence[float], branches: Branches) -> float:
+    """The longest trial, or part of a trunk with the branch that follows it."""
+    chains = (after + took[branch] for waiting in branches.values() for after, branch in waiting)
+    return max(max(took, default=0.0), max(chains, default=0.0))
 
 
 def _branches(trials: Sequence[Trial], took: Sequence[float]) -> tuple[list[int], Branches]:

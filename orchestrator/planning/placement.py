@@ -232,15 +232,13 @@ def _remedy(wish: Wish, precision: Precision, device: Device, limits: Limits) ->
     return "Remedy: a smaller model, or several of these: more workers, offload, a larger device."
 
 
-def trial_seconds(
-    trial: Trial, flops: float, device: Device, cpus_per_worker: float = 1.0, gpus_per_worker: float = 1.0
-) -> tuple[float, bool]:
-    """Estimated seconds of `flops` training FLOPs of `trial` on its workers, and of its evaluations; and whether the
-    speeds were measured on this very device, one worker at a time (that workers add up is assumed).
+def trial_seconds(trial: Trial, flops: float, device: Device) -> tuple[float, bool]:
+    """Estimated seconds of `flops` training FLOPs of `trial` on its workers, of one GPU or core each, and of its
+    evaluations; and whether the speeds were measured on this very device, one worker at a time (that workers add up is
+    assumed).
 
     Evaluation runs in fp32: workers share the losses, and one makes the images.
     """
-    share = min(1.0, gpus_per_worker) if device.kind == "gpu" else cpus_per_worker
     micro_batch = trial.micro_batch or trial.batch_size // trial.num_workers
     rate, known = training_flops_per_second(
         device, trial.model, trial.precision, micro_batch, trial.activation_checkpointing
@@ -250,7 +248,7 @@ def trial_seconds(
     evaluating, _ = training_flops_per_second(device, trial.model, "fp32", batch, False)
     losses, images = evaluation_work(trial)
     seconds = flops * work / (rate * trial.num_workers) + (losses / trial.num_workers + images) / evaluating
-    return seconds / share, known and trial.num_workers == 1
+    return seconds, known and trial.num_workers == 1
 
 
 def evaluation_flops(trial: Trial) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from orchestrator.planning.devices import GPUS, REFERENCE, Device, host, named
 from orchestrator.planning.grid import Grid
 from orchestrator.planning.placement import checkpoint_bytes, evaluation_flops, state_bytes, trial_seconds
 from orchestrator.planning.sharing import share
-from orchestrator.spec.identity import digest
+from orchestrator.spec.identity import digest_text
 from orchestrator.spec.problems import problem_of
 from orchestrator.spec.source import Problem, Source, SpecError, read
 from orchestrator.spec.sweep import Sweep
@@ -44,7 +45,8 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """Identity of the work: of the trials and their milestones, whatever the spec's layout or comments."""
-        return digest(sorted((trial.trial_id, list(trial.milestones)) for trial in self.trials if trial.milestones))
+        work = sorted((trial.trial_id, trial.milestones) for trial in self.trials if trial.milestones)
+        return digest_text(json.dumps(work, separators=(",", ":")))  # of text and whole numbers this is canonical
 
     @cached_property
     def num_cells(self) -> int:
@@ -85,12 +87,10 @@ class Plan:
         """Estimated seconds of `trial` on a gang, evaluation included."""
         return self._seconds[trial.trial_id]
 
-    def _estimate(self, trial: Trial) -> float:
-        compute = self.sweep.compute
-        seconds, _ = trial_seconds(
-            trial, self.flops(trial), self.device, compute.cpus_per_worker, compute.gpus_per_worker
-        )
-        return seconds
+    @cached_property
+    def device_seconds(self) -> dict[str, tuple[float, bool]]:
+        """Seconds of each trial if its workers had one device each, by trial_id, and whether the speed was measured."""
+        return {trial.trial_id: trial_seconds(trial, self.flops(trial), self.device) for trial in self.trials}
 
     @cached_property
     def device(self) -> Device:
@@ -111,12 +111,19 @@ class Plan:
 
     @cached_property
     def _seconds(self) -> dict[str, float]:
-        return {trial.trial_id: self._estimate(trial) for trial in self.trials}
+        share = self.devices_per_worker
+        return {trial_id: seconds / share for trial_id, (seconds, _) in self.device_seconds.items()}
+
+    @property
+    def devices_per_worker(self) -> float:
+        """GPUs of a worker, or cores where there are none."""
+        compute = self.sweep.compute
+        return min(1.0, compute.gpus_per_worker) if self.device.kind == "gpu" else compute.cpus_per_worker
 
     def longest_first(self) -> Plan:
         """The same plan in the order in which its trials start."""
         ordered = dataclasses.replace(self, trials=tuple(makespan.by_length(self.trials, self._seconds)))
-        vars(ordered)["_seconds"] = self._seconds  # they do not depend on the order
+        vars(ordered).update(_seconds=self._seconds, device_seconds=self.device_seconds)  # whatever the order
         return ordered
 
     @property

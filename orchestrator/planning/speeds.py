@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,8 @@ def speeds(plan: Plan) -> list[Speed]:
     or shorter by one factor, that of the plan's hours."""
     names = dict.fromkeys((plan.device.name, *(SHOWN if plan.sweep.compute.gpus_per_worker else ())))
     gangs = gang_counts(plan)
-    own = _speed(plan, plan.device, dict(zip(gangs, plan.makespans_on(gangs), strict=True)))
+    own = _speed(plan, plan.device, plan.device_seconds)
+    own = replace(own, hours_by_gangs=dict(zip(gangs, plan.makespans_on(gangs), strict=True)))
     return [own, *(_other(plan, named(name), own) for name in names if name != plan.device.name)]
 
 
@@ -57,15 +58,17 @@ def speeds_json(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _other(plan: Plan, device: Device, own: Speed) -> Speed:
-    speed = _speed(plan, device, {})
+    seconds = {trial.trial_id: trial_seconds(trial, plan.flops(trial), device) for trial in plan.trials}
+    speed = _speed(plan, device, seconds)
     factor = speed.device_hours / own.device_hours if own.device_hours else 1.0
     return replace(speed, hours_by_gangs={gangs: factor * hours for gangs, hours in own.hours_by_gangs.items()})
 
 
-def _speed(plan: Plan, device: Device, hours_by_gangs: dict[int, float]) -> Speed:
+def _speed(plan: Plan, device: Device, estimates: Mapping[str, tuple[float, bool]]) -> Speed:
+    """But for the hours by gangs."""
     seconds, work, measured = 0.0, 0.0, True
     for trial in plan.trials:
-        each, known = trial_seconds(trial, plan.flops(trial), device)
+        each, known = estimates[trial.trial_id]
         seconds, measured = seconds + each * trial.num_workers, measured and known
         work += plan.flops(trial) + evaluation_flops(trial)
     fits = all(trial_memory(trial).total <= available_bytes(device) for trial in _distinct(plan.trials))
@@ -75,7 +78,7 @@ def _speed(plan: Plan, device: Device, hours_by_gangs: dict[int, float]) -> Spee
         flops_per_second=work / seconds if seconds else 0.0,
         device_hours=seconds / 3600,
         fits=fits,
-        hours_by_gangs=hours_by_gangs,
+        hours_by_gangs={},
     )
 
 

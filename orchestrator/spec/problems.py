@@ -27,8 +27,8 @@ def problem_of(detail: ErrorDetails, data: Any, root: type[BaseModel]) -> Proble
         key = str(detail["loc"][-1])
         if location[-1:] == (key,):
             return Problem(location, "is missing; wanted a value")
-        known = _ALTERNATIVES.get(str(location[-1]) if location else "")
-        return Problem(location, f"has no {key}; wanted {known or 'a mapping with it'}")
+        ways = _ALTERNATIVES.get(str(location[-1]) if location else "", "a mapping with it")
+        return Problem(location, f"has no {key}; wanted {ways}")
     if kind == "string_pattern_mismatch":
         wanted = "letters, digits, '.', '_' and '-' (64 at most), a letter or digit first"
         return Problem(location, f"got {_short(got)}; wanted {wanted}")
