@@ -30,12 +30,13 @@ def spec(tmp_path) -> Path:
 
 
 def test_a_gang_of_two_goes_on_after_losing_one_worker_and_then_both(rig, spec, tmp_path):
-    whole = rig.drive(spec, tmp_path / "whole")
+    undisturbed, results = tmp_path / "undisturbed" / "soak", tmp_path / "broken" / "soak"
+    whole = rig.drive(spec, undisturbed)
     assert whole.wait(300) == 0, whole.output
     rig.forget()
 
     points.arm(rig.faults, Fault(point="step.inside", occurrence=30))
-    driver = rig.drive(spec, tmp_path / "broken")
+    driver = rig.drive(spec, results)
     driver.until(lambda: any(t.attempt == 1 and t.reached > t.start + 80 for t in rig.traces()))
     both = rig.workers()
     assert len(both) == 2
@@ -43,8 +44,8 @@ def test_a_gang_of_two_goes_on_after_losing_one_worker_and_then_both(rig, spec, 
         os.kill(pid, signal.SIGKILL)
     assert driver.wait(300) == 0, driver.output
 
-    assert problems(tmp_path / "broken", tmp_path / "whole") == []
+    assert problems(results, undisturbed) == []
     assert forgotten(rig.traces()) == []
-    attempts = read_attempts(tmp_path / "broken")
+    attempts = read_attempts(results)
     assert list(attempts["outcome"]) == ["failed", "failed", "completed"]
     assert attempts["gang"].nunique() == 3, "the survivor of a gang is not used again"
