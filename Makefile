@@ -38,6 +38,6 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	@echo "Installing from requirements.lock; about three minutes."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -r requirements.lock
-	@# mup, an oracle of the tests, would bring torchvision and with it another torch.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . mup==1.0.0
+	@# mup and torch-fidelity, oracles of the tests, would bring torchvision and with it another torch.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . mup==1.0.0 torch-fidelity==0.4.0
 	@touch $@

@@ -43,7 +43,7 @@ def sample(
     guidance: float,
     null_class: int,
     guidance_interval: tuple[float, float] | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | BlockedNoise | None = None,
     statistics: Statistics | None = None,
     times: Sequence[float] | None = None,
 ) -> Float[Tensor, "b c h w"]:
@@ -64,7 +64,8 @@ def sample(
         null_class: label of the unconditional prediction.
         guidance_interval: guidance only at times in [low, high], no guidance elsewhere (Kynkäänniemi et al. 2024,
             arXiv 2404.07724, which gives the interval in sigma); None is everywhere.
-        generator: of the noise that "ddpm" and "sde-euler" add, drawn on its device; the others draw nothing.
+        generator: of the noise that "ddpm" and "sde-euler" add, drawn on its device, or one for each block of images;
+            the others draw nothing.
         statistics: of the model, for "dpm-v3" (`models.dpm_v3.estimate_statistics`).
         times: the `steps` + 1 times to step through instead, from noise down to 0.
 
@@ -88,10 +89,25 @@ def sample(
 
 
 @dataclass(frozen=True)
+class BlockedNoise:
+    """Noise of a batch in blocks of `size` images, each from a generator of its own: what an image gets does not depend
+    on the batch that it is in. A batch may end within its last block."""
+
+    generators: Sequence[torch.Generator]
+    size: int
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers of the shape and on the device of `like`."""
+        shape = (self.size, *like.shape[1:])
+        blocks = [torch.randn(shape, generator=g, device=g.device, dtype=like.dtype) for g in self.generators]
+        return torch.cat(blocks)[: len(like)].to(like.device)
+
+
+@dataclass(frozen=True)
 class Draws:
     """What some samplers need besides the model."""
 
-    generator: torch.Generator | None
+    generator: torch.Generator | BlockedNoise | None
     statistics: Statistics | None
     sampler: str
 
@@ -105,6 +121,8 @@ class Draws:
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers, the same on every device if the generator is the CPU's."""
         assert self.generator is not None
+        if isinstance(self.generator, BlockedNoise):
+            return self.generator.normal(like)
         numbers = torch.randn(like.shape, generator=self.generator, device=self.generator.device, dtype=like.dtype)
         return numbers.to(like.device)
 

@@ -1,0 +1,69 @@
+"""Facts of the encoders that planning needs: names, features, cost, and which weights each one is. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+EncoderName = Literal["inception", "fmnist-cnn", "dinov2", "clip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFacts:
+    """An encoder as far as it is known without its weights."""
+
+    name: EncoderName
+    dim: int
+    """Number of features."""
+    flops: float
+    """FLOPs of one image, its resize left out (a multiply-add is 2)."""
+    preprocessing: str
+    """What is done to bytes 0 to 255 before the network; part of what a cached reference is known by."""
+    file: str
+    """The file or folder that holds the weights, below the folder of encoders."""
+    sha256: str | None = None
+    """Of the file, where there is only one right one; a folder's digest is of what lies in it."""
+    published: str = ""
+    """Where the weights are to be had, for messages."""
+
+
+ENCODERS: dict[str, EncoderFacts] = {
+    facts.name: facts
+    for facts in (
+        EncoderFacts(
+            name="inception",
+            dim=2048,
+            flops=11.4e9,
+            preprocessing="299x299 bilinear as TensorFlow 1 (corners not aligned, no half pixels), (x - 128) / 128",
+            file="pt_inception-2015-12-05-6726825d.pth",
+            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            published="release fid_weights of github.com/mseitzer/pytorch-fid",
+        ),
+        EncoderFacts(
+            name="fmnist-cnn",
+            dim=64,
+            flops=7.5e6,
+            preprocessing="mean of channels, antialiased bilinear to 28x28 where larger or smaller, x / 127.5 - 1",
+            file="fmnist_cnn.safetensors",
+            sha256="e9916d32424853440fd53d39cfd7ab7556119bab3831b2ffe9126ddb8eef5a6a",
+            published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train` makes it again",
+        ),
+        EncoderFacts(
+            name="dinov2",
+            dim=1024,
+            flops=162e9,
+            preprocessing="224x224 antialiased bicubic, ImageNet mean and deviation",
+            file="dinov2-large",
+            published="facebook/dinov2-large on the Hugging Face hub (config.json and model.safetensors)",
+        ),
+        EncoderFacts(
+            name="clip",
+            dim=768,
+            flops=162e9,
+            preprocessing="224x224 antialiased bicubic, CLIP's mean and deviation",
+            file="clip-vit-large-patch14",
+            published="openai/clip-vit-large-patch14 on the Hugging Face hub (config.json and model.safetensors)",
+        ),
+    )
+}
+"""Every encoder by its name. `inception` is the only one whose Frechet distance is called FID."""

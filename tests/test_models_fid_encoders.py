@@ -1,0 +1,104 @@
+"""Encoders by name: what they make of images, and what they say of weights that are missing or wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from models.fid import encoders
+from models.fid.catalog import ENCODERS
+from models.fid.classifier import Classifier, classifier_flops, mirrored
+from models.fid.encoders import load_encoder, to_bytes
+
+
+def images(n: int, channels: int, size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
+
+
+def test_the_shipped_encoder_takes_images_of_any_size(tmp_path):
+    encoder = load_encoder("fmnist-cnn", tmp_path)
+    for channels, size in ((1, 28), (3, 32), (1, 64)):
+        features = encoder.features(images(3, channels, size))
+        assert features.shape == (3, encoder.dim)
+        assert features.dtype == torch.float32
+    grey = images(2, 1, 28)
+    assert torch.allclose(encoder.features(grey), encoder.features(grey.expand(-1, 3, -1, -1)), atol=1e-6)
+    assert (encoders.SHIPPED / "fmnist_cnn.safetensors").stat().st_size < 2_000_000
+
+
+def test_its_flops_are_those_that_planning_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Classifier(1, 10).features(torch.zeros(1, 1, 28, 28))
+    assert counter.get_total_flops() == classifier_flops(28, 1)
+    assert ENCODERS["fmnist-cnn"].flops == pytest.approx(classifier_flops(28, 1), rel=0.01)
+
+
+def test_half_of_the_training_images_are_mirrored():
+    x = torch.arange(6.0).expand(200, 1, 1, 6)
+    found = mirrored(x, torch.Generator().manual_seed(0))[:, 0, 0]
+    same, turned = (found == x[:, 0, 0]).all(dim=1), (found == x[:, 0, 0].flip(1)).all(dim=1)
+    assert bool((same ^ turned).all())
+    assert 80 < int(turned.sum()) < 120
+
+
+@pytest.mark.parametrize(
+    ("got", "message"),
+    [
+        (torch.zeros(1, 1, 28, 28), r"fmnist-cnn got images of torch.float32 and shape \[1, 1, 28, 28\]; wanted bytes"),
+        (torch.zeros(1, 2, 28, 28, dtype=torch.uint8), r"shape \[1, 2, 28, 28\]; wanted bytes 0 to 255"),
+        (torch.zeros(28, 28, dtype=torch.uint8), r"wanted bytes 0 to 255 of shape \[n, 1 or 3, h, w\]"),
+    ],
+)
+def test_images_that_are_no_bytes_are_refused(tmp_path, got, message):
+    with pytest.raises(ValueError, match=message):
+        load_encoder("fmnist-cnn", tmp_path).features(got)
+
+
+def test_bytes_of_floats():
+    assert to_bytes(torch.tensor([[[[-1.0, 0.0, 1.0, 7.0]]]])).flatten().tolist() == [0, 128, 255, 255]
+    with pytest.raises(ValueError, match="1 of 2 images are not finite"):
+        to_bytes(torch.stack([torch.zeros(1, 2, 2), torch.full((1, 2, 2), torch.nan)]))
+
+
+def test_missing_or_wrong_weights_say_which_file_is_wanted(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"no encoder 'vgg'; known are inception, fmnist-cnn, dinov2, clip"):
+        load_encoder("vgg", tmp_path)
+    with pytest.raises(ValueError, match=r"pt_inception-2015-12-05-6726825d.pth is missing; .*SHA-256 6726825d0af5f7"):
+        load_encoder("inception", tmp_path)
+    (tmp_path / ENCODERS["inception"].file).write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"has SHA-256 .*; wanted .*published as .*pytorch-fid.*Fetch it again"):
+        load_encoder("inception", tmp_path)
+    with pytest.raises(ValueError, match=r"wanted config.json and \*.safetensors in .*dinov2-large"):
+        load_encoder("dinov2", tmp_path)
+    monkeypatch.setitem(
+        ENCODERS, "fmnist-cnn", dataclasses.replace(ENCODERS["fmnist-cnn"], sha256="0" * 64)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"fmnist_cnn\.safetensors has SHA-256"):
+        load_encoder("fmnist-cnn", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "clip"])
+def test_transformers_come_from_local_folders(tmp_path, name):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 56, "image_size": 224}
+    if name == "dinov2":
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**shape))
+    else:
+        model = transformers.CLIPVisionModelWithProjection(
+            transformers.CLIPVisionConfig(**shape, intermediate_size=32, projection_dim=8)
+        )
+    model.save_pretrained(tmp_path / ENCODERS[name].file)
+    encoder = load_encoder(name, tmp_path)
+    assert encoder.dim == (16 if name == "dinov2" else 8)
+    features = encoder.features(images(2, 1, 28))
+    assert features.shape == (2, encoder.dim)
+    assert len(encoder.digest) == 64
+    assert encoder.digest == load_encoder(name, tmp_path).digest
+    model.save_pretrained(tmp_path / ENCODERS[name].file, max_shard_size="1KB")
+    assert encoder.digest != load_encoder(name, tmp_path).digest
