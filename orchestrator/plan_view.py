@@ -15,7 +15,8 @@ from orchestrator.planning.cautions import cautions
 from orchestrator.planning.placement import trial_memory
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.speeds import speeds
-from orchestrator.spec.trial import Trial
+from orchestrator.spec.evaluation_cost import distances
+from orchestrator.spec.trial import Distance, Trial
 
 MAX_TRIALS_SHOWN = 24
 MAX_GROUPS_SHOWN = 40
@@ -195,6 +196,8 @@ def _total_rows(plan: Plan, whole: Plan) -> Iterator[tuple[str, str]]:
     saved = whole.flops_separate / whole.flops_planned
     yield "training", f"{plan.flops_planned:.3g} FLOPs; sharing makes the sweep {saved:.2f}x cheaper than a run a cell"
     yield "evaluation", f"{plan.flops_evaluation:.3g} FLOPs ({_share(plan)} of training)"
+    if (distance := plan.trials[0].evaluation.distance) is not None:
+        yield "distances", _distances(plan, distance)
     gpus = f" + {compute.gpus_per_worker:g} GPU" if compute.gpus_per_worker > 0 else ""
     workers, stage = _span([trial.num_workers for trial in plan.trials]), plan.trials[0].zero_stage
     each = f"{compute.cpus_per_worker:g} CPU{gpus}"
@@ -204,6 +207,15 @@ def _total_rows(plan: Plan, whole: Plan) -> Iterator[tuple[str, str]]:
     bound = "no order is quicker" if least else f"at least {duration(3600 * plan.makespan_bound_hours)}"
     yield "time", f"about {duration(3600 * plan.makespan_hours)} ({bound}); {plan.gpu_hours:.3g} device hours"
     yield "disk", f"{size(plan.checkpoint_bytes)} checkpoints, {size(plan.results_bytes)} results"
+
+
+def _distances(plan: Plan, distance: Distance) -> str:
+    """By what images are compared, and at how many measurements that is affordable."""
+    evaluation = plan.trials[0].evaluation
+    where = sum(len(distances(trial)) for trial in plan.trials)
+    name = "FID" if distance.encoder == "inception" else f"FD-{distance.encoder}"
+    how = f"{distance.images:,} images, {evaluation.sampler_steps} steps of {evaluation.sampler}"
+    return f"{name} of {how}, at {where:,} of {sum(len(t.milestones) for t in plan.trials):,} measurements"
 
 
 def _memory(plan: Plan) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.results.schema import EVALUATION_COLUMNS
 from orchestrator.results.store import Store, read_measurements
 
 SIZES = {"10K": 10e3, "25K": 25e3, "60K": 60e3, "150K": 150e3, "500K": 500e3}
@@ -81,7 +82,7 @@ def measurement(
     trial_id: str, arm: str, size: str, rate: float, samples: int, budget: float, loss: float | None, start: datetime
 ) -> dict[str, Any]:
     seconds = budget / 1e10
-    return {
+    return dict.fromkeys(EVALUATION_COLUMNS) | {
         "schema_version": 1,
         "sweep": "planted",
         "trial_id": trial_id,
@@ -115,9 +116,8 @@ def measurement(
         "flops_useful": flops_per_sample(SIZES[size]) * samples,
         "flops_wasted": 0.0,
         "created_at": start + timedelta(seconds=seconds),
-    } | dict.fromkeys(
-        ("fid", "fd", "fd_encoder", "eval_samples", "sampler", "sampler_steps", "guidance", "mlflow_run_id")
-    )
+        "mlflow_run_id": None,
+    }
 
 
 def curve(trial_id: str, rate: float, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

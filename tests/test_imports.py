@@ -11,10 +11,16 @@ FILES = [path for room in ("orchestrator", "models", "analysis") for path in Pat
 ALLOWED = {
     "models": set(),
     "analysis": {"orchestrator.results"},
-    "orchestrator.spec": {"models.config", "models.configs", "models.cost"},
+    "orchestrator.spec": {"models.config", "models.configs", "models.cost", "models.fid.catalog"},
     "orchestrator.faults": {"orchestrator.planning", "orchestrator.results"},
     "orchestrator.results": {"orchestrator.faults.points"},
-    "orchestrator.planning": {"orchestrator.spec", "models.config", "models.configs", "models.cost"},
+    "orchestrator.planning": {
+        "orchestrator.spec",
+        "models.config",
+        "models.configs",
+        "models.cost",
+        "models.fid.catalog",
+    },
     "orchestrator.tracking": {"orchestrator.results"},
     "orchestrator.training": {
         "models",

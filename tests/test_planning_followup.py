@@ -21,6 +21,7 @@ from orchestrator.follow_up import follow_up
 from orchestrator.planning.followup import budget_grid, rungs, seed_constraints
 from orchestrator.planning.plan import Plan, make
 from orchestrator.results.holdings import holdings
+from orchestrator.results.schema import EVALUATION_COLUMNS
 from orchestrator.results.store import Store
 
 SPEC = """
@@ -67,12 +68,13 @@ def row(trial: Any, samples: int, budget: float | None, error: float) -> dict[st
         loss *= 1.1  # the best rate is the lower one
     flops = trial.flops_per_sample * samples
     names = ("params_total", "params_backbone", "params_matmul", "batch_size", "seed", "num_workers", "zero_stage")
-    return {name: getattr(trial, name) for name in (*names, "trial_id", "sweep", "arm", "size", "precision")} | {
+    own = {name: getattr(trial, name) for name in (*names, "trial_id", "sweep", "arm", "size", "precision")}
+    return dict.fromkeys(EVALUATION_COLUMNS) | own | {
         "schema_version": 1, "cell_id": trial.cell_id(samples), "family": "dit", "objective": "rectified-flow",
         "parameterization": trial.parameterization.name, "learning_rate": trial.optimizer.learning_rate,
         "samples": samples, "tokens": 49 * samples, "flops": flops, "budget_flops": budget, "loss": loss,
-        "flops_definition": "3x-forward-matmul-v1", "loss_train": loss, "fid": 30 * loss, "fd": None,
-        "fd_encoder": None, "eval_samples": 5000, "sampler": "heun", "sampler_steps": 20, "guidance": 1.0,
+        "flops_definition": "3x-forward-matmul-v1", "loss_train": loss, "fid": 30 * loss,
+        "eval_samples": 5000, "sampler": "heun", "sampler_steps": 20, "guidance": 1.0,
         "outcome": "ok", "reason": None, "attempt": 0, "mlflow_run_id": None, "wall_seconds": 1.0, "gpu_hours": 0.1,
         "flops_useful": flops, "flops_wasted": 0.0, "created_at": datetime.now(UTC),
     }  # fmt: skip

@@ -21,8 +21,8 @@ from models.config import (
     XPrediction,
 )
 from models.cost import cost
-from orchestrator.planning.placement import sampling_passes
 from orchestrator.planning.plan import expand, make
+from orchestrator.spec.evaluation_cost import sampling_passes
 from orchestrator.spec.source import SpecError
 from orchestrator.spec.sweep import Sweep, load
 

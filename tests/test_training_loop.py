@@ -173,7 +173,7 @@ def test_a_crash_between_checkpoint_and_measurement_loses_neither(undisturbed, m
         raise Crash
 
     with monkeypatch.context() as patched:
-        patched.setattr("orchestrator.training.loop.validation_loss", crash)
+        patched.setattr("orchestrator.training.measuring.validation_losses", crash)
         with pytest.raises(Crash):
             run_attempt(assignment(trial, here), here)
     assert measured(here).empty

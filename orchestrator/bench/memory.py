@@ -29,7 +29,7 @@ from orchestrator.scheduling.backend import Assignment
 from orchestrator.spec.trial import ConstantSchedule, Evaluation, Optimizer, PowerEma, Precision, Trial
 from orchestrator.training import engine
 from orchestrator.training.data.source import HeldImages
-from orchestrator.training.evaluation import BATCH, fixed_draws, validation_loss
+from orchestrator.training.evaluation import BATCH, fixed_draws, validation_losses
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import Attempt
 
@@ -223,7 +223,7 @@ def _run(case: Case, steps: int, device: torch.device, folder: Path, baseline: i
             torch.cuda.reset_peak_memory_stats(device)
         assert isinstance(attempt.data, HeldImages), "synthetic"
         draws = fixed_draws(attempt.data.images, attempt.data.labels, attempt.trial.evaluation)
-        validation_loss(attempt.measured_model, attempt.objective, draws, 0, 1)
+        validation_losses(attempt.measured_model, attempt.objective, draws)
         if baseline is not None:
             figures["evaluation_bytes"] = torch.cuda.max_memory_allocated(device) - baseline
         return figures

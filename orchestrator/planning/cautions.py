@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from models.fid.catalog import ENCODERS
 from orchestrator.planning.plan import Plan
 from orchestrator.spec.ladder import IsoFlopLadder
 from orchestrator.spec.trial import Trial
@@ -16,7 +17,7 @@ COARSE = 1.5
 
 def cautions(plan: Plan) -> list[str]:
     """A sentence or two each, with what to change."""
-    found = (_evaluation(plan), _warmup(plan), _rounding(plan), _ladder(plan), _compiled(plan))
+    found = (_evaluation(plan), _images(plan), _warmup(plan), _rounding(plan), _ladder(plan), _compiled(plan))
     return [text for text in found if text is not None]
 
 
@@ -26,6 +27,17 @@ def _evaluation(plan: Plan) -> str | None:
     return (
         "Evaluation costs more than training. Lower evaluation.loss_images, sample_images or sampler_steps, or measure "
         "at fewer budgets."
+    )
+
+
+def _images(plan: Plan) -> str | None:
+    """A Frechet distance that would be mostly bias."""
+    distance = plan.trials[0].evaluation.distance if plan.trials else None
+    if distance is None or distance.images >= (dim := ENCODERS[distance.encoder].dim):
+        return None
+    return (
+        f"{distance.images:,} images are fewer than {distance.encoder}'s {dim:,} features: the Frechet distance will "
+        "be mostly bias. Raise evaluation.distance.images, or go by kid."
     )
 
 

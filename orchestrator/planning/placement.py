@@ -12,6 +12,7 @@ from models.configs.base import ModelConfig
 from models.cost import Precision
 from orchestrator.planning.devices import GPUS, OFFLOAD_WORK, ZERO_WORK, Device, training_flops_per_second
 from orchestrator.planning.memory import EVALUATION_BATCH, Memory, memory
+from orchestrator.spec.evaluation_cost import evaluation_work
 from orchestrator.spec.trial import Evaluation, Trial
 
 ZeroStage = Literal[0, 1, 2, 3]
@@ -237,7 +238,7 @@ def trial_seconds(trial: Trial, flops: float, device: Device) -> tuple[float, bo
     evaluations; and whether the speeds were measured on this very device, one worker at a time (that workers add up is
     assumed).
 
-    Evaluation runs in fp32: workers share the losses, and one makes the images.
+    Evaluation is taken to run in fp32: workers share losses and distances, and one makes the images for people.
     """
     micro_batch = trial.micro_batch or trial.batch_size // trial.num_workers
     rate, known = training_flops_per_second(
@@ -246,30 +247,9 @@ def trial_seconds(trial: Trial, flops: float, device: Device) -> tuple[float, bo
     work = ZERO_WORK[trial.zero_stage] * (OFFLOAD_WORK if trial.offload else 1.0) if device.kind == "gpu" else 1.0
     batch = evaluation_batch(trial.evaluation, trial.model)
     evaluating, _ = training_flops_per_second(device, trial.model, "fp32", batch, False)
-    losses, images = evaluation_work(trial)
-    seconds = flops * work / (rate * trial.num_workers) + (losses / trial.num_workers + images) / evaluating
+    shared, images = evaluation_work(trial)
+    seconds = flops * work / (rate * trial.num_workers) + (shared / trial.num_workers + images) / evaluating
     return seconds, known and trial.num_workers == 1
-
-
-def evaluation_flops(trial: Trial) -> float:
-    """FLOPs of the losses at every milestone and the images at the last (forward passes only)."""
-    return sum(evaluation_work(trial))
-
-
-def evaluation_work(trial: Trial) -> tuple[float, float]:
-    """FLOPs of the losses, and of the images."""
-    evaluation = trial.evaluation
-    forward = trial.flops_per_sample / 3
-    losses = evaluation.loss_images * evaluation.loss_draws * len(trial.milestones)
-    return forward * losses, forward * evaluation.sample_images * sampling_passes(evaluation)
-
-
-def sampling_passes(evaluation: Evaluation) -> float:
-    """Forward passes of one generated image; with an interval of guidance, by its share of the times."""
-    steps = evaluation.sampler_steps
-    evaluations = {"heun": 2 * steps, "dpmpp-3m": steps + 1}.get(evaluation.sampler, steps)
-    low, high = evaluation.guidance_interval or (0.0, 1.0)
-    return evaluations * (1 + (high - low if evaluation.guidance != 1 else 0.0))
 
 
 def trial_memory(trial: Trial) -> Memory:

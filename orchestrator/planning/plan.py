@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from orchestrator.planning import makespan
 from orchestrator.planning.devices import GPUS, REFERENCE, Device, host, named
 from orchestrator.planning.grid import Grid
-from orchestrator.planning.placement import checkpoint_bytes, evaluation_flops, state_bytes, trial_seconds
+from orchestrator.planning.placement import checkpoint_bytes, state_bytes, trial_seconds
 from orchestrator.planning.sharing import share
+from orchestrator.spec.evaluation_cost import distances, evaluation_flops
 from orchestrator.spec.identity import digest_text
 from orchestrator.spec.problems import problem_of
 from orchestrator.spec.source import Problem, Source, SpecError, read
@@ -245,6 +246,7 @@ class Plan:
             "samples_start": start,
             "flops": trial.flops_per_sample * max(0, trial.last - start),
             "flops_evaluation": evaluation_flops(trial),
+            "distances": list(distances(trial)),
             "seconds": self.seconds(trial),
             "state_bytes": state_bytes(trial),
             "gang": {

@@ -14,10 +14,20 @@ from typing import Literal
 
 from orchestrator.planning.grid import Cell, Target
 from orchestrator.planning.placing import Key, Seat, key_of, seats
+from orchestrator.spec.evaluation_cost import affordable_images
 from orchestrator.spec.recipe import Training, WarmupStableDecay
 from orchestrator.spec.source import Problem
 from orchestrator.spec.sweep import Sweep
-from orchestrator.spec.trial import ConstantSchedule, CooldownSchedule, Evaluation, Optimizer, PowerEma, Schedule, Trial
+from orchestrator.spec.trial import (
+    ConstantSchedule,
+    CooldownSchedule,
+    Distance,
+    Evaluation,
+    Optimizer,
+    PowerEma,
+    Schedule,
+    Trial,
+)
 
 
 def share(sweep: Sweep, cells: Sequence[Cell], problems: list[Problem]) -> list[Trial]:
@@ -26,7 +36,7 @@ def share(sweep: Sweep, cells: Sequence[Cell], problems: list[Problem]) -> list[
     Two arms (or sizes) whose cells are the same training under two names are a problem: the comparison would be of a
     thing with itself.
     """
-    evaluation = Evaluation(**sweep.evaluation.model_dump())
+    evaluation = _evaluation(sweep, cells)
     places = seats(sweep, cells, evaluation, problems)
     if problems:
         return []
@@ -46,6 +56,24 @@ def share(sweep: Sweep, cells: Sequence[Cell], problems: list[Problem]) -> list[
             else:
                 trials[trial.trial_id] = _merged(known, trial)
     return list(trials.values())
+
+
+def _evaluation(sweep: Sweep, cells: Sequence[Cell]) -> Evaluation:
+    """What the spec asks for, with as many images as the largest budgets of the cells can afford where it leaves it
+    open."""
+    section = sweep.evaluation
+    plain = Evaluation(**section.model_dump(exclude={"distance", "sampler", "sampler_steps"}), **section.walk)
+    if section.distance is None:
+        return plain
+    fields = section.distance.model_dump()
+    if fields["images"] == "auto":
+        largest: dict[float, float] = {}
+        for cell in cells:
+            forward = cell.model.cost.forward_flops
+            largest[forward] = max(largest.get(forward, 0.0), cell.target.samples)
+        asked = Distance(**{**fields, "images": 0})
+        fields["images"] = affordable_images(plain, asked, largest.items())
+    return dataclasses.replace(plain, distance=Distance(**fields))
 
 
 def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:

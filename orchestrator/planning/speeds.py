@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.planning.devices import Device, named
-from orchestrator.planning.placement import available_bytes, evaluation_flops, trial_memory, trial_seconds
+from orchestrator.planning.placement import available_bytes, trial_memory, trial_seconds
 from orchestrator.planning.plan import Plan
+from orchestrator.spec.evaluation_cost import evaluation_flops
 from orchestrator.spec.trial import Trial
 
 SHOWN = ("h100-80gb", "h200-141gb", "a100-80gb", "l40s-48gb")

@@ -16,7 +16,20 @@ def _attempts_1_to_2(table: pa.Table) -> pa.Table:
     return table.append_column("checkpoint_seconds", pa.nulls(len(table), pa.float64()))
 
 
-STEPS: Mapping[Kind, Mapping[int, Step]] = {"measurements": {}, "curves": {}, "attempts": {1: _attempts_1_to_2}}
+def _measurements_2_to_3(table: pa.Table) -> pa.Table:
+    """`eval_samples` counted the draws of the loss; no distance was measured. Other new columns are null."""
+    if "eval_samples" not in table.column_names:
+        return table
+    place = table.column_names.index("eval_samples")
+    draws, none = table["eval_samples"], pa.nulls(len(table), pa.int64())
+    return table.set_column(place, "eval_samples", none).append_column("loss_draws", draws)
+
+
+STEPS: Mapping[Kind, Mapping[int, Step]] = {
+    "measurements": {2: _measurements_2_to_3},
+    "curves": {},
+    "attempts": {1: _attempts_1_to_2},
+}
 """By kind and the version that a step starts from. Kinds whose columns stay as they are need none.
 
 Rows of measurements keep the `schema_version` under which they were written.

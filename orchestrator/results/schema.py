@@ -6,6 +6,9 @@ Raise SCHEMA_VERSION when a column comes, goes or changes its meaning, and add t
 2   attempts: `checkpoint_seconds`, and rows of outcome `running`, written when an attempt begins, so that one that dies
     with its driver says where it began; measurements: `flops_useful` is what the trial itself trained (it counted a
     cooldown from 0 and a diverged trial to milestones it did not reach)
+3   measurements: distances of images (`fd_encoder_digest`, `fd_sd`, `kid`, `kid_subset_sd`, `fd_inf` and its interval),
+    noise and times of losses (`loss_sd`, `loss_by_time`, `loss_draws`); `eval_samples` is the number of images of a
+    distance (it was that of the loss's draws)
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION_KEY = b"ditlaw.schema_version"
 """In the metadata of each part."""
 
@@ -59,9 +62,19 @@ MEASUREMENT = _schema(
     _required("flops_definition", pa.string()),
     _optional("loss", pa.float64()),
     _optional("loss_train", pa.float64()),
+    _optional("loss_sd", pa.float64()),
+    _optional("loss_by_time", pa.list_(pa.float64())),
+    _optional("loss_draws", pa.int64()),
     _optional("fid", pa.float64()),
     _optional("fd", pa.float64()),
     _optional("fd_encoder", pa.string()),
+    _optional("fd_encoder_digest", pa.string()),
+    _optional("fd_sd", pa.float64()),
+    _optional("kid", pa.float64()),
+    _optional("kid_subset_sd", pa.float64()),
+    _optional("fd_inf", pa.float64()),
+    _optional("fd_inf_low", pa.float64()),
+    _optional("fd_inf_high", pa.float64()),
     _optional("eval_samples", pa.int64()),
     _optional("sampler", pa.string()),
     _optional("sampler_steps", pa.int64()),
@@ -81,9 +94,20 @@ MEASUREMENT = _schema(
 )
 """One row a trial at a milestone. A diverged row has no loss, and a reason.
 
+`fid` is Inception's Frechet distance and no other's; `fd` is that of the encoder named in `fd_encoder`, whose weights
+`fd_encoder_digest` tells. `fd_sd`, `kid` and `fd_inf` are of that encoder, whichever it is; `loss_sd` and `fd_sd` are
+the noise of other draws and other images of the same model, `fd_inf_low` to `fd_inf_high` a 95% interval.
+`loss_by_time` has the mean losses of ten equal parts of time, from data to noise.
+
 `wall_seconds`, `gpu_hours` (device hours: of GPUs, or of workers where there are none), `flops_useful` and
 `flops_wasted` are of the whole trial up to the row: take a trial's last row, do not sum its rows.
 """
+
+EVALUATION_COLUMNS = (
+    "loss", "loss_sd", "loss_by_time", "loss_draws", "fid", "fd", "fd_encoder", "fd_encoder_digest", "fd_sd", "kid",
+    "kid_subset_sd", "fd_inf", "fd_inf_low", "fd_inf_high", "eval_samples", "sampler", "sampler_steps", "guidance",
+)  # fmt: skip
+"""Columns that an evaluation fills, each of them optional."""
 
 CURVE = _schema(
     _required("trial_id", pa.string()),

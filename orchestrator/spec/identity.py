@@ -16,13 +16,18 @@ from functools import cache, lru_cache
 from typing import Any
 
 _KEPT = "_canonical_json"
+ADDED_LATER = {"added_later": True}
+"""Metadata of a dataclass's field that came when there were results already."""
+_NEVER = object()
+"""Equal to no value of a field."""
 
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of `value`: sorted keys, no spaces, shortest floats that round-trip.
 
     A dataclass is a mapping of its fields and of "" to its class name, so that two alternatives never look alike; the
-    text of a frozen one is worked out once an object and kept with it.
+    text of a frozen one is worked out once an object and kept with it. A field declared `added_later` is left out
+    while it has its default, which must mean what its absence meant: identities from before it stay as they were.
 
     Raises:
         TypeError: a value has no stable text, such as a set or an object.
@@ -52,7 +57,12 @@ def canonical_json(value: Any) -> str:
 
 
 def _of_dataclass(value: Any) -> str:
-    texts = {name: canonical_json(getattr(value, name)) for name in _field_names(value.__class__)}
+    later = _added_later(value.__class__)
+    texts = {
+        name: canonical_json(item)
+        for name in _field_names(value.__class__)
+        if (item := getattr(value, name)) != later.get(name, _NEVER)
+    }
     text = mapping_json({"": _quoted(type(value).__name__), **texts})
     if value.__dataclass_params__.frozen:
         object.__setattr__(value, _KEPT, text)
@@ -62,6 +72,12 @@ def _of_dataclass(value: Any) -> str:
 @cache
 def _field_names(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
+
+
+@cache
+def _added_later(kind: Any) -> dict[str, Any]:
+    """The defaults of the fields that were added later, by name."""
+    return {field.name: field.default for field in dataclasses.fields(kind) if field.metadata.get("added_later")}
 
 
 @lru_cache(maxsize=4096)

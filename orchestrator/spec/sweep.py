@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from models.config import SP, CompleteP, MuP, Objective, RectifiedFlow
+from models.fid.catalog import EncoderName
 from orchestrator.spec.datasets import DATASETS
 from orchestrator.spec.expression import parse
 from orchestrator.spec.ladder import Ladder, Size
@@ -156,6 +157,19 @@ class Budgets(Section):
         return self
 
 
+class Distance(Section):
+    """Frechet and kernel distance of generated images from the training images, at each budget that can afford it."""
+
+    encoder: EncoderName
+    """What images are compared by: fmnist-cnn comes with ditlaw; inception (which alone is called FID), dinov2 and clip
+    need weights (`ditlaw encoders list` says which file goes where)."""
+    images: Annotated[int, Field(ge=24, le=1_000_000)] | Literal["auto"] = "auto"
+    """Images generated for each distance; auto: as many as cost at most 5% of the training FLOPs of every trial's
+    largest budget, between 500 and 10,000. The fewer, the larger the distance: one number for a sweep."""
+    most_of_training: float = Field(default=0.5, gt=0)
+    """Budgets at which this takes more than such a share of the training FLOPs up to there have no distance."""
+
+
 class Evaluation(Section):
     """What is measured at each budget, with the same fixed draws for every trial."""
 
@@ -165,14 +179,23 @@ class Evaluation(Section):
     """Fixed draws of time and noise for each of them."""
     sample_images: int = Field(default=40, ge=0)
     """Images generated for the report at each trial's last budget; 0: none."""
-    sampler: Sampler = "heun"
-    """Sampler of the generated images; ddpm and sde-euler add noise (the same for every trial), the others none."""
-    sampler_steps: int = Field(default=20, ge=1)
-    """Its steps."""
+    distance: Distance | None = None
+    """Frechet distance of generated images; absent: none is measured."""
+    sampler: Sampler | None = None
+    """Sampler of all generated images; ddpm and sde-euler add noise (the same for every trial), the others none.
+    Default: heun, or dpmpp-2m with a distance (docs/evaluation.md says why)."""
+    sampler_steps: int | None = Field(default=None, ge=1)
+    """Its steps; default: 20, or 10 with a distance."""
     guidance: float = Field(default=1.0, ge=1)
-    """Classifier-free guidance scale; 1 is none."""
+    """Classifier-free guidance scale of all generated images; 1 is none."""
     guidance_interval: tuple[float, float] | None = None
     """Times [low, high] at which guidance acts, 0 being data and 1 noise; absent: everywhere."""
+
+    @property
+    def walk(self) -> dict[str, Any]:
+        """`sampler` and `sampler_steps`, as given or by default."""
+        sampler, steps = ("heun", 20) if self.distance is None else ("dpmpp-2m", 10)
+        return {"sampler": self.sampler or sampler, "sampler_steps": self.sampler_steps or steps}
 
     @model_validator(mode="after")
     def _interval(self) -> Self:

@@ -6,13 +6,14 @@ Imported by planning (without torch) and by workers alike, and sent between proc
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Literal
 
 from models.config import Objective, Parameterization
 from models.configs.base import ModelConfig
-from orchestrator.spec.identity import canonical_json, digest, digest_text
+from models.fid.catalog import EncoderName
+from orchestrator.spec.identity import ADDED_LATER, canonical_json, digest, digest_text
 
 Precision = Literal["fp32", "bf16"]
 ZeroStage = Literal[0, 1, 2, 3]
@@ -70,6 +71,18 @@ class PowerEma:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How generated images are compared with the training images, the same for every trial of a sweep."""
+
+    encoder: EncoderName
+    images: int
+    """Images generated at a milestone."""
+    most_of_training: float = 0.5
+    """Milestones at which generating and encoding them takes more than this share of the training FLOPs up to there
+    have no distance."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What is measured at a milestone, the same for every trial of a sweep."""
 
@@ -86,6 +99,8 @@ class Evaluation:
     """Times [low, high] at which guidance acts; None is everywhere."""
     seed: int = 0
     """Seed of the fixed draws; not the trial's."""
+    distance: Distance | None = field(default=None, metadata=ADDED_LATER)
+    """None measures no distance of images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,17 +9,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.configs.base import ModelConfig
 from models.objectives import Objective
-from models.samplers import sample
 from orchestrator.results.atomic import write_bytes
 from orchestrator.results.location import Location
 from orchestrator.spec.trial import Evaluation
 from orchestrator.training.data.images import to_float
 from orchestrator.training.data.order import torch_generator
+from orchestrator.training.sampling import Generator, batches
 
 BATCH = 256
 """Images of one forward pass: fixed, so that sums do not depend on anything else."""
+TIME_BUCKETS = 10
+"""Parts of [0, 1] for which losses are told apart."""
 
 
 @dataclass(frozen=True)
@@ -51,50 +52,63 @@ def fixed_draws(images: Tensor, labels: Tensor, evaluation: Evaluation) -> Draws
     return Draws(x, labels[chosen], u.clamp(max=1 - 2**-24), torch.randn(x.shape, generator=generator))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The validation loss and what is known of its noise."""
+
+    mean: float
+    sd: float
+    """Standard deviation of the mean over other draws of images, times and noise."""
+    by_time: tuple[float | None, ...]
+    """Means over the draws whose time lies in each tenth of [0, 1]; None where none does."""
+
+
 @torch.no_grad()
-def validation_loss(model: nn.Module, objective: Objective, draws: Draws, rank: int, world_size: int) -> float:
-    """Mean loss over the draws, in float64; workers share the batches and each returns the whole mean."""
+def validation_losses(
+    model: nn.Module, objective: Objective, draws: Draws, rank: int = 0, world_size: int = 1
+) -> Losses:
+    """Losses over the draws, in float64; workers share the batches and each returns the whole. Collective."""
     device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    losses, times = torch.zeros(2, len(draws.x), dtype=torch.float64, device=device)
     for start in range(rank * BATCH, len(draws.x), world_size * BATCH):
         part = slice(start, start + BATCH)
         x, y, noise = (tensor[part].to(device) for tensor in (draws.x, draws.y, draws.noise))
         t = objective.draw_t(draws.u[part].to(device))
-        total += objective.loss(model, x, y, t, noise).double().sum()
+        losses[part], times[part] = objective.loss(model, x, y, t, noise).double(), t.double()
     if world_size > 1:
-        torch.distributed.all_reduce(total)
-    return float(total) / len(draws.x)
+        both = torch.stack([losses, times])
+        torch.distributed.all_reduce(both)
+        losses, times = both
+    losses, times = losses.cpu(), times.cpu()
+    return Losses(mean=float(losses.mean()), sd=_sd_of_mean(losses, draws.u), by_time=_by_time(losses, times))
 
 
-def sample_grid(model: nn.Module, objective: Objective, config: ModelConfig, evaluation: Evaluation) -> bytes:
-    """A PNG of generated images, one column a class; its noise is the same for every trial.
+def _sd_of_mean(losses: Tensor, u: Tensor) -> float:
+    """Of a stratified mean with one draw a stratum: neighbouring strata taken together in pairs (Cochran 1977, section
+    5A.12). Times differ little within a pair, so what is left is the noise of images and draws."""
+    ordered = losses[u.argsort()]
+    even = ordered[: len(ordered) // 2 * 2]
+    return float((even[::2] - even[1::2]).square().sum().sqrt() / max(len(even), 1))
+
+
+def _by_time(losses: Tensor, times: Tensor) -> tuple[float | None, ...]:
+    bucket = (times * TIME_BUCKETS).long().clamp(0, TIME_BUCKETS - 1)
+    means = []
+    for index in range(TIME_BUCKETS):
+        inside = losses[bucket == index]
+        means.append(float(inside.mean()) if len(inside) else None)
+    return tuple(means)
+
+
+def sample_grid(generator: Generator) -> bytes:
+    """A PNG of the first images of the evaluation, one column a class.
 
     Images beyond a multiple of the number of classes are left out, but at least one row is made.
     """
-    device = next(model.parameters()).device
-    noise, y = sample_noise(config, evaluation)
-    images = sample(
-        model,
-        objective,
-        noise.to(device),
-        y.to(device),
-        sampler=evaluation.sampler,
-        steps=evaluation.sampler_steps,
-        guidance=evaluation.guidance,
-        null_class=config.num_classes,
-        guidance_interval=evaluation.guidance_interval,
-        generator=torch_generator(evaluation.seed, "sampler", 0),
-    )
-    return grid_png(images.cpu(), config.num_classes)
-
-
-def sample_noise(config: ModelConfig, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
-    """Noise [n, c, h, w] and labels [n] of the images of a grid, row by row."""
-    num_classes, shape = config.num_classes, (config.channels, config.image_size, config.image_size)
-    rows = max(1, evaluation.sample_images // num_classes)
-    generator = torch_generator(evaluation.seed, "sample", 0)
-    noise = torch.randn((rows * num_classes, *shape), generator=generator)
-    return noise, torch.arange(num_classes).repeat(rows)
+    num_classes = generator.config.num_classes
+    rows = max(1, generator.evaluation.sample_images // num_classes)
+    parts = [generator.images(*part) for part in batches(rows * num_classes, generator.batch, lambda image: False)]
+    return grid_png(torch.cat(parts).cpu(), num_classes)
 
 
 def save_grid(results: Location, trial_id: str, samples: int, png: bytes) -> None:
@@ -103,10 +117,10 @@ def save_grid(results: Location, trial_id: str, samples: int, png: bytes) -> Non
 
 
 def grid_png(images: Tensor, columns: int) -> bytes:
-    """[n, c, h, w] in [-1, 1] as one picture with a pixel between images."""
+    """[n, c, h, w] in [-1, 1] as one picture with a pixel between images; what the last row lacks is grey."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     n, c, h, w = pixels.shape
-    rows = n // columns
+    rows = -(-n // columns)
     canvas = torch.full((c, rows * (h + 1) - 1, columns * (w + 1) - 1), 128, dtype=torch.uint8)
     for index, image in enumerate(pixels):
         top, left = index // columns * (h + 1), index % columns * (w + 1)

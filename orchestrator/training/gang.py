@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.fid.encoders import Encoder, load_encoder
 from orchestrator.results.location import Location
 from orchestrator.spec.trial import Evaluation
 from orchestrator.training.data.fetch import dataset_named
 from orchestrator.training.data.images import Split, load
 from orchestrator.training.data.source import EndlessImages, HeldImages, TrainingData
 from orchestrator.training.evaluation import Draws, fixed_draws
+from orchestrator.training.reference import RealImages, real_images
 
 HELD_BYTES = 2**30
 """Images that a GPU holds at most; larger sets stay in the host's memory."""
@@ -40,6 +43,8 @@ class GangMember:
     _datasets: dict[tuple[str, Split], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _training: dict[str, TrainingData] = field(default_factory=dict)
     _draws: dict[tuple[str, Evaluation], Draws] = field(default_factory=dict)
+    _encoders: dict[str, Encoder] = field(default_factory=dict)
+    _real: dict[tuple[str, str], RealImages] = field(default_factory=dict)
 
     def dataset(self, name: str, split: Split) -> tuple[Tensor, Tensor]:
         """Images (bytes) and labels of a split, read once."""
@@ -70,6 +75,28 @@ class GangMember:
             self._draws[key] = fixed_draws(*self.dataset(name, "validation"), evaluation)
         return self._draws[key]
 
+    def encoder(self, name: str) -> Encoder:
+        """An encoder of images, read once; ValueError where its weights are missing or wrong."""
+        if name not in self._encoders:
+            self._encoders[name] = load_encoder(name, encoders_folder(self.data.parent), self.device)
+        return self._encoders[name]
+
+    def real_images(self, name: str, encoder_name: str) -> RealImages:
+        """What generated images are compared with, made once. Collective; as `training.reference.real_images`."""
+        key = (name, encoder_name)
+        if key not in self._real:
+            self._real[key] = real_images(
+                self.training_data(name),
+                dataset_named(name),
+                self.encoder(encoder_name),
+                self.results,
+                self.rank,
+                self.world_size,
+                self.device,
+                self.beat,
+            )
+        return self._real[key]
+
     def beat(self) -> None:
         """Give a sign of life."""
         self.beats += 1
@@ -89,3 +116,8 @@ class GangMember:
         total = values.clone()
         torch.distributed.all_reduce(total)
         return total / self.world_size
+
+
+def encoders_folder(data: Path) -> Path:
+    """Where weights of encoders lie that do not come with ditlaw: $DITLAW_ENCODERS, or `encoders` beside datasets."""
+    return Path(os.environ.get("DITLAW_ENCODERS") or data / "encoders")

@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from orchestrator.faults import points
 from orchestrator.results.logs import log_of
 from orchestrator.results.outbox import AT_ONCE, Outbox, outbox_of
 from orchestrator.results.patience import when_there_is_room
-from orchestrator.results.schema import RUNNING, SCHEMA_VERSION
+from orchestrator.results.schema import EVALUATION_COLUMNS, RUNNING, SCHEMA_VERSION
 from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
 from orchestrator.spec.columns import planned_columns
@@ -37,8 +36,8 @@ from orchestrator.spec.trial import CooldownSchedule, Schedule
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
 from orchestrator.training.data.order import torch_generator
 from orchestrator.training.engine import Engine, LossModule
-from orchestrator.training.evaluation import sample_grid, save_grid, validation_loss
 from orchestrator.training.gang import GangMember
+from orchestrator.training.measuring import Measured, Meter
 from orchestrator.training.progress import Counters, is_curve_step
 
 log = logging.getLogger(__name__)
@@ -75,6 +74,7 @@ class Attempt:
         model.activation_checkpointing = trial.activation_checkpointing
         self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
         self.measured_model.register_forward_hook(lambda *_: member.beat())
+        self.meter = Meter(trial, member, self.objective, self.measured_model, outbox)
         self.micro_batch = trial.micro_batch or trial.batch_size // member.world_size
         optimizer = trial.optimizer
         self.engine = Engine(
@@ -118,9 +118,8 @@ class Attempt:
                 return "stopped", "asked to stop"
             if stop not in milestones:
                 continue
-            loss = self._measure(stop)
-            if not math.isfinite(loss):
-                self.counters.diverged = f"validation loss is {loss} at {stop} samples"
+            self.counters.diverged = self._measure(stop)
+            if self.counters.diverged is not None:
                 self._write_diverged(left)
                 return "diverged", self.counters.diverged
         return "completed", None
@@ -250,28 +249,22 @@ class Attempt:
 
     # Milestones and checkpoints.
 
-    def _measure(self, milestone: int) -> float:
-        """The validation loss, in the store unless it is not finite."""
+    def _measure(self, milestone: int) -> str | None:
+        """Measure the averaged weights and write the row; why the trial has diverged here, if it has."""
         began = time.perf_counter()
         self._report("evaluating")
-        trial, member = self.trial, self.member
         with torch.no_grad():
             for parameter, average in zip(
                 self.measured_model.parameters(), self.engine.whole(self.ema.tensors), strict=True
             ):
                 parameter.copy_(average)
-        draws = member.draws(trial.dataset, trial.evaluation)
-        loss = validation_loss(self.measured_model, self.objective, draws, member.rank, member.world_size)
-        if member.rank == 0 and math.isfinite(loss):
-            if milestone == trial.milestones[-1] and trial.evaluation.sample_images:
-                png = sample_grid(self.measured_model, self.objective, trial.model, trial.evaluation)
-                grid = partial(save_grid, member.results, trial.trial_id, milestone, png)
-                self._keep(lambda: self.outbox.put(grid, len(png)))
+        measured = self.meter.measure(milestone, self._keep)
+        if self.member.rank == 0 and measured.failure is None:
             self._write_curve()
-            row = self._measurement_row(milestone, "ok", None, loss)
+            row = self._measurement_row(milestone, "ok", None, measured)
             self._keep(lambda: self.store.append_measurements([row]))
         self.evaluation_seconds += time.perf_counter() - began
-        return loss
+        return measured.failure
 
     def _write_diverged(self, milestones: tuple[int, ...]) -> None:
         """A row for every milestone that the trial will not reach: divergence is a result."""
@@ -356,21 +349,16 @@ class Attempt:
             )
         )
 
-    def _measurement_row(self, milestone: int, outcome: str, reason: str | None, loss: float | None) -> dict[str, Any]:
-        trial, evaluation = self.trial, self.trial.evaluation
-        grid = milestone == trial.milestones[-1] and outcome == "ok" and evaluation.sample_images > 0
+    def _measurement_row(
+        self, milestone: int, outcome: str, reason: str | None, measured: Measured | None
+    ) -> dict[str, Any]:
+        trial = self.trial
         return {
+            **dict.fromkeys(EVALUATION_COLUMNS),
             **planned_columns(trial, milestone),
+            **(measured.columns(trial) if measured is not None else {}),
             "schema_version": SCHEMA_VERSION,
-            "loss": loss,
             "loss_train": self.counters.running_loss,
-            "fid": None,
-            "fd": None,
-            "fd_encoder": None,
-            "eval_samples": evaluation.loss_images * evaluation.loss_draws,
-            "sampler": evaluation.sampler if grid else None,
-            "sampler_steps": evaluation.sampler_steps if grid else None,
-            "guidance": evaluation.guidance if grid else None,
             "outcome": outcome,
             "reason": reason,
             "num_workers": self.member.world_size,

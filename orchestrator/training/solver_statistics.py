@@ -8,27 +8,15 @@ import torch
 from torch import nn
 
 from models.dpm_v3 import Statistics, estimate_statistics
-from models.families import build
 from models.objectives import build_objective
 from models.samplers import sample
 from orchestrator.results.atomic import write_bytes
 from orchestrator.spec.trial import Trial
-from orchestrator.training.checkpoint import Checkpoints
 from orchestrator.training.data.images import load, to_float
 from orchestrator.training.data.order import torch_generator
-from orchestrator.training.evaluation import grid_png, sample_noise
-
-
-def averaged_model(trial: Trial, results: Path) -> tuple[nn.Module, int]:
-    """The EMA model of a trial's newest checkpoint, and its samples seen; ValueError where there is none."""
-    checkpoint = Checkpoints(results, trial.trial_id).newest(at_most=2**62)
-    if checkpoint is None:
-        raise ValueError(f"trial {trial.trial_id} has no checkpoint in {results}; wanted one. Run the sweep first.")
-    model = build(trial.model, trial.parameterization, trial.seed).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(checkpoint.tensors[f"ema/{name}"])
-    return model, checkpoint.samples
+from orchestrator.training.evaluation import grid_png
+from orchestrator.training.inspection import averaged_model
+from orchestrator.training.sampling import first_noise
 
 
 def estimate(trial: Trial, results: Path, data: Path, out: Path, num_images: int, grid: Path | None) -> int:
@@ -57,7 +45,9 @@ def estimate(trial: Trial, results: Path, data: Path, out: Path, num_images: int
 
 
 def _grid(model: nn.Module, trial: Trial, statistics: Statistics) -> bytes:
-    noise, y = sample_noise(trial.model, trial.evaluation)
+    num_classes = trial.model.num_classes
+    rows = max(1, trial.evaluation.sample_images // num_classes)
+    noise, y = first_noise(trial.model, trial.evaluation, 0, rows * num_classes)
     images = sample(
         model,
         build_objective(trial.objective),
@@ -66,8 +56,8 @@ def _grid(model: nn.Module, trial: Trial, statistics: Statistics) -> bytes:
         sampler="dpm-v3",
         steps=trial.evaluation.sampler_steps,
         guidance=trial.evaluation.guidance,
-        null_class=trial.model.num_classes,
+        null_class=num_classes,
         guidance_interval=trial.evaluation.guidance_interval,
         statistics=statistics,
     )
-    return grid_png(images, trial.model.num_classes)
+    return grid_png(images, num_classes)

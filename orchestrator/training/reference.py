@@ -1,0 +1,139 @@
+"""The training images as an encoder sees them: what generated images are compared with. Made once a results folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from models.fid.encoders import Encoder, to_bytes
+from models.fid.frechet import Reference
+from models.fid.moments import Moments
+from orchestrator.results.atomic import write_bytes
+from orchestrator.results.location import Location, entries
+from orchestrator.spec.datasets import Dataset
+from orchestrator.spec.identity import digest
+from orchestrator.training.data.source import TrainingData
+
+log = logging.getLogger(__name__)
+
+IMAGES = 50_000
+"""Images of a reference at most, as FID-50k has."""
+POOL = 10_000
+"""Images whose features are kept for the kernel distance, which needs features and not moments."""
+BATCH = 250
+"""Images of one forward pass of an encoder."""
+SEED = 2**31 - 1
+"""Of the order in which training images are taken: no trial's, so that endless images are other ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealImages:
+    """Moments of real images under one encoder, and the features of some of them."""
+
+    reference: Reference
+    pool: Tensor
+    """[n, d]"""
+    encoder_digest: str
+
+
+def real_images(
+    data: TrainingData,
+    dataset: Dataset,
+    encoder: Encoder,
+    results: Location,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    beat: Callable[[], None] = lambda: None,
+) -> RealImages:
+    """The reference from the results folder, where it is known by dataset, encoder and preprocessing; else it is made.
+
+    Collective: workers share the images, and one of them keeps the result. They are the first of a training's order,
+    at most IMAGES, and always the same.
+
+    Raises:
+        ValueError: the folder's reference was made with other weights of this encoder, so that distances would not
+            compare with those that are there.
+    """
+    facts = encoder.facts
+    images_of = [dataset.name, dataset.form, dataset.image_size, dataset.channels, dataset.train_images]
+    files = [file.sha256 for file in dataset.files]
+    key = digest([images_of, files, encoder.digest, facts.preprocessing, IMAGES, POOL])
+    folder, stem = results / "references", f"{dataset.name}-{encoder.name}-"
+    path = folder / f"{stem}{key}.safetensors"
+    known = _read(path)
+    if world_size > 1:  # what one worker sees, all of them do, or they would wait for each other
+        there = torch.tensor([known is not None], dtype=torch.int32, device=device)
+        torch.distributed.broadcast(there, src=0)
+        known = _read(path) if bool(there) else None
+    if known is None:
+        others = [other.name for other in _names(folder) if other.name.startswith(stem) and other.name != path.name]
+        if others:
+            raise ValueError(
+                f"the results in {results} were measured with other weights of encoder {encoder.name} or another "
+                f"{dataset.name} ({others[0]}); this one has SHA-256 {encoder.digest[:16]}... "
+                "Distances would not compare. Put the weights back, or measure into another results folder."
+            )
+        num_images = IMAGES if dataset.train_images is None else min(IMAGES, dataset.train_images)
+        known = _made(data, num_images, encoder, rank, world_size, device, beat)
+        if rank == 0:
+            write_bytes(path, save({name: tensor.cpu().contiguous() for name, tensor in known.items()}))
+            log.info("%s holds the features of %d images of %s", path, int(known["count"]), dataset.name)
+    moments = Moments(int(known["count"]), known["mean"], known["scatter"])
+    reference = Reference(moments.to(device), known["sqrt_covariance"].to(device))
+    return RealImages(reference=reference, pool=known["pool"].to(device), encoder_digest=encoder.digest)
+
+
+def _made(
+    data: TrainingData,
+    num_images: int,
+    encoder: Encoder,
+    rank: int,
+    world_size: int,
+    device: torch.device | str,
+    beat: Callable[[], None],
+) -> dict[str, Tensor]:
+    moments: Moments | None = None
+    pool = torch.zeros(0)
+    for start in range(rank * BATCH, num_images, world_size * BATCH):
+        part = slice(0, min(BATCH, num_images - start))
+        images, _ = data.batch(SEED, start, BATCH, part)
+        features = encoder.features(to_bytes(images.to(device)))
+        beat()
+        moments = Moments.of(features) if moments is None else moments.merge(Moments.of(features))
+        if start < POOL:
+            if not len(pool):
+                pool = features.new_zeros(min(POOL, num_images), features.shape[1])
+            pool[start : start + len(features)] = features[: len(pool) - start]
+    assert moments is not None, "there are more batches of images than workers"
+    if world_size > 1:
+        moments = moments.over_workers()
+        torch.distributed.all_reduce(pool)
+    root = Reference.of(moments).sqrt_covariance
+    count = torch.tensor(moments.count)
+    return {
+        "count": count, "mean": moments.mean, "scatter": moments.scatter, "sqrt_covariance": root, "pool": pool,
+    }  # fmt: skip
+
+
+def _names(folder: Location) -> list[Location]:
+    try:
+        return [path for path in entries(folder) if not path.name.startswith(".")]
+    except FileNotFoundError:
+        return []
+
+
+def _read(path: Location) -> dict[str, Tensor] | None:
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except SafetensorError as error:
+        log.warning("%s cannot be read (%s); it is made again", path, error)
+        return None
