@@ -16,6 +16,7 @@ from orchestrator.cli.analysing import fit, report
 from orchestrator.cli.benching import bench
 from orchestrator.cli.datasets import data
 from orchestrator.cli.inspecting import coord_check, solver_statistics
+from orchestrator.cli.looking import encoders, evaluate, noise, sample
 from orchestrator.cli.planning import plan, schema
 from orchestrator.cli.refusals import fail
 from orchestrator.cli.running import compact, run, sync
@@ -53,5 +54,5 @@ def main(verbose: bool) -> None:
 
 for command in (plan, schema, suggest, simulate, run, submit, status, logs, cancel, retry, sync, compact):
     main.add_command(command)
-for command in (fit, report, data, coord_check, solver_statistics, bench, soak):
+for command in (fit, report, data, encoders, evaluate, sample, noise, coord_check, solver_statistics, bench, soak):
     main.add_command(command)
