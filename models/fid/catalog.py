@@ -45,7 +45,7 @@ ENCODERS: dict[str, EncoderFacts] = {
             flops=7.5e6,
             preprocessing="mean of channels, antialiased bilinear to 28x28 where larger or smaller, x / 127.5 - 1",
             file="fmnist_cnn.safetensors",
-            sha256="e9916d32424853440fd53d39cfd7ab7556119bab3831b2ffe9126ddb8eef5a6a",
+            sha256="57bcf130c3260dfdda8516ca7ea18556550adf8b7de0a061df6af6088f3c33fe",
             published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train` makes it again",
         ),
         EncoderFacts(
