@@ -26,7 +26,7 @@ from orchestrator.planning.followup import Ground
 from orchestrator.planning.plan import expand
 from orchestrator.results.location import Location
 from orchestrator.results.store import read_planned
-from orchestrator.spec.datasets import DATASETS
+from orchestrator.spec.datasets import dataset_named
 from orchestrator.spec.sweep import Sweep, load
 from orchestrator.spec.trial import Trial
 
@@ -184,7 +184,7 @@ class _Study:
 
     def _candidates(self) -> list[Trial]:
         """Every size at every budget in every seed, where the sweep's constraints allow it."""
-        data = DATASETS[self.sweep.dataset]
+        data = dataset_named(self.sweep.dataset)
         epochs = self.sweep.budgets.max_epochs or data.max_epochs
         conditions = followup.candidate_constraints(self.ground, self.own, epochs)
         budgets = {size["name"]: self.budgets for size in self.sizes}

@@ -64,7 +64,8 @@ def s3(_s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def fashion_mnist() -> Path:
     """The folder of Fashion-MNIST; `make test` fetches it before the tests."""
-    from orchestrator.training.data.fetch import default_folder, find
+    from orchestrator.spec.datasets import default_folder
+    from orchestrator.training.data.fetch import find
 
     folder = default_folder("fashion-mnist")
     if find("fashion-mnist", folder):

@@ -10,15 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec.datasets import FASHION_MNIST, DataFile, Dataset
-from orchestrator.training.data.fetch import (
-    Source,
-    default_folder,
-    fetch_dataset,
-    fetch_fashion_mnist,
-    find,
-    folder_source,
-)
+from orchestrator.spec.datasets import FASHION_MNIST, DataFile, Dataset, default_folder
+from orchestrator.training.data.fetch import Source, fetch_dataset, fetch_fashion_mnist, find, folder_source
 
 CONTENTS = {"a.gz": b"first", "b.gz": b"second"}
 DATASET = Dataset(
@@ -107,7 +100,7 @@ def test_find_lists_missing_files_without_torch(tmp_path: Path) -> None:
 
 
 def test_an_unknown_dataset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no dataset 'cifar'; known are fashion-mnist"):
+    with pytest.raises(ValueError, match="dataset 'cifar' is not known; wanted one of fashion-mnist"):
         find("cifar", tmp_path)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.spec.datasets import Dataset
-from orchestrator.training.data.fetch import default_folder, find
+from orchestrator.spec.datasets import Dataset, default_folder
+from orchestrator.training.data.fetch import find
 from orchestrator.training.data.images import load, load_idx
 
 DATASET = Dataset(

@@ -1,4 +1,4 @@
-"""Commands about datasets: `data fetch`, `data list`."""
+"""Commands about datasets: `data fetch`, `data encode`, `data list`."""
 
 from __future__ import annotations
 
@@ -20,26 +20,75 @@ def data() -> None:
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="Where to put them; default: data/<dataset>.")
 def data_fetch(dataset: str, source: Path | None, folder: Path | None) -> None:
     """Put DATASET's files in place, checksums verified. The only command that downloads."""
-    from orchestrator.training.data.fetch import dataset_named, default_folder, fetch_fashion_mnist
+    from orchestrator.spec.datasets import dataset_named, default_folder
+    from orchestrator.training.data.fetch import fetch_fashion_mnist
 
     with refusing():
-        if not dataset_named(dataset).files:
-            click.echo(f"{dataset} is made as it is needed: there is nothing to fetch")
+        known = dataset_named(dataset)
+        if known.form != "idx":
+            made = "is made as it is needed" if known.form == "procedural" else "was encoded here"
+            click.echo(f"{dataset} {made}: there is nothing to fetch")
             return
         click.echo(f"{dataset} is in {fetch_fashion_mnist(folder or default_folder(dataset), source)}")
+
+
+@data.command("encode")
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.option("--name", required=True, help="Of the dataset, as sweeps will know it.")
+@click.option(
+    "--vae",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of a diffusers AutoencoderKL; nothing is fetched.",
+)
+@click.option(
+    "--size", default=256, show_default=True, type=click.IntRange(min=8), help="Side of the pictures, pixels."
+)
+@click.option("--batch", default=32, show_default=True, type=click.IntRange(min=1), help="Pictures at a time.")
+@click.option(
+    "--validation-every",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Every so-manieth is validation.",
+)
+def data_encode(source: Path, name: str, vae: Path, size: int, batch: int, validation_every: int) -> None:
+    """Turn pictures into latents: SOURCE is a folder of class folders, WebDataset tars, or Parquet files.
+
+    They go to $DITLAW_DATA/NAME, or data/NAME here, where sweeps look for them.
+    """
+    import torch
+
+    from orchestrator.spec.datasets import DATASETS, default_folder
+    from orchestrator.training.data.encode import autoencoder, encode
+    from orchestrator.training.data.examples import examples
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with refusing():
+        if name in DATASETS or "/" in name:
+            raise ValueError(f"got the name {name!r}; wanted one that no dataset has, without a slash")
+        made = encode(
+            examples(source), autoencoder(vae, device), default_folder(name),
+            size=size, batch=batch, validation_every=validation_every,
+        )  # fmt: skip
+    click.echo(f"{name} is in {made}")
 
 
 @data.command("list")
 def data_list() -> None:
     """List the datasets ditlaw knows and which of them are here."""
-    from orchestrator.spec.datasets import DATASETS
-    from orchestrator.training.data.fetch import default_folder, find
+    from orchestrator.spec.datasets import DATASETS, dataset_named, default_folder, encoded_names
+    from orchestrator.training.data.fetch import find
 
-    for name, dataset in DATASETS.items():
+    for name in (*DATASETS, *encoded_names()):
+        with refusing():
+            dataset = dataset_named(name)
         shape = f"{dataset.image_size} x {dataset.image_size} x {dataset.channels}, {dataset.num_classes} classes"
         if dataset.train_images is None:
             click.echo(f"{name}  images without end of {shape}  needs no files")
             continue
+        remedy = f"ditlaw data fetch {name}" if dataset.form == "idx" else "encode it again, under another name"
         where = default_folder(name)
-        here = f"in {where}" if not find(name, where) else f"not here; ditlaw data fetch {name}"
+        missing = ", ".join(file.name for file in find(name, where))
+        here = f"not here ({missing}); {remedy}" if missing else f"in {where}"
         click.echo(f"{name}  {dataset.train_images:,} images of {shape}  {here}")

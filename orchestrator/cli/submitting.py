@@ -73,8 +73,8 @@ def _arguments(
 ) -> list[str]:
     """Those of `run`, with absolute paths: a job does not run in this folder. Raises ValueError for bad ones."""
     from orchestrator.results.store import Store
+    from orchestrator.spec.datasets import default_folder
     from orchestrator.tracking.address import without_password
-    from orchestrator.training.data.fetch import default_folder
 
     folder = Path(results) if results else Path("results") / plan.sweep.name
     if results and "://" in results:

@@ -93,7 +93,8 @@ def tracking_uri_of(given: str | None, folder: Location) -> str:
 
 def data_folder(plan: Plan, data: Path | None) -> Path:
     """The dataset's folder, with all its files; ValueError says which are missing."""
-    from orchestrator.training.data.fetch import default_folder, find
+    from orchestrator.spec.datasets import default_folder
+    from orchestrator.training.data.fetch import find
 
     name = plan.sweep.dataset
     folder = data or default_folder(name)

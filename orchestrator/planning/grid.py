@@ -14,7 +14,7 @@ from orchestrator.planning.budget import batch_size_of, cooldown_start, flops_of
 from orchestrator.planning.devices import named
 from orchestrator.planning.sizes import Ladder, SizedModel, Sizing
 from orchestrator.planning.variants import Variant, Variants
-from orchestrator.spec.datasets import DATASETS
+from orchestrator.spec.datasets import dataset_named
 from orchestrator.spec.expression import Condition, parse
 from orchestrator.spec.recipe import Training, WarmupStableDecay
 from orchestrator.spec.source import Location, Problem, Source, nearest
@@ -102,7 +102,7 @@ class Grid:
                 return ladder
         own = "sizes" in self._sweep.arms[variant.arm].models
         at: Location = ("arms", variant.arm, "models") if own else ("models",)
-        sizing = Sizing(variant.models, DATASETS[self._sweep.dataset], self._source, self.problems, at)
+        sizing = Sizing(variant.models, dataset_named(self._sweep.dataset), self._source, self.problems, at)
         ladder = sizing.ladder(self._common_flops)
         self._ladders.append((variant.models, ladder))
         return ladder
@@ -157,7 +157,7 @@ class Grid:
 
     def _wrong(self, training: Training, model: SizedModel, steps: int, batch: int, branch: int | None) -> str | None:
         """What is wrong with so many steps, if anything."""
-        data, samples, workers = DATASETS[self._sweep.dataset], steps * batch, self._sweep.compute.workers
+        data, samples, workers = dataset_named(self._sweep.dataset), steps * batch, self._sweep.compute.workers
         if steps == 0:
             in_flops = self._sweep.budgets.kind in ("flops", "gpu_hours")
             need = f"{model.cost.training_flops * batch:.3g} FLOPs" if in_flops else f"{batch} samples"
@@ -271,7 +271,7 @@ class Grid:
             "tokens": samples * model.cost.tokens,
             "flops": samples * model.cost.training_flops,
             "steps": samples / target.batch_size,
-            "epochs": DATASETS[self._sweep.dataset].epochs(samples),
+            "epochs": dataset_named(self._sweep.dataset).epochs(samples),
             "tokens_per_param": samples * model.cost.tokens / model.params,
         }
         for axis, value in cell.variant.axes.items():
@@ -283,7 +283,7 @@ class Grid:
     # The sweep as a whole.
 
     def _check(self, variants: Sequence[Variant]) -> None:
-        sweep, data = self._sweep, DATASETS[self._sweep.dataset]
+        sweep, data = self._sweep, dataset_named(self._sweep.dataset)
         if sweep.evaluation.loss_images > data.validation_images:
             asked, have = sweep.evaluation.loss_images, data.validation_images
             message = f"got {asked} images; {sweep.dataset} has {have} for validation. Lower it, or raise loss_draws."

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from orchestrator.spec.source import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +33,8 @@ class Dataset:
     """None: without end, every sample of a training is another image."""
     validation_images: int
     files: tuple[DataFile, ...]
-    form: Literal["idx", "procedural"] = "idx"
-    """Where images come from: MNIST's files, or a function of their index."""
+    form: Literal["idx", "procedural", "latents"] = "idx"
+    """Where images come from: MNIST's files, a function of their index, or what `ditlaw data encode` wrote."""
     max_epochs: float = 1000.0
     """Most passes over the training images that a sweep may ask for unasked: beyond, nothing new is learnt."""
 
@@ -97,3 +102,46 @@ PROCEDURAL = tuple(_procedural(size, channels) for size in (16, 32, 64) for chan
 """Shapes on backgrounds, drawn as they are needed: data without end, of three sizes, in colour and grey."""
 
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (FASHION_MNIST, *PROCEDURAL)}
+
+MANIFEST = "dataset.json"
+"""The file that makes a folder an encoded dataset, written last."""
+
+
+def default_folder(dataset_name: str) -> Path:
+    """Where a dataset lies unless said otherwise: $DITLAW_DATA/<dataset>, or data/<dataset> here."""
+    return Path(os.environ.get("DITLAW_DATA") or "data") / dataset_name
+
+
+def latents_name(split: str, kind: str = "latents") -> str:
+    """The file of an encoded dataset with the latents (float16, [n, c, h, w]) or labels (int64) of a split."""
+    return f"{split}-{kind}.bin"
+
+
+def dataset_named(name: str) -> Dataset:
+    """The dataset of this name: one that ditlaw knows, or one that was encoded into its default folder.
+
+    Raises:
+        ValueError: there is none, or its manifest is damaged; the known ones are listed.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    manifest = default_folder(name) / MANIFEST
+    if "/" in name or not manifest.is_file():
+        known = [*sorted(DATASETS), *encoded_names()]
+        wanted = ", ".join(known)
+        raise ValueError(
+            f"dataset {name!r} is not known; wanted one of {wanted}, or one that ditlaw data encode made"
+            f"{nearest(name, known)}"
+        )
+    try:
+        told = json.loads(manifest.read_bytes())
+        files = tuple(DataFile(**file) for file in told.pop("files"))
+        names = tuple(told.pop("class_names"))
+        return Dataset(**{**told, "name": name}, class_names=names, files=files, form="latents")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{manifest} is damaged: {error!r}. Encode the dataset again under another name.") from None
+
+
+def encoded_names() -> list[str]:
+    """Names of the encoded datasets in their default folders."""
+    return sorted(path.parent.name for path in default_folder("").glob(f"*/{MANIFEST}"))

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from models.config import SP, CompleteP, MuP, Objective, RectifiedFlow
 from models.fid.catalog import EncoderName
-from orchestrator.spec.datasets import DATASETS
+from orchestrator.spec.datasets import dataset_named
 from orchestrator.spec.expression import parse
 from orchestrator.spec.ladder import Ladder, Size
 from orchestrator.spec.options import options_section
@@ -251,6 +251,9 @@ class Compute(Section):
     compile: bool = False
     """Train through torch.compile, on GPUs at ZeRO 0 to 2: faster steps after a minute of compiling, results that
     differ by rounding, and less memory than the plan says."""
+    packing: Annotated[int, Field(ge=2, le=1024)] | Literal["auto", "off"] = "off"
+    """Train trials of one shape as one stacked model: at most so many together, or auto: as many as were measured to
+    pay on the device. Their results are those that they have alone, to rounding."""
     checkpoint_minutes: PositiveFloat = 5.0
     """Longest time between checkpoints; every budget makes one too."""
     hang_minutes: PositiveFloat = 10.0
@@ -394,10 +397,7 @@ class Sweep(Section):
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, name: str) -> str:
-        if name not in DATASETS:
-            known = sorted(DATASETS)
-            raise ValueError(f"dataset {name!r} is not known; wanted one of {', '.join(known)}{nearest(name, known)}")
-        return name
+        return dataset_named(name).name
 
 
 def load(path: Path) -> tuple[Sweep, Source]:

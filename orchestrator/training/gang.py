@@ -14,8 +14,8 @@ from torch import Tensor
 
 from models.fid.encoders import Encoder, load_encoder
 from orchestrator.results.location import Location
+from orchestrator.spec.datasets import dataset_named
 from orchestrator.spec.trial import Evaluation
-from orchestrator.training.data.fetch import dataset_named
 from orchestrator.training.data.images import Split, load
 from orchestrator.training.data.source import EndlessImages, HeldImages, TrainingData
 from orchestrator.training.evaluation import Draws, fixed_draws

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.results.atomic import write_bytes
-from orchestrator.spec.datasets import DATASETS, FASHION_MNIST, DataFile, Dataset
+from orchestrator.spec.datasets import FASHION_MNIST, DataFile, Dataset, dataset_named
 
 _logger = logging.getLogger(__name__)
 
@@ -32,18 +32,6 @@ _HTTP_SECONDS = 30
 
 Source = tuple[str, Callable[[Sequence[DataFile], Path], None]]
 """A name for people, and what copies files into a folder; it raises OSError or ValueError where it cannot."""
-
-
-def dataset_named(name: str) -> Dataset:
-    """The dataset of this name. Raises ValueError listing the known ones."""
-    if name not in DATASETS:
-        raise ValueError(f"no dataset {name!r}; known are {', '.join(sorted(DATASETS))}. Correct the name.")
-    return DATASETS[name]
-
-
-def default_folder(dataset_name: str) -> Path:
-    """Where a dataset lies unless said otherwise: $DITLAW_DATA/<dataset>, or data/<dataset> here."""
-    return Path(os.environ.get("DITLAW_DATA") or "data") / dataset_name
 
 
 def find(dataset_name: str, folder: Path) -> list[DataFile]:

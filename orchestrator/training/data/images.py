@@ -14,8 +14,8 @@ from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.spec.datasets import Dataset
-from orchestrator.training.data.fetch import dataset_named, find
+from orchestrator.spec.datasets import Dataset, dataset_named, latents_name
+from orchestrator.training.data.fetch import find
 from orchestrator.training.data.procedural import FIRST_VALIDATION, render
 
 Split = Literal["train", "validation"]
@@ -32,15 +32,32 @@ def load(dataset_name: str, split: Split, folder: Path) -> tuple[UInt8[Tensor, "
     dataset = dataset_named(dataset_name)
     folder = Path(folder)
     if missing := find(dataset_name, folder):
+        fetch = f"Run: ditlaw data fetch {dataset_name} --to {folder}"
+        remedy = fetch if dataset.form == "idx" else "Put them back, or encode it again under another name"
         raise ValueError(
             f"dataset {dataset_name} is not in {folder.absolute()}: {', '.join(file.name for file in missing)} missing "
-            f"or of a wrong size. Run: ditlaw data fetch {dataset_name} --to {folder}"
+            f"or of a wrong size. {remedy}"
         )
     if dataset.form == "procedural":
         if split == "train":
             raise ValueError(f"{dataset_name} has no end; wanted its validation split, or batches of `training_data`")
         return _rendered(dataset)
+    if dataset.form == "latents":
+        return _latents(dataset, split, folder)
     return load_idx(dataset, split, folder)
+
+
+def _latents(dataset: Dataset, split: Split, folder: Path) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]:
+    """Encoded images and their labels, mapped into memory."""
+    count = dataset.train_images if split == "train" else dataset.validation_images
+    assert count is not None, "what lies in files has an end"
+    shape = (count, dataset.channels, dataset.image_size, dataset.image_size)
+    mapped = [
+        # Copy on write, so that torch may have it: nothing is written.
+        torch.from_numpy(np.memmap(folder / latents_name(split, kind), dtype=dtype, mode="c", shape=form))
+        for kind, dtype, form in (("latents", "<f2", shape), ("labels", "<i8", (count,)))
+    ]
+    return mapped[0], mapped[1]
 
 
 def _rendered(dataset: Dataset) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
@@ -86,6 +103,6 @@ def _read_idx(dataset: Dataset, path: Path, shape: tuple[int, ...]) -> NDArray[n
     return np.frombuffer(data, dtype=np.uint8, offset=len(header)).reshape(shape).copy()
 
 
-def to_float(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """Bytes 0 to 255 as float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+def to_float(images: Tensor) -> Float[Tensor, "n c h w"]:
+    """Bytes 0 to 255 as float32 in [-1, 1]; latents, which are floats already, as they are."""
+    return images.float() if images.is_floating_point() else images.float() / 127.5 - 1
