@@ -31,12 +31,25 @@ class Linear(nn.Linear):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def forward(self, x: Float[Tensor, "*rest i"], multiplier: float = 1.0) -> Float[Tensor, "*rest o"]:
+        """W x `multiplier` + b. The multiplier is of the matrix product, not of the bias, which has no width to make up
+        for; it goes to the weight, by far the smaller factor."""
+        weight = self.weight if multiplier == 1.0 else self.weight * multiplier
+        return F.linear(x, weight, self.bias)
+
 
 def modulated_norm(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 1 d"], scale: Float[Tensor, "b 1 d"]
 ) -> Float[Tensor, "b n d"]:
     """adaLN: LayerNorm(x) (1 + scale) + shift, the norm without parameters of its own (DiT, section 3.2)."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+
+
+def placed(x: Float[Tensor, "b n d"], positions: Float[Tensor, "*models n d"]) -> Float[Tensor, "b n d"]:
+    """Tokens plus positions; of several models in one batch (`models.packed`) each has its own."""
+    if positions.dim() == 2:
+        return x + positions
+    return (x.unflatten(0, (len(positions), -1)) + positions[:, None]).flatten(0, 1)
 
 
 def positions_2d(side: int, width: int) -> Float[Tensor, "n d"]:

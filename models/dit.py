@@ -23,6 +23,7 @@ from models.blocks import (
     TimestepEmbedder,
     check_shape,
     modulated_norm,
+    placed,
     positions_2d,
     rotations_2d,
 )
@@ -105,10 +106,7 @@ class FinalLayer(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n o"]:
         b, d = condition.shape
         shift, scale = self.adaLN_modulation(condition).view(b, 2, 1, d).unbind(1)
-        # The multiplier is of the matrix product, not of the bias, which has no width to make up for. It goes to the
-        # weight, by far the smaller factor.
-        weight = self.linear.weight if self.multiplier == 1.0 else self.linear.weight * self.multiplier
-        return F.linear(modulated_norm(x, shift, scale), weight, self.linear.bias)
+        return self.linear(modulated_norm(x, shift, scale), self.multiplier)
 
 
 class DiT(TaggedModule):
@@ -175,7 +173,7 @@ class DiT(TaggedModule):
         check_shape(x, config)
         x = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))  # [b, n, d]
         if self.positions is not None:
-            x = x + self.positions.to(x.dtype)
+            x = placed(x, self.positions.to(x.dtype))
         condition = F.silu(self.t_embedder(t) + self.y_embedder(y))  # [b, d]
         for block in self.blocks:
             x = self.through(block, x, condition, self.rotation)

@@ -42,16 +42,18 @@ class LiveView:
 
     def listen(self, snapshot: Snapshot) -> None:
         """Show a snapshot; lines about what has ended stay."""
-        for progress in snapshot.progress.values():
-            if progress.loss is not None:
-                self._losses[progress.trial_id] = progress.loss
+        for whole in snapshot.progress.values():
+            for progress in (whole, *whole.mates):
+                if progress.loss is not None:
+                    self._losses[progress.trial_id] = progress.loss
         for note in snapshot.notes:
             self.say(f"! {note}")
         for trial_id in snapshot.state.done.keys() - self._told:
             self._told.add(trial_id)
-            loss = f"  training loss {self._losses[trial_id]:.4f}" if trial_id in self._losses else ""
-            trial = snapshot.trials[trial_id]
-            self.say(f"{clock(snapshot.seconds)}  done  {trial.name:<28}{trial.flops:9.2e} FLOPs{loss}")
+            for trial in snapshot.packs.get(trial_id, (snapshot.trials[trial_id],)):
+                loss = self._losses.get(trial.trial_id)
+                shown = "" if loss is None else f"  training loss {loss:.4f}"
+                self.say(f"{clock(snapshot.seconds)}  done  {trial.name:<28}{trial.flops:9.2e} FLOPs{shown}")
         if self._live:
             self._live.update(self._table(snapshot))
         elif time.monotonic() - self._last_line > CALM_SECONDS:
@@ -68,18 +70,24 @@ class LiveView:
                 gangs.add_row(gang, name, "", "", "", "")
                 continue
             trial = snapshot.trials[progress.trial_id]
+            mates = f" and {len(progress.mates)} more" if progress.mates else ""
             rate = f"{progress.samples_per_second:,.0f} samples/s" if progress.samples_per_second else ""
             gangs.add_row(
                 gang,
-                trial.name,
+                trial.name + mates,
                 ProgressBar(total=trial.last, completed=progress.samples, width=24),
                 f"{progress.samples:,}/{trial.last:,}",
                 f"loss {progress.loss:.4f}" if progress.loss is not None else progress.phase,
                 progress.phase if progress.phase == "evaluating" else rate,
             )
-        waiting = f"{len(snapshot.state.done)} trials done, {snapshot.state.num_waiting} waiting"
+        done = sum(len(snapshot.packs.get(trial_id, (trial_id,))) for trial_id in snapshot.state.done)
+        waiting = f"{done} trials done, {snapshot.state.num_waiting} {_waiting_word(snapshot)} waiting"
         total = ProgressBar(total=snapshot.flops_planned, completed=snapshot.flops_done, width=None)
         return Group(Text(_headline(snapshot)), total, gangs, Text(waiting, style="dim"))
+
+
+def _waiting_word(snapshot: Snapshot) -> str:
+    return "packs" if any(len(pack) > 1 for pack in snapshot.packs.values()) else "trials"
 
 
 def _headline(snapshot: Snapshot) -> str:

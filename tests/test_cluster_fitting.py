@@ -82,9 +82,9 @@ def test_conditions_add_to_the_priority_of_trials(tmp_path):
     found = {(trial.arm, trial.size): number for trial, number in zip(plan.trials, priorities, strict=True)}
     mup, sp = {"w8": 12, "w16": 112, "w32": 112}, {"w8": 2, "w16": 102, "w32": 102}
     assert found == {(arm, size): n for arm, sizes in (("mup", mup), ("sp", sp)) for size, n in sizes.items()}
-    jobs = jobs_of(plan, plan.trials, lambda trial: False)
+    jobs = jobs_of(plan, [(trial,) for trial in plan.trials], lambda trial: False)
     assert sorted(job.priority for job in jobs) == sorted(found.values())
-    assert jobs_of(plan, plan.trials[:1], lambda trial: False, 0)[0].priority == priorities[0] - 3
+    assert jobs_of(plan, [plan.trials[:1]], lambda trial: False, 0)[0].priority == priorities[0] - 3
 
 
 @pytest.mark.parametrize(

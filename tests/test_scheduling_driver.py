@@ -35,12 +35,13 @@ class Worker:
 
     def run(self, assignment: Assignment) -> tuple[str, None]:
         self.attempts += 1
-        self.before(assignment, self.attempts)
-        trial = assignment.trial
-        for samples in assignment.milestones:
-            row = measurement(trial.trial_id, trial.arm, "10K", 1e-3, samples, 1e9, 1.0, datetime.now(UTC))
-            row |= {"sweep": trial.sweep, "size": trial.size, "attempt": assignment.attempt}
-            self.store.append_measurements([row])
+        for one in assignment.members:
+            self.before(one, self.attempts)
+            trial = one.trial
+            for samples in one.milestones:
+                row = measurement(trial.trial_id, trial.arm, "10K", 1e-3, samples, 1e9, 1.0, datetime.now(UTC))
+                row |= {"sweep": trial.sweep, "size": trial.size, "attempt": one.attempt}
+                self.store.append_measurements([row])
         self.after(assignment, self.attempts)
         return "completed", None
 
@@ -62,7 +63,7 @@ def plan() -> Plan:
 
 @pytest.fixture
 def drive(plan: Plan, tmp_path: Path):
-    def drive(before: Act = nothing, after: Act = nothing, store: Store | None = None) -> Driven:
+    def drive(before: Act = nothing, after: Act = nothing, store: Store | None = None, plan: Plan = plan) -> Driven:
         read, notes = Store(tmp_path / "results"), []
         worker = Worker(store or read, before, after)
         backend = LocalBackend(lambda: worker)
@@ -97,6 +98,29 @@ def test_a_failed_attempt_is_tried_again_and_entered(drive):
     attempts = read_attempts(store.folder)
     assert list(attempts["reason"]) == ["RuntimeError: out of luck"]
     assert any("failed (logs/" in note and "out of luck" in note for note in notes)
+
+
+def test_a_pack_is_one_attempt_and_its_next_one_is_of_what_is_left(drive, plan):
+    sizes: list[int] = []
+    compute = plan.sweep.compute.model_copy(update={"packing": 2})
+    packing = dataclasses.replace(plan, sweep=plan.sweep.model_copy(update={"compute": compute}))
+
+    def fail_in_the_first_pack(assignment: Assignment, attempt: int) -> None:
+        if attempt == 1 and assignment.mates == ():  # mates are looked at one by one, the first has them
+            raise RuntimeError("the worker died")
+
+    def count(assignment: Assignment, attempt: int) -> None:
+        sizes.append(len(assignment.members))
+
+    state, store, notes = drive(before=fail_in_the_first_pack, after=count, plan=packing)
+    assert state.succeeded
+    assert len(read_measurements(store.folder)) == plan.num_cells == 18
+    assert sizes == [1, 2, 2], "six trials of three sizes in packs of two arms; of the first one member was left"
+    attempts = read_attempts(store.folder)
+    assert set(attempts["reason"]) == {"RuntimeError: the worker died"}
+    assert len(attempts) == 2, "both members, whatever they had measured"
+    assert sum("failed (logs/" in note for note in notes) == 1, "one of them lacks nothing"
+    assert drive(plan=packing)[0].succeeded
 
 
 def test_what_dies_after_its_last_measurement_is_not_repeated(drive):

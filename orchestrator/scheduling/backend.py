@@ -29,6 +29,13 @@ class Assignment:
     """Samples that earlier attempts trained, lost ones included."""
     checkpoint_seconds: float
     mlflow_run_id: str | None
+    mates: tuple[Assignment, ...] = ()
+    """Attempts of other trials of its shape that are trained with it, as one stacked model."""
+
+    @property
+    def members(self) -> tuple[Assignment, ...]:
+        """This attempt and its mates."""
+        return self, *self.mates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,8 @@ class Progress:
     samples_per_second: float | None
     beats: int = 0
     """Signs of life of its gang so far."""
+    mates: tuple[Progress, ...] = ()
+    """Of the attempts that are trained with it."""
 
 
 @dataclass(frozen=True, kw_only=True)

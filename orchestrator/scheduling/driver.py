@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
+from orchestrator.planning.packing import packs_of
 from orchestrator.planning.plan import Plan
 from orchestrator.results.patience import when_there_is_room
 from orchestrator.results.store import Store
@@ -59,6 +60,8 @@ class Snapshot:
 
     state: State
     trials: dict[str, Trial]
+    packs: dict[str, tuple[Trial, ...]]
+    """What the scheduler's jobs are made of, by the trial under whose name it knows them."""
     progress: dict[str, Progress]
     """By gang."""
     flops_done: float
@@ -102,7 +105,8 @@ class Driver:
         self._books.check_trunks()
         self._books.close_abandoned()
         self._flops_before = self._books.flops_done
-        self._running: dict[str, tuple[Assignment, datetime]] = {}
+        self._running: dict[str, tuple[str, Assignment, datetime]] = {}
+        """Job, assignment and when it began, by gang."""
         self._last: dict[str, Progress] = {}
         self._flops_ended = self._flops_lost = 0.0
         self._began = time.monotonic()
@@ -112,11 +116,15 @@ class Driver:
         self._waiting: set[str] = set()
         self._neighbours: set[str] = set()
         waiting, compute = self._books.waiting, plan.sweep.compute
+        packs = packs_of(compute, waiting)
+        self._packs = {pack[0].trial_id: pack for pack in packs}
+        """Trials by the first of their pack, under whose name the scheduler knows it."""
+        self._num_waiting = len(waiting)
         for trial in plan.trials:
             if trial.branch_points:
                 self._books.drop_branch_points(trial.trial_id)
         self._state = opening(
-            jobs_of(plan, waiting, self._books.waits),
+            jobs_of(plan, packs, self._books.waits),
             Cluster.of(backend.nodes()),
             {plan.sweep.name: Limit(gangs=compute.gangs, gpus=compute.max_gpus)},
             policy or policy_of(compute),
@@ -134,11 +142,12 @@ class Driver:
 
     def opening(self) -> str:
         """What there is to do, in a line."""
-        plan, trials, have = self._plan, len(self._state.jobs), self._books.num_measured
+        plan, trials, have = self._plan, self._num_waiting, self._books.num_measured
         there = f" ({have} are there)" if have else ""
         to_make = f"{plan.num_cells - have} measurements to make{there}"
-        gangs = min(plan.sweep.compute.gangs, trials)
-        return f"{plan.sweep.name}: {to_make}; {_count(trials, 'trial')}, {_count(gangs, 'gang')}"
+        gangs = min(plan.sweep.compute.gangs, len(self._packs))
+        packed = f" in {_count(len(self._packs), 'pack')}" if len(self._packs) < trials else ""
+        return f"{plan.sweep.name}: {to_make}; {_count(trials, 'trial')}{packed}, {_count(gangs, 'gang')}"
 
     def run(self) -> State:
         """Run until everything is measured, given up or stopped."""
@@ -148,7 +157,10 @@ class Driver:
             if self._stop and not self._state.stopping:
                 self._tell(StopRequested())
             while self._retries:
-                self._tell(RetryRequested(self._retries.pop()))
+                wanted = self._retries.pop()
+                packs = self._packs.items()
+                job = next((job for job, pack in packs if any(one.trial_id == wanted for one in pack)), wanted)
+                self._tell(RetryRequested(job))
             events = self._backend.events(TICK_SECONDS)
             if any(isinstance(event, AttemptEnded | GangLost) for event in events):
                 self._books.refresh()
@@ -165,14 +177,17 @@ class Driver:
 
     def snapshot(self) -> Snapshot:
         """The sweep as it is now."""
-        progress = {gang: p for gang, (a, _) in self._running.items() if (p := self._last_of(gang, a)) is not None}
+        progress = {gang: p for gang, (_, a, _) in self._running.items() if (p := self._last_of(gang, a)) is not None}
         current = sum(
-            (p.samples - p.samples_start) * self._trials[p.trial_id].flops_per_sample for p in progress.values()
+            (p.samples - p.samples_start) * self._trials[p.trial_id].flops_per_sample
+            for whole in progress.values()
+            for p in (whole, *whole.mates)
         )
         notes, self._notes = self._notes, []
         return Snapshot(
             state=self._state,
             trials=self._trials,
+            packs=self._packs,
             progress=progress,
             flops_done=self._flops_before + self._flops_ended - self._flops_lost + current,
             flops_planned=self._plan.flops_planned,
@@ -191,7 +206,7 @@ class Driver:
                 case StartGang(gang, shape):
                     self._backend.start_gang(gang, shape)
                 case RunTrial(gang, trial_id):
-                    self._run(gang, self._trials[trial_id])
+                    self._run(gang, trial_id)
                 case StopAttempt(gang):
                     self._backend.request_stop(gang)
                 case StopGang(gang):
@@ -201,8 +216,16 @@ class Driver:
                     self._keep(partial(self._books.enter_diverged, trial, reason))
                     self._notes.append(f"{trial.name} diverged: {reason}")
 
-    def _run(self, gang: str, trial: Trial) -> None:
-        assignment = Assignment(
+    def _run(self, gang: str, job: str) -> None:
+        """Begin what is left of a pack, most often a single trial."""
+        left = [trial for trial in self._packs[job] if self._books.stops(trial)] or [*self._packs[job][:1]]
+        first, *mates = (self._assignment(gang, trial) for trial in left)
+        assignment = replace(first, mates=tuple(mates))
+        self._running[gang] = job, assignment, datetime.now(UTC)
+        self._backend.run(assignment)
+
+    def _assignment(self, gang: str, trial: Trial) -> Assignment:
+        return Assignment(
             trial=trial,
             attempt=self._keep(partial(self._books.claim, trial.trial_id)),
             gang=gang,
@@ -212,14 +235,13 @@ class Driver:
             checkpoint_seconds=60 * self._plan.sweep.compute.checkpoint_minutes,
             mlflow_run_id=self._run_id(trial.trial_id),
         )
-        self._running[gang] = assignment, datetime.now(UTC)
-        self._backend.run(assignment)
 
     def _record(self, event: Event) -> list[Event]:
         """Keep the books of an attempt that has ended, and tell the scheduler what the store says of it.
 
         The store decides: an attempt that says it is complete and whose measurements are not there has failed, and a
-        gang that died after its last measurement leaves nothing to repeat. Checkpoints are told of first.
+        gang that died after its last measurement leaves nothing to repeat. Checkpoints are told of first. A pack has
+        ended when every member has, and fails if any does: its next attempt is of those that are left.
         """
         if isinstance(event, NeighboursHeard):
             self._note_neighbours(event)
@@ -227,40 +249,60 @@ class Driver:
             self._notes.append(f"{event.gang} was lost: {event.reason}")
         if not isinstance(event, AttemptEnded | GangLost) or event.gang not in self._running:
             return [event]
-        assignment, began = self._running.pop(event.gang)
-        trial, last = assignment.trial, self._last_of(event.gang, assignment)
-        lacking = self._books.stops(trial)
+        job, assignment, began = self._running.pop(event.gang)
+        last = self._last_of(event.gang, assignment)
+        newest = max(
+            (max(self._books.checkpoints(one.trial.trial_id), default=0) for one in assignment.mates), default=0
+        )
         saved: list[Event] = [
-            CheckpointSaved(trial_id=trial.trial_id, samples=samples)
-            for samples in reversed(self._books.checkpoints(trial.trial_id))
+            CheckpointSaved(trial_id=job, samples=samples)
+            for samples in sorted({*self._books.checkpoints(assignment.trial.trial_id), newest} - {0})
         ]
-        if trial.trunk is not None:
-            self._books.drop_branch_points(trial.trunk)
-        ended = partial(AttemptEnded, gang=event.gang, trial_id=trial.trial_id, attempt=assignment.attempt)
+        if assignment.trial.trunk is not None:
+            self._books.drop_branch_points(assignment.trial.trunk)
+        ended = partial(AttemptEnded, gang=event.gang, trial_id=job, attempt=assignment.attempt)
         if isinstance(event, GangLost) or event.outcome == "failed":
-            reason = event.reason or "no reason given"
-            if (gang := self._state.gangs.get(event.gang)) is not None and gang.leaving:
-                reason = f"{NODE_LOST}: {reason}"
-            spent = self._keep(partial(self._books.enter_lost, assignment, began, last, reason))
-            self._flops_ended += spent * trial.flops_per_sample
-            self._flops_lost += (spent - self._kept(trial, last, spent)) * trial.flops_per_sample
-            if not lacking:
-                return [*saved, ended(outcome="completed", reason=None), event]
-            where = f"logs/{trial.trial_id}/{assignment.attempt}.log"
-            self._notes.append(f"{trial.name}: attempt {assignment.attempt} failed ({where}): {reason}")
-            return [*saved, event]
+            lacking = [self._enter_lost(one, began, _of(last, one), event) for one in assignment.members]
+            if any(lacking):
+                lost = event if isinstance(event, GangLost) else ended(outcome="failed", reason=event.reason)
+                return [*saved, lost]
+            return [*saved, ended(outcome="completed", reason=None), event]
+        missing = [self._enter_ended(one, _of(last, one), event) for one in assignment.members]
+        if event.outcome == "diverged" or (event.outcome == "completed" and event.reason):
+            diverged = "" if assignment.mates else f"{assignment.trial.name} diverged: "
+            self._notes.append(f"{diverged}{event.reason}")
+        if any(missing):
+            reason = f"its workers do not write to the folder that the driver reads, {self._store.folder}"
+            self._notes.append(f"{assignment.trial.name}: {reason}")
+            return [*saved, ended(outcome="failed", reason=reason)]
+        return [*saved, ended(outcome=event.outcome, reason=event.reason)]
+
+    def _enter_lost(
+        self, assignment: Assignment, began: datetime, last: Progress | None, event: AttemptEnded | GangLost
+    ) -> bool:
+        """Enter an attempt whose worker could not; whether its trial lacks anything."""
+        trial, reason = assignment.trial, event.reason or "no reason given"
+        if (gang := self._state.gangs.get(event.gang)) is not None and gang.leaving:
+            reason = f"{NODE_LOST}: {reason}"
+        spent = self._keep(partial(self._books.enter_lost, assignment, began, last, reason))
+        self._flops_ended += spent * trial.flops_per_sample
+        self._flops_lost += (spent - self._kept(trial, last, spent)) * trial.flops_per_sample
+        if not self._books.stops(trial):
+            return False
+        where = f"logs/{trial.trial_id}/{assignment.attempt}.log"
+        self._notes.append(f"{trial.name}: attempt {assignment.attempt} failed ({where}): {reason}")
+        return True
+
+    def _enter_ended(self, assignment: Assignment, last: Progress | None, event: AttemptEnded) -> bool:
+        """Count an attempt that its worker has entered; whether the store lacks what it says to have measured."""
+        trial = assignment.trial
+        stopped = event.outcome == "stopped" and bool(self._books.stops(trial))
         start = last.samples_start if last else trial.first
-        end = trial.last if event.outcome != "stopped" else (last.samples if last else trial.first)
+        end = (last.samples if last else trial.first) if stopped else trial.last
         self._books.spend(trial.trial_id, end - start)
         self._flops_ended += (end - start) * trial.flops_per_sample
-        if event.outcome == "diverged":
-            self._notes.append(f"{trial.name} diverged: {event.reason}")
-        missing = {"completed": lacking, "diverged": self._books.lacking(trial)}.get(event.outcome)
-        if missing:
-            reason = f"its workers do not write to the folder that the driver reads, {self._store.folder}"
-            self._notes.append(f"{trial.name}: {reason}")
-            return [*saved, ended(outcome="failed", reason=reason)]
-        return [*saved, event]
+        lacking = {"completed": self._books.stops(trial), "diverged": self._books.lacking(trial)}.get(event.outcome)
+        return bool(lacking)
 
     def _kept(self, trial: Trial, last: Progress | None, spent: int) -> int:
         """Of the samples that a lost attempt trained, those that a checkpoint holds."""
@@ -276,7 +318,7 @@ class Driver:
 
     def _note_waits(self) -> None:
         """Say it when a worker begins to wait for a full disk: it cannot even write that into its log."""
-        on = {gang: assignment for gang, (assignment, _) in self._running.items()}
+        on = {gang: assignment for gang, (_, assignment, _) in self._running.items()}
         last = {gang: self._last_of(gang, assignment) for gang, assignment in on.items()}
         waiting = {gang for gang, progress in last.items() if progress and progress.phase == "waiting for disk space"}
         for gang in sorted(waiting - self._waiting):
@@ -315,6 +357,12 @@ class Driver:
         last = self._last.get(gang)
         wanted = (assignment.trial.trial_id, assignment.attempt)
         return last if last is not None and (last.trial_id, last.attempt) == wanted else None
+
+
+def _of(last: Progress | None, assignment: Assignment) -> Progress | None:
+    """The progress of one member of a pack."""
+    parts = (last, *last.mates) if last is not None else ()
+    return next((part for part in parts if part.trial_id == assignment.trial.trial_id), None)
 
 
 def policy_of(compute: Compute) -> Policy:

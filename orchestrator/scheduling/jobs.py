@@ -12,20 +12,21 @@ from orchestrator.spec.trial import Trial
 
 
 def jobs_of(
-    plan: Plan, trials: Iterable[Trial], waits: Callable[[Trial], bool], priority: int | None = None
+    plan: Plan, packs: Iterable[tuple[Trial, ...]], waits: Callable[[Trial], bool], priority: int | None = None
 ) -> list[Job]:
-    """The jobs of some trials of a plan, in their order.
+    """The jobs of some trials of a plan, in their order: one for each pack, which goes by the name of its first member.
 
     Args:
         plan: gives the estimated seconds and the gangs.
-        trials: those to run.
+        packs: those to run, each with the trials that are trained together with it (`planning.packing`).
         waits: whether a branch still lacks the checkpoint with which it begins.
         priority: of the sweep, in the place of compute.priority.
 
     Raises:
         ValueError: a condition of compute.priorities cannot be worked out.
     """
-    trials = list(trials)
+    packs = list(packs)
+    trials = [pack[0] for pack in packs]
     after: dict[tuple[str, int], float] = {}
     for trial in trials:
         if trial.trunk is not None and waits(trial):
@@ -35,13 +36,17 @@ def jobs_of(
     if priority is not None:
         compute = compute.model_copy(update={"priority": priority})
     priorities = priorities_of(compute, trials)
-    return [_job(plan, trial, waits, after, number) for trial, number in zip(trials, priorities, strict=True)]
+    return [_job(plan, pack, waits, after, number) for pack, number in zip(packs, priorities, strict=True)]
 
 
 def _job(
-    plan: Plan, trial: Trial, waits: Callable[[Trial], bool], after: dict[tuple[str, int], float], priority: int
+    plan: Plan,
+    pack: tuple[Trial, ...],
+    waits: Callable[[Trial], bool],
+    after: dict[tuple[str, int], float],
+    priority: int,
 ) -> Job:
-    seconds = plan.seconds(trial)
+    trial, seconds = pack[0], sum(plan.seconds(member) for member in pack)
     share = [(point - trial.first) / (trial.last - trial.first) for point in trial.branch_points]
     chains = [
         part * seconds + after.get((trial.trial_id, point), 0.0)

@@ -126,7 +126,7 @@ class Outcome:
 
 def works_of(plan: Plan, priority: int | None = None) -> list[Work]:
     """The trials of a plan, all of them to be run; `priority` takes the place of compute.priority."""
-    jobs = jobs_of(plan, plan.trials, lambda trial: trial.trunk is not None, priority)
+    jobs = jobs_of(plan, [(trial,) for trial in plan.trials], lambda trial: trial.trunk is not None, priority)
     seconds = 60 * plan.sweep.compute.checkpoint_minutes
     return [
         Work(job, plan.flops(trial), tuple(sorted({*trial.milestones, *trial.branch_points})), seconds)

@@ -13,7 +13,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +38,7 @@ from orchestrator.training.data.order import torch_generator
 from orchestrator.training.engine import Engine, LossModule
 from orchestrator.training.gang import GangMember
 from orchestrator.training.measuring import Measured, Meter
+from orchestrator.training.pack import PackMember
 from orchestrator.training.progress import Counters, is_curve_step
 
 log = logging.getLogger(__name__)
@@ -54,14 +55,32 @@ DISK_SECONDS = 1.0
 """Time between two tries to write to a full disk."""
 
 
+Story = Generator[None, Tensor, tuple[AttemptOutcome, str | None]]
+
+
 class Superseded(Exception):
     """Another attempt of the same trial has begun: this one must not write any more."""
 
 
 class Attempt:
-    """The state of one attempt on one worker; `run` tells the story."""
+    """The state of one attempt on one worker; `story` tells it.
 
-    def __init__(self, assignment: Assignment, member: GangMember, outbox: Outbox = AT_ONCE) -> None:
+    Args:
+        assignment: what to do.
+        member: the worker's standing in its gang.
+        outbox: through which results are written.
+        seat: its place in a pack, which then takes its steps (`training.packing`); None has an engine of its own.
+        share: its part of the worker's time.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        member: GangMember,
+        outbox: Outbox = AT_ONCE,
+        seat: PackMember | None = None,
+        share: float = 1.0,
+    ) -> None:
         self.started, self.started_at = time.perf_counter(), datetime.now(UTC)
         self.assignment, self.member = assignment, member
         self.trial = trial = assignment.trial
@@ -70,26 +89,12 @@ class Attempt:
         self.checkpoints = Checkpoints(member.results, trial.trial_id, keep=trial.branch_points, outbox=outbox)
         self.data = member.training_data(trial.dataset)
         self.objective = build_objective(trial.objective)
-        model = build(trial.model, trial.parameterization, trial.seed).to(member.device)
-        model.activation_checkpointing = trial.activation_checkpointing
         self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
         self.measured_model.register_forward_hook(lambda *_: member.beat())
         self.meter = Meter(trial, member, self.objective, self.measured_model, outbox)
         self.micro_batch = trial.micro_batch or trial.batch_size // member.world_size
-        optimizer = trial.optimizer
-        self.engine = Engine(
-            LossModule(model, self.objective.loss),
-            parameter_groups(
-                model, trial.parameterization, optimizer.learning_rate, optimizer.weight_decay, optimizer.eps
-            ),
-            optimizer,
-            micro_batch=self.micro_batch,
-            micro_steps=trial.micro_steps,
-            precision=trial.precision,
-            zero_stage=trial.zero_stage,
-            offload=trial.offload,
-            compiled=trial.compiled and member.device.type == "cuda",
-        )
+        self.share = share
+        self.engine: Engine | PackMember = seat or self._own_engine()
         self.ema = Ema(self.engine.masters(), trial.ema.relative_std)
         self.samples, self.counters = 0, Counters()
         self._restore()
@@ -103,12 +108,45 @@ class Attempt:
             self.store.append_attempts([self._attempt_row(RUNNING, None)])
         self._report("starting")
 
+    def _own_engine(self) -> Engine:
+        trial, device = self.trial, self.member.device
+        model = build(trial.model, trial.parameterization, trial.seed).to(device)
+        model.activation_checkpointing = trial.activation_checkpointing
+        optimizer = trial.optimizer
+        return Engine(
+            LossModule(model, self.objective.loss),
+            parameter_groups(
+                model, trial.parameterization, optimizer.learning_rate, optimizer.weight_decay, optimizer.eps
+            ),
+            optimizer,
+            micro_batch=self.micro_batch,
+            micro_steps=trial.micro_steps,
+            precision=trial.precision,
+            zero_stage=trial.zero_stage,
+            offload=trial.offload,
+            compiled=trial.compiled and device.type == "cuda",
+        )
+
     def run(self) -> tuple[AttemptOutcome, str | None]:
-        """Train to each milestone and branch point, save, measure. Returns the outcome and its reason."""
+        """Tell the whole story with steps of its own. Returns the outcome and its reason."""
+        story = self.story()
+        try:
+            next(story)
+            while True:
+                story.send(self.step())
+        except StopIteration as end:
+            outcome: tuple[AttemptOutcome, str | None] = end.value
+            return outcome
+
+    def story(self) -> Story:
+        """Train to each milestone and branch point, save, measure.
+
+        Yields where a step is to be taken, and is sent that step's loss; returns the outcome and its reason.
+        """
         milestones = self.assignment.milestones
         for stop in self._stops:
             assert self.samples <= stop, f"at {self.samples} samples, past the milestone or branch point {stop}"
-            stopped = self._train_until(stop)
+            stopped = yield from self._train_until(stop)
             left = tuple(m for m in milestones if m >= stop)
             if self.counters.diverged is not None:
                 self._write_diverged(left)
@@ -139,14 +177,14 @@ class Attempt:
 
     # The step.
 
-    def _train_until(self, milestone: int) -> bool:
+    def _train_until(self, milestone: int) -> Generator[None, Tensor, bool]:
         """Train to `milestone`, or until divergence or a request to stop; True if asked to stop."""
         began = time.perf_counter()
         batch, steps = self.trial.batch_size, self.samples // self.trial.batch_size
         stop = False
         while self.samples < milestone and self.counters.diverged is None and not stop:
             points.reach("step.before")
-            self.pending.append(self.step())
+            self.pending.append((yield))
             self.samples += batch
             steps += 1
             self.member.samples = self.samples
@@ -162,7 +200,8 @@ class Attempt:
 
     def step(self) -> Tensor:
         """One optimizer step; returns this worker's mean loss, not waited for. The caller advances `samples`."""
-        self.engine.set_rate(self._rate_scale())
+        assert isinstance(self.engine, Engine), "a pack takes the steps of its members"
+        self.engine.set_rate(self.rate_scale())
         losses = []
         for micro_batch in self._micro_batches():
             loss = self._loss(micro_batch)
@@ -174,13 +213,14 @@ class Attempt:
 
     def _micro_batches(self) -> list[tuple[Tensor, ...]]:
         """This worker's share of the batch at `samples`, in pieces of `micro_batch` samples."""
-        return list(zip(*(tensor.split(self.micro_batch) for tensor in self._batch(self.samples)), strict=True))
+        return list(zip(*(tensor.split(self.micro_batch) for tensor in self.batch(self.samples)), strict=True))
 
     def _loss(self, micro_batch: tuple[Tensor, ...]) -> Tensor:
         """The mean loss of a micro-batch."""
+        assert isinstance(self.engine, Engine), "a pack takes the steps of its members"
         return self.engine.forward(*micro_batch)
 
-    def _batch(self, samples: int) -> tuple[Tensor, ...]:
+    def batch(self, samples: int) -> tuple[Tensor, ...]:
         """This worker's share of the batch at `samples`; draws are made for the whole batch and then divided.
 
         They are made where the images are: on a GPU that holds the dataset nothing waits for the host.
@@ -198,7 +238,7 @@ class Attempt:
         t = self.objective.draw_t(draws[0, mine])
         return tuple(tensor.to(member.device) for tensor in (x, y, t, noise[mine]))
 
-    def _rate_scale(self) -> float:
+    def rate_scale(self) -> float:
         """The schedule's share of the base rate for the step at `samples`."""
         return rate_scale(self.trial.schedule, self.samples, self.trial.batch_size)
 
@@ -223,7 +263,7 @@ class Attempt:
                 "samples": self.samples,
                 "flops": self.samples * self.trial.flops_per_sample,
                 "loss": loss,
-                "learning_rate": self.trial.optimizer.learning_rate * self._rate_scale(),
+                "learning_rate": self.trial.optimizer.learning_rate * self.rate_scale(),
                 "samples_per_second": self._samples_per_second(),
                 "wall_seconds": self._wall_seconds(),
             }
@@ -365,7 +405,7 @@ class Attempt:
             "attempt": self.assignment.attempt,
             "mlflow_run_id": self.assignment.mlflow_run_id,
             "wall_seconds": self._wall_seconds(),
-            "gpu_hours": self._wall_seconds() * self.member.world_size / 3600,
+            "gpu_hours": self._wall_seconds() * self.share * self.member.world_size / 3600,
             "flops_useful": (min(milestone, self.samples) - trial.first) * trial.flops_per_sample,
             "flops_wasted": max(0, self.assignment.samples_spent - (self.samples_start - trial.first))
             * trial.flops_per_sample,

@@ -19,6 +19,7 @@ from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
 from orchestrator.training import engine
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import run_attempt
+from orchestrator.training.packing import run_pack
 
 
 class Worker:
@@ -35,7 +36,8 @@ class Worker:
         self._results, self._data = location(results), Path(data)
         self._threads, self._use_gpu = threads, use_gpu
         self._member: GangMember | None = None
-        self._progress: Progress | None = None
+        self._progress: dict[str, Progress] = {}
+        """Of the running attempts, by trial; the first is the one that the gang is known by."""
 
     def join(self, rank: int, world_size: int, address: str, port: int) -> None:
         """Join the gang's process group. Collective."""
@@ -57,21 +59,25 @@ class Worker:
         # OpenMP keeps the number of threads per calling thread.
         torch.set_num_threads(self._threads)
         self._member.samples = 0
-        self._progress = _starting(assignment)
-        log = writing_log(self._results, assignment.trial.trial_id, assignment.attempt)
-        with log as path, _log_file(path):
+        self._progress = {one.trial.trial_id: _starting(one) for one in assignment.members}
+        with contextlib.ExitStack() as logs:
+            for one in assignment.members:
+                path = logs.enter_context(writing_log(self._results, one.trial.trial_id, one.attempt))
+                logs.enter_context(_log_file(path))
             try:
-                return run_attempt(assignment, self._member)
+                return run_pack(assignment, self._member) if assignment.mates else run_attempt(assignment, self._member)
             finally:
                 # Not at the beginning: a request may overtake the attempt that it is for.
                 self._member.stop.clear()
 
     def progress(self) -> Progress | None:
         """Where the running attempt is, with its signs of life; answered while it runs."""
-        member, progress = self._member, self._progress
-        if member is None or progress is None:
+        member = self._member
+        if member is None or not self._progress:
             return None
-        return replace(progress, samples=max(progress.samples, member.samples), beats=member.beats)
+        first, *mates = self._progress.values()
+        samples = first.samples if mates else max(first.samples, member.samples)
+        return replace(first, samples=samples, beats=member.beats, mates=tuple(mates))
 
     def request_stop(self) -> None:
         """Let the running attempt write a checkpoint and end; answered while it runs."""
@@ -80,7 +86,8 @@ class Worker:
 
     def _keep(self, progress: Progress) -> None:
         assert self._member is not None
-        self._progress, self._member.samples = progress, progress.samples
+        self._progress = {**self._progress, progress.trial_id: progress}
+        self._member.samples = progress.samples
         self._member.beat()
 
 
