@@ -52,6 +52,7 @@ class Case:
     activation_checkpointing: bool = False
     offload: bool = False
     micro_steps: int = 1
+    compiled: bool = False
 
     @property
     def name(self) -> str:
@@ -162,7 +163,7 @@ def _warm_up(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class _Synthetic(GangMember):
+class Synthetic(GangMember):
     """A worker whose dataset is random bytes of the model's shape."""
 
     images: Tensor
@@ -233,7 +234,7 @@ def _run(case: Case, steps: int, device: torch.device, folder: Path, baseline: i
 
 def attempt_of(case: Case, steps: int, device: torch.device, folder: Path) -> Attempt:
     """An attempt of a trial of `steps` steps on synthetic images, alone in its process group; it writes to `folder`."""
-    return Attempt(_assignment(_trial(case, steps)), _member(case, device, folder))
+    return Attempt(assignment_of(trial_of(case, steps)), member_of(case, device, folder))
 
 
 def train(attempt: Attempt, steps: int) -> list[Tensor]:
@@ -257,18 +258,20 @@ def _train(attempt: Attempt, steps: int, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _member(case: Case, device: torch.device, folder: Path) -> _Synthetic:
+def member_of(case: Case, device: torch.device, folder: Path) -> Synthetic:
+    """A worker alone in its gang, with synthetic images of the case's shape."""
     model = case.model
     generator = torch.Generator().manual_seed(0)
     num = max(BATCH, case.micro_batch * case.micro_steps)
-    member = _Synthetic(rank=0, world_size=1, device=device, results=folder, data=folder)
+    member = Synthetic(rank=0, world_size=1, device=device, results=folder, data=folder)
     shape = (num, model.channels, model.image_size, model.image_size)
     member.images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     member.labels = torch.randint(0, model.num_classes, (num,), generator=generator)
     return member
 
 
-def _trial(case: Case, steps: int) -> Trial:
+def trial_of(case: Case, steps: int) -> Trial:
+    """A trial of `steps` steps."""
     size, batch = cost(case.model), case.micro_batch * case.micro_steps
     return Trial(
         dataset="synthetic",
@@ -294,6 +297,7 @@ def _trial(case: Case, steps: int) -> Trial:
         micro_batch=case.micro_batch,
         activation_checkpointing=case.activation_checkpointing,
         offload=case.offload,
+        compiled=case.compiled,
         flops_per_sample=size.training_flops,
         params_total=size.params_total,
         params_backbone=size.params_backbone,
@@ -301,7 +305,8 @@ def _trial(case: Case, steps: int) -> Trial:
     )
 
 
-def _assignment(trial: Trial) -> Assignment:
+def assignment_of(trial: Trial) -> Assignment:
+    """The first attempt of a trial."""
     return Assignment(
         trial=trial,
         attempt=0,

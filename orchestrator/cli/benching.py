@@ -238,5 +238,56 @@ def _study_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-for command in (memory, plan, overhead, store, suggest, fit, coverage, frechet, evaluation):
+@click.command()
+@click.option("--size", "sizes", multiple=True, help="Only these, as XL/2, w32, w128-d6-n64; may be given again.")
+@click.option("--steps/--no-steps", default=True, help="Steps beside a plain loop and the paper's recipe.")
+@click.option("--packed/--no-packed", default=True, help="Packs of small models beside the same trained one by one.")
+@click.option("--members", multiple=True, default=(2, 4, 8), show_default=True, type=click.IntRange(min=2))
+@click.option("--seconds", default=150.0, show_default=True, help="What timing may take; compiling comes on top.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of a CPU; default: as torch has them.")
+@click.option("--raw", type=click.Path(path_type=Path), help="Write the figures to this JSON file too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def train(
+    sizes: tuple[str, ...],
+    steps: bool,
+    packed: bool,
+    members: tuple[int, ...],
+    seconds: float,
+    threads: int | None,
+    raw: Path | None,
+    as_json: bool,
+) -> None:
+    """Images a second of training steps on the first GPU, or on this CPU, with MFU and memory."""
+    import torch
+
+    from orchestrator.bench.train import Run, run
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    figures = run(Run(sizes=sizes, steps=steps, packed=packed, members=members, seconds=seconds), device)
+    if raw is not None:
+        raw.write_text(json.dumps(figures, indent=1) + "\n")
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        wide_console(110).print(_train_table(figures["rows"]))
+
+
+def _train_table(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("model, batch", "variant", "images/s", "MFU", "GiB", "first step", "again"):
+        table.add_column(title, justify="left" if title in ("model, batch", "variant") else "right", no_wrap=True)
+    for row in rows:
+        where = f", {row['processes']} x {row['threads']} threads" if "threads" in row else ""
+        memory = "" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}"
+        shown = f"{row['images_per_s']:,.0f}", f"{row['mfu']:.1%}", memory, f"{row['first_step_s']:.2f} s"
+        again = f"{row['again_s']:.2f} s"
+        table.add_row(row["case"], row["variant"] + where, *shown, again)
+    return table
+
+
+for command in (train, memory, plan, overhead, store, suggest, fit, coverage, frechet, evaluation):
     bench.add_command(command)

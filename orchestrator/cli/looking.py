@@ -105,7 +105,7 @@ def encoders() -> None:
 def encoders_list() -> None:
     """List the encoders, and whether their weights are here."""
     from models.fid.catalog import ENCODERS
-    from orchestrator.training.data.fetch import default_folder
+    from orchestrator.spec.datasets import default_folder
     from orchestrator.training.gang import encoders_folder
 
     folder = encoders_folder(default_folder("any").parent)
@@ -127,7 +127,7 @@ def encoders_train(epochs: int, data: Path | None, start: Path | None, seed: int
 
     A minute of one core an epoch, or a few seconds on a GPU.
     """
-    from orchestrator.training.data.fetch import default_folder
+    from orchestrator.spec.datasets import default_folder
 
     with refusing():
         from models.fid.encoders import file_digest

@@ -1,0 +1,359 @@
+"""`ditlaw bench train`: training steps a second beside a plain loop and the paper's recipe, packs, and warm starts.
+
+On a GPU: DiT-S/2 to XL/2 on 32 x 32 x 4 latents, each variant in this process. On a CPU: the quickstart's models, where
+"two" is two processes of one thread each, as the quickstart's gangs run, and "plain" one process with both threads.
+Rounds of the variants alternate, and medians are told, so that a busy machine is fair to all.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from models.config import preset
+from models.configs.dit import DiTConfig
+from models.cost import cost
+from models.objectives import build_objective
+from orchestrator.bench.baseline import bare_step, held, loaded, plain_step, reference_step
+from orchestrator.bench.memory import Case, Synthetic, assignment_of, attempt_of, environment, member_of, trial_of
+from orchestrator.planning.devices import GPUS, Device, host
+from orchestrator.spec.datasets import PROCEDURAL
+from orchestrator.training import engine
+from orchestrator.training.data.source import EndlessImages
+from orchestrator.training.loop import Attempt
+from orchestrator.training.pack import Pack
+from orchestrator.training.packing import step as pack_step
+
+Take = Callable[[], None]
+"""One step."""
+QUICKSTART_WIDTHS = (16, 24, 32, 48, 64, 96)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One variant of one case."""
+
+    case: str
+    variant: str
+    images_per_s: float
+    mfu: float
+    """Training FLOP/s, 3 x forward, over the device's dense peak in bf16 (of a CPU, of the cores in fp32)."""
+    memory_gib: float | None
+    """Peak of tensors; None where the device does not tell."""
+    first_step_s: float
+    """From nothing to the end of the first step."""
+    again_s: float
+    """The same for a second trial of the shape in the same process."""
+
+
+def gpu_cases(sizes: Sequence[str]) -> list[Case]:
+    """The published sizes at the batches of docs/training.md, compiled, in bf16 at ZeRO-1."""
+    batches = {"S/2": 256, "B/2": 256, "L/2": 128, "XL/2": 128}
+    wanted = [name for name in batches if not sizes or name in sizes]
+    return [Case(size=name, model=preset(name), micro_batch=batches[name], compiled=True) for name in wanted]
+
+
+def cpu_cases(sizes: Sequence[str]) -> list[Case]:
+    """The quickstart's widths."""
+    found = []
+    for width in QUICKSTART_WIDTHS:
+        model = DiTConfig(image_size=28, channels=1, num_classes=10, patch=4, width=width, depth=2, heads=width // 8)
+        found.append(Case(size=f"w{width}", model=model, micro_batch=64, precision="fp32", zero_stage=0))
+    return [case for case in found if not sizes or case.size in sizes]
+
+
+def small_case(width: int, depth: int, tokens: int, batch: int, device: torch.device) -> Case:
+    """A small model on 4-channel latents, as packs are made of."""
+    name, side = f"w{width}-d{depth}-n{tokens}", 2 * round(tokens**0.5)
+    model = DiTConfig(image_size=side, channels=4, num_classes=10, patch=2, width=width, depth=depth, heads=width // 32)
+    if device.type != "cuda":
+        return Case(size=name, model=model, micro_batch=batch, precision="fp32", zero_stage=0)
+    return Case(size=name, model=model, micro_batch=batch, compiled=True)
+
+
+class Bench:
+    """Variants of steps on one device, in this process's gang of one."""
+
+    def __init__(self, device: torch.device, folder: Path) -> None:
+        self.device, self.folder = device, folder
+        self._attempts: list[Attempt] = []
+
+    def release(self) -> None:
+        """Close the engines of what was made so far, which would keep their memory."""
+        for attempt in self._attempts:
+            attempt.engine.close()
+        self._attempts.clear()
+
+    def _attempt(self, case: Case) -> Attempt:
+        self._attempts.append(attempt_of(case, 10**6, self.device, self.folder))
+        return self._attempts[-1]
+
+    def variants(self, case: Case) -> dict[str, Callable[[], Take]]:
+        """What makes each variant's step, by name."""
+        return {
+            "reference": lambda: self._baseline(case, reference_step),
+            "plain": lambda: self._baseline(case, plain_step),
+            "deepspeed": lambda: self._alone(case),
+            "without deepspeed": lambda: self._baseline(case, bare_step),
+            "batches alone": lambda: self._batches(case),
+            "endless batches alone": lambda: self._batches(case, endless=True),
+        }
+
+    def packs(self, case: Case, members: Sequence[int]) -> dict[str, Callable[[], Take]]:
+        """A model alone through DeepSpeed, and packs of it; a pack of one is the same step without packing."""
+        made: dict[str, Callable[[], Take]] = {"deepspeed": lambda: self._alone(case)}
+        for number in (1, *members):
+            made[f"pack of {number}"] = partial(self._pack, case, number)
+        if self.device.type == "cuda":
+            most = max(members)
+            made[f"pack of {most} without graph"] = partial(self._pack, case, most, graph=False)
+        return made
+
+    def _baseline(self, case: Case, make: Callable[..., Any]) -> Take:
+        member = member_of(case, self.device, self.folder)
+        step = make(case.model, self.device)
+        cuda = self.device.type == "cuda"
+        images, labels = member.images.to(self.device), member.labels.to(self.device)
+        batches = (held if cuda else loaded)(images, labels, case.micro_batch)
+        return lambda: step(*next(batches))
+
+    def _alone(self, case: Case) -> Take:
+        attempt = self._attempt(case)
+
+        def take() -> None:
+            attempt.step()
+            attempt.samples += case.micro_batch
+
+        return take
+
+    def _batches(self, case: Case, endless: bool = False) -> Take:
+        """What the data cost: a batch with its times and noise, and no step; of images without end drawn as well."""
+        attempt = self._attempt(case)
+        if endless:
+            channels = min(case.model.channels, 3)
+            size = {"image_size": case.model.image_size, "channels": channels}
+            attempt.data = EndlessImages(replace(PROCEDURAL[0], **size), self.device)  # type: ignore[arg-type]
+
+        def take() -> None:
+            attempt.batch(attempt.samples)
+            attempt.samples += case.micro_batch
+
+        return take
+
+    def _pack(self, case: Case, members: int, graph: bool = True) -> Take:
+        trials = [replace(trial_of(case, 10**6), seed=seed) for seed in range(members)]
+        pack = Pack(trials, build_objective(trials[0].objective), self.device, graph=graph)
+        worker: Synthetic = member_of(case, self.device, self.folder)
+        attempts = [
+            Attempt(assignment_of(trial), worker, seat=seat, share=1 / members)
+            for trial, seat in zip(trials, pack.members, strict=True)
+        ]
+        for row, attempt in enumerate(attempts):
+            pack.follow(row, attempt.ema)
+
+        def take() -> None:
+            pack_step(pack, attempts)
+            for attempt in attempts:
+                attempt.samples += case.micro_batch
+
+        return take
+
+
+def time_variants(
+    case: Case,
+    makers: dict[str, Callable[[], Take]],
+    device: torch.device,
+    seconds: float,
+    release: Callable[[], None],
+    rounds: int = 5,
+) -> list[Figure]:
+    """Each variant's median over rounds that alternate; `seconds` is what all of it may take after the first steps.
+
+    On a GPU variants come one after the other, so that each has the memory for itself.
+    """
+    together = device.type != "cuda"
+    figures = []
+    groups = [list(makers)] if together else [[name] for name in makers]
+    for names in groups:
+        chosen = {name: makers[name] for name in names}
+        found = _time_together(chosen, device, seconds / len(groups), release, rounds)
+        for name, timed in found.items():
+            members = int(name.split()[2]) if name.startswith("pack of") else 1
+            images = timed.rate * case.micro_batch * members
+            figures.append(
+                Figure(
+                    case=f"{case.size} {case.micro_batch}",
+                    variant=name,
+                    images_per_s=images,
+                    mfu=images * cost(case.model).training_flops / peak_of(device),
+                    memory_gib=timed.memory_gib,
+                    first_step_s=timed.first_s,
+                    again_s=timed.again_s,
+                )
+            )
+    return figures
+
+
+class Timed(NamedTuple):
+    """Steps a second of a variant, peak GiB, and seconds to the first step of a first and a second trial."""
+
+    rate: float
+    memory_gib: float | None
+    first_s: float
+    again_s: float
+
+
+def _time_together(
+    makers: dict[str, Callable[[], Take]],
+    device: torch.device,
+    seconds: float,
+    release: Callable[[], None],
+    rounds: int,
+) -> dict[str, Timed]:
+    """Rounds of all of them, one after the other."""
+    steps: dict[str, Take] = {}
+    first: dict[str, float] = {}
+    lengths: dict[str, int] = {}
+    for name, make in makers.items():
+        _forget(device)
+        steps[name], first[name] = _begin(make, device)
+        _seconds(steps[name], 4, device)  # a compiler's second thoughts, and the capture of a graph
+        once = _seconds(steps[name], 1, device)
+        lengths[name] = max(2, round(seconds / len(makers) / rounds / max(once, 1e-4)))
+    rates: dict[str, list[float]] = {name: [] for name in makers}
+    for _ in range(rounds):
+        for name, length in lengths.items():
+            rates[name].append(length / _seconds(steps[name], length, device))
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    steps.clear()
+    again = {}
+    for name, make in makers.items():
+        release()
+        _forget(device)
+        again[name] = _begin(make, device)[1]
+    release()
+    return {name: Timed(statistics.median(rates[name]), memory, first[name], again[name]) for name in makers}
+
+
+def _begin(make: Callable[[], Take], device: torch.device) -> tuple[Take, float]:
+    """A variant after its first step, and the seconds until then."""
+    began = time.perf_counter()
+    take = make()
+    take()
+    _wait(device)
+    return take, time.perf_counter() - began
+
+
+def _seconds(take: Take, steps: int, device: torch.device) -> float:
+    """Of some steps. Of one thread of a CPU the seconds that it was given, which other processes do not lengthen."""
+    alone = device.type != "cuda" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    began = clock()
+    for _ in range(steps):
+        take()
+    _wait(device)
+    return clock() - began
+
+
+def peak_of(device: torch.device) -> float:
+    """Dense peak FLOP/s of a device: bf16 of a GPU, fp32 of one core of a CPU for every thread."""
+    if device.type != "cuda":
+        return host().peak_fp32 * torch.get_num_threads()
+    name = torch.cuda.get_device_name(device).lower()
+    known: list[Device] = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in name.replace(" ", "")]
+    return known[0].peak_bf16 if known else GPUS["h100-80gb"].peak_bf16
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _forget(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What of the benchmark to do."""
+
+    sizes: tuple[str, ...] = ()
+    """Cases by size; empty: all."""
+    steps: bool = True
+    packed: bool = True
+    members: tuple[int, ...] = (2, 4, 8)
+    """Sizes of packs."""
+    seconds: float = 150.0
+    """All of it may take about so long; compiling comes on top."""
+
+
+def run(wanted: Run, device: torch.device) -> dict[str, Any]:
+    """The environment, and a row for every case and variant.
+
+    On a CPU the baselines are timed with all threads in one process, and then every variant in as many processes of one
+    thread side by side as there are threads, whose images are added up: that is how gangs run.
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cuda":
+        return {**environment(device), "rows": _rows(wanted, device)}
+    rows = []
+    if wanted.steps:
+        whole = replace(wanted, packed=False, seconds=0.3 * wanted.seconds)
+        rows = [{**row, "processes": 1, "threads": threads} for row in _rows(whole, device, ("reference", "plain"))]
+    rest = replace(wanted, seconds=0.7 * wanted.seconds)
+    with multiprocessing.get_context("spawn").Pool(threads) as pool:
+        parts = pool.map(_on_one_thread, [rest] * threads)
+    for own in zip(*parts, strict=True):
+        total = {key: sum(row[key] for row in own) for key in ("images_per_s",)}
+        mfu = sum(row["mfu"] for row in own) / threads
+        rows.append({**own[0], **total, "mfu": mfu, "processes": threads, "threads": 1})
+    return {**environment(device), "rows": rows}
+
+
+def _on_one_thread(wanted: Run) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    return _rows(wanted, torch.device("cpu"))
+
+
+def _rows(wanted: Run, device: torch.device, only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Figures of every case and variant in this process."""
+    cuda = device.type == "cuda"
+    cases = (gpu_cases if cuda else cpu_cases)(wanted.sizes) if wanted.steps else []
+    small = _small(wanted, device) if wanted.packed else []
+    share = wanted.seconds / max(1, len(cases) + len(small))
+    figures: list[Figure] = []
+    engine.join(0, 1, "127.0.0.1", 0, use_gpu=cuda)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(device, Path(folder))
+            for case in cases:
+                variants = bench.variants(case)
+                chosen = {name: variants[name] for name in (only or variants)}
+                figures += time_variants(case, chosen, device, share, bench.release)
+            for case in small:
+                figures += time_variants(case, bench.packs(case, wanted.members), device, share, bench.release)
+    finally:
+        engine.leave()
+    return [vars(figure) for figure in figures]
+
+
+def _small(wanted: Run, device: torch.device) -> list[Case]:
+    """Shapes whose packs are measured: the quickstart's on a CPU, and small latent models on a GPU."""
+    if device.type != "cuda":
+        return cpu_cases(wanted.sizes)
+    shapes = ((64, 6, 64), (128, 6, 64), (192, 6, 256))
+    found = [small_case(width, depth, tokens, 64, device) for width, depth, tokens in shapes]
+    return [case for case in found if not wanted.sizes or case.size in wanted.sizes]
