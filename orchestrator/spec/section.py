@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from orchestrator.spec.values import spread
+from orchestrator.spec.values import spread, spread_seeds
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -76,3 +76,23 @@ Wholes = Annotated[
     list[PositiveInt], Field(min_length=1, json_schema_extra=_schema("integer")), BeforeValidator(_spread_whole)
 ]
 """Positive whole numbers: one, a list or a rule, whose values are rounded."""
+
+
+def _seeds_schema(schema: dict[str, Any]) -> None:
+    listed = {key: schema.pop(key) for key in ("type", "items", "minItems") if key in schema}
+    rules = [{name: {"type": "integer", "minimum": 0} for name in names} for names in (("from", "to"), ("count",))]
+    schema["anyOf"] = [
+        listed,
+        *(
+            {"type": "object", "properties": rule, "required": list(rule), "additionalProperties": False}
+            for rule in rules
+        ),
+    ]
+
+
+Seeds = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**63)]],
+    Field(min_length=1, json_schema_extra=_seeds_schema),
+    BeforeValidator(spread_seeds),
+]
+"""Seeds: a list, {from, to} or {count}."""

@@ -19,10 +19,10 @@ from orchestrator.spec.ladder import Ladder, Size
 from orchestrator.spec.options import options_section
 from orchestrator.spec.problems import problem_of
 from orchestrator.spec.recipe import Training
-from orchestrator.spec.section import Name, Numbers, PositiveFloat, Section
+from orchestrator.spec.section import Name, Numbers, PositiveFloat, Section, Seeds
 from orchestrator.spec.source import Source, SpecError, nearest, read
 from orchestrator.spec.trial import Sampler
-from orchestrator.spec.values import spread, spread_seeds
+from orchestrator.spec.values import spread
 
 RULE_KEYS = {"from", "to", "count", "factor", "scale", "around", "each_side"}
 
@@ -319,25 +319,6 @@ class SurfaceLaw(Section):
     """Exponent of N."""
     beta: PositiveFloat
     """Exponent of D."""
-
-
-def _seeds_schema(schema: dict[str, Any]) -> None:
-    listed = {key: schema.pop(key) for key in ("type", "items", "minItems") if key in schema}
-    rules = [{name: {"type": "integer", "minimum": 0} for name in names} for names in (("from", "to"), ("count",))]
-    schema["anyOf"] = [
-        listed,
-        *(
-            {"type": "object", "properties": rule, "required": list(rule), "additionalProperties": False}
-            for rule in rules
-        ),
-    ]
-
-
-Seeds = Annotated[
-    list[Annotated[int, Field(ge=0, lt=2**63)]],
-    Field(min_length=1, json_schema_extra=_seeds_schema),
-    BeforeValidator(spread_seeds),
-]
 
 
 class Expect(Section):
