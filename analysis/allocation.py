@@ -10,7 +10,7 @@ from scipy import special
 
 from analysis.bootstrap import Interval, interval
 from analysis.fitting import NUM_RESAMPLES, Fit, fit_power
-from analysis.frontier import frontier, is_isoflop
+from analysis.frontier import budget_of, frontier, is_isoflop
 from analysis.isoflop import IsoflopFit
 from analysis.laws import Array
 
@@ -99,8 +99,9 @@ def allocate_surface(fit: Fit, cost: CostRelation, target_flops: float | None) -
     if not fit.succeeded:
         return Allocation(approach=fit.law.name, flops=target_flops)
     names = ("N_exponent", "D_exponent") + (("params", "samples", "samples_per_param", "loss") if target_flops else ())
-    values = law_optimum(fit.law.name, fit.params, cost, target_flops or 1.0)
-    draws = law_optimum(fit.law.name, fit.draws, cost, target_flops or 1.0) if fit.draws else {}
+    at = target_flops or 1.0
+    values = law_optimum(fit.law.name, fit.params, cost, at)
+    draws = fit.follow(lambda params: law_optimum(fit.law.name, dict(params), cost, at)) if fit.draws else {}
     return Allocation(
         approach=fit.law.name,
         flops=target_flops,
@@ -136,7 +137,12 @@ def allocate_power(fit: Fit, frame: pd.DataFrame, target_flops: float | None) ->
     if is_isoflop(frame) and "samples" in frame:
         best = frontier(frame)
         for name, letter in (("params", "N"), ("samples", "D")):
-            line = _line(best["flops"].to_numpy(dtype=float), best[name].to_numpy(dtype=float), target_flops)
+            line = _line(
+                best["flops"].to_numpy(dtype=float),
+                best[name].to_numpy(dtype=float),
+                target_flops,
+                _coarseness(frame, best),
+            )
             if line is not None:
                 values[f"{letter}_exponent"], ci95[f"{letter}_exponent"] = line[0]
                 if target_flops:
@@ -147,14 +153,31 @@ def allocate_power(fit: Fit, frame: pd.DataFrame, target_flops: float | None) ->
     return Allocation(approach="power", flops=target_flops, ci95=ci95, **values)
 
 
-def _line(x: Array, y: Array, at: float | None) -> tuple[tuple[float, Interval], tuple[float, Interval]] | None:
-    """Slope of log y on log x and y at a point, each with its Student t 95% interval; None below 3 points."""
+def _coarseness(frame: pd.DataFrame, best: pd.DataFrame) -> float:
+    """Standard deviation of log N* that the spacing of the sizes leaves open: a best run's N* is within half a step."""
+    keyed = frame.assign(budget=budget_of(frame))
+    steps = []
+    for params, budget in zip(best["params"], budget_of(frame)[best.index], strict=True):
+        here = np.log(np.sort(keyed.loc[keyed["budget"] == budget, "params"].unique()))
+        gaps = np.abs(here - np.log(params))
+        steps += list(np.sort(gaps[gaps > 0])[:2])
+    return float(np.median(steps) / np.sqrt(12)) if steps else 0.0
+
+
+def _line(
+    x: Array, y: Array, at: float | None, least: float
+) -> tuple[tuple[float, Interval], tuple[float, Interval]] | None:
+    """Slope of log y on log x and y at a point, each with its Student t 95% interval; None below 3 points.
+
+    `least` is the standard deviation of log y that is there in any case.
+    """
     if len(x) < 3:
         return None
     u = np.log(x) - np.log(x).mean()
     v = np.log(y)
     slope, level = float(u @ v / (u @ u)), float(v.mean())
-    scale = np.sqrt(np.sum((v - level - slope * u) ** 2) / (len(x) - 2)) * float(special.stdtrit(len(x) - 2, 0.975))
+    scatter = max(np.sqrt(np.sum((v - level - slope * u) ** 2) / (len(x) - 2)), least)
+    scale = scatter * float(special.stdtrit(len(x) - 2, 0.975))
     wide = float(scale / np.sqrt(u @ u))
     distance = float(np.log(at) - np.log(x).mean()) if at else 0.0
     middle, half = level + slope * distance, float(scale * np.sqrt(1 / len(x) + distance**2 / (u @ u)))

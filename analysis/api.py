@@ -32,7 +32,8 @@ def load(
 
     Args:
         source: where the runs are, one row a run (or a milestone of one).
-        columns: which column holds `params`, `samples`, `flops`, `loss`; guessed by name where absent.
+        columns: which column holds `params`, `samples`, `flops`, `loss`; guessed by name where absent. `sd` names one
+            of standard deviations of the loss: rows then count by how little noise they have.
         arm: the rows of this arm alone.
         loss: what to fit: `loss`, `fid` or `fd`; the first of them that is there by default.
         flops_rule: `6ND` derives one missing of params, samples, flops by C = 6 N D (Kaplan et al. 2020, arXiv

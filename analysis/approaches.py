@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -11,7 +12,7 @@ import pandas as pd
 from analysis.allocation import Allocation, CostRelation, allocate_power, allocate_surface
 from analysis.backtest import NO_FIT
 from analysis.bootstrap import Interval
-from analysis.estimating import Options, estimate_isoflop, estimate_law
+from analysis.estimating import Options, estimate_isoflop, estimate_law, sd_of
 from analysis.fitting import Fit
 from analysis.frontier import is_isoflop
 from analysis.isoflop import IsoflopFit
@@ -67,6 +68,10 @@ class Approaches:
         """None where fewer than two approaches can be judged, or none has an interval."""
         known = len(self.judged) > 1 and any(a.ci95 for a in self.judged)
         return not self.disagreements if known else None
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{html.escape(a.words())}, {a.outcome.replace('_', ' ')}</li>" for a in self.found)
+        return f"<ul>{items}</ul><p>{html.escape(self.verdict)}</p>"
 
     @property
     def verdict(self) -> str:
@@ -124,5 +129,5 @@ def _isoflop(frame: pd.DataFrame, options: Options) -> IsoflopFit | None:
 def _surface(frame: pd.DataFrame, options: Options) -> tuple[Fit, Allocation] | None:
     x = frame[["params", "samples"]].to_numpy(dtype=float)
     loss = frame["loss"].to_numpy(dtype=float)
-    fit = estimate_law(SurfaceLaw(), x, loss, frame.get("trial_id"), options)
+    fit = estimate_law(SurfaceLaw(), x, loss, frame.get("trial_id"), options, sd_of(frame))
     return (fit, allocate_surface(fit, CostRelation.of(frame), None)) if fit.succeeded else None

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from analysis.allocation import Allocation, CostRelation, allocate_power, allocate_surface
 from analysis.bootstrap import Interval
-from analysis.estimating import BESIDE, Options, estimate_isoflop, estimate_law, estimate_power
+from analysis.estimating import BESIDE, Options, estimate_isoflop, estimate_law, estimate_power, sd_of
 from analysis.fitting import Fit
 from analysis.frontier import budget_of, is_isoflop
 from analysis.isoflop import IsoflopFit, Minimum, check_design, fit_isoflop
 from analysis.laws import Array, Law, PowerLaw
 from analysis.magnitudes import scientific, with_unit
 
-NO_FIT = Fit(law=PowerLaw(), params={}, outcome="too_few_points", reason=None, starts_agree=None, num_points=0)
+NO_FIT = Fit(law=PowerLaw(), params={}, outcome="too_few_points", reason=None, num_points=0)
 """Stands for no law of the loss: N* by the best runs needs the runs alone."""
 
 
@@ -102,12 +102,13 @@ def backtest_power(
     *,
     options: Options | None = None,
     quantity: str = "loss",
+    sd: Array | None = None,
 ) -> Backtest | None:
-    """Of a power law; None where fewer than 3 smaller budgets remain."""
+    """Of a power law; None where fewer than 3 smaller budgets remain. `sd` is the standard deviation of each y."""
     flops, y = np.asarray(flops, dtype=float), np.asarray(y, dtype=float)
     options = (options or Options()).beside(len(y), num_resamples)
     largest = split_power(flops)
-    fit = _smaller_power(flops, y, trials, options)
+    fit = _smaller_power(flops, y, trials, options, sd)
     if fit is None:
         return None
     at = float(np.exp(np.log(flops[largest]).mean()))
@@ -124,13 +125,13 @@ def backtest_power(
     )
 
 
-def _smaller_power(flops: Array, y: Array, trials: object, options: Options) -> Fit | None:
+def _smaller_power(flops: Array, y: Array, trials: object, options: Options, sd: Array | None = None) -> Fit | None:
     """The power law of all but the largest budget; None where fewer than 3 remain or it cannot be fitted."""
     kept = ~split_power(flops)
     if len(np.unique(flops[kept])) < 3:
         return None
     units = None if trials is None else np.asarray(trials)[kept]
-    fit = estimate_power(flops[kept], y[kept], units, options)
+    fit = estimate_power(flops[kept], y[kept], units, options, None if sd is None else sd[kept])
     return fit if fit.succeeded else None
 
 
@@ -149,8 +150,8 @@ def backtest_surface(
     x = rest[list(law.variables)].to_numpy(dtype=float)
     if len(rest) < law.min_points or not len(held):
         return []
-    fit = estimate_law(law, x, rest["loss"].to_numpy(dtype=float), trials, options)
-    if not fit.succeeded or fit.outcome == "not_identified":
+    fit = estimate_law(law, x, rest["loss"].to_numpy(dtype=float), trials, options, sd_of(rest))
+    if not fit.succeeded or fit.outcome in ("not_identified", "at_bound"):
         return []
     at = [held[name].to_numpy(dtype=float) for name in law.variables]
     band = fit.predict_interval(*at)

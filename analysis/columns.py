@@ -11,8 +11,9 @@ import pandas as pd
 from analysis.magnitudes import numbers_of, scale_of
 
 SCALE = ("params", "samples", "flops")
-QUANTITIES = (*SCALE, "loss")
-"""What `--columns` names. `loss` is whatever is fitted: a loss, or a Frechet distance."""
+QUANTITIES = (*SCALE, "loss", "sd")
+"""What `--columns` names. `loss` is whatever is fitted: a loss, or a Frechet distance; `sd` is its standard deviation,
+and is read only where it is named."""
 
 NAMES: dict[str, tuple[str, ...]] = {
     "params": (
@@ -184,20 +185,23 @@ def others_like(found: Mapping[str, str], frame: pd.DataFrame, quantity: str) ->
 
 
 def missing_columns(missing: list[str], choice: str, frame: pd.DataFrame, used: Mapping[str, str]) -> str:
-    """Why no column serves for some quantities: which columns there are, those of no numbers, and the nearest names."""
-    empty = [text for q in missing if (text := _without_numbers(q, choice, frame))]
+    """Why no column serves for some quantities: which columns there are, those of no numbers, and the nearest names;
+    and what to do."""
+    empty = [text for q in missing if (text := without_numbers(q, choice, frame))]
     if empty:
-        return " ".join(empty)
+        return f"{' '.join(empty)} Write plain numbers there, as 2.5, 1.3e9 or 1.3B."
+    named = f"Say which it is with --columns {','.join(f'{q}=NAME' for q in missing)}."
     names = [choice if q == "loss" else q for q in missing]
     alone = len(names) == 1
     known = {name: NAMES.get(name, (name,)) for name in names}
     tried = "; ".join(f"{'' if alone else name + ': '}{', '.join(known[name][:6])}, ..." for name in names)
     wanted = tuple(name for key in names for name in known[key])
     spare = [str(name) for name in frame.columns if name not in used.values()]
-    return no_column(f"column for {' or '.join(names)} (tried {tried})", wanted, list(map(str, frame.columns)), spare)
+    what = f"column for {' or '.join(names)} (tried {tried})"
+    return f"{no_column(what, wanted, list(map(str, frame.columns)), spare)} {named}"
 
 
-def _without_numbers(quantity: str, choice: str, frame: pd.DataFrame) -> str | None:
+def without_numbers(quantity: str, choice: str, frame: pd.DataFrame) -> str | None:
     """That the column of a known name holds no numbers; None where there is no such column."""
     by_name = {without_unit(str(name))[0]: str(name) for name in frame.columns}
     names = NAMES.get(choice if quantity == "loss" else quantity, (quantity,))

@@ -19,7 +19,7 @@ Z95 = 1.959964
 """Half a 95% interval of a normal distribution, in standard deviations."""
 
 MIN_SIZES = 3
-"""Sizes that a parabola needs; this and the two below are as in `analysis.isoflop` (a test compares the fits)."""
+"""Sizes that a parabola needs; this and the two below are as in `analysis.valleys` (a test compares the fits)."""
 NEAR = 1.35
 MIN_NEAR = 4
 

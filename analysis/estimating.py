@@ -60,14 +60,19 @@ class Options:
         return replace(self, num_resamples=fewer)
 
 
-def estimate_power(flops: Array, y: Array, trials: object, options: Options) -> Fit:
-    """y = A * C^-beta + floor, with the floor that the options ask for."""
-    return fit_power(flops, y, trials=trials, floor=options.floor, **_of_laws(options))
+def estimate_power(flops: Array, y: Array, trials: object, options: Options, sd: Array | None = None) -> Fit:
+    """y = A * C^-beta + floor, with the floor that the options ask for; `sd` is the standard deviation of each y."""
+    return fit_power(flops, y, trials=trials, floor=options.floor, sd=sd, **_of_laws(options))
 
 
-def estimate_law(law: Law, x: Array, y: Array, trials: object, options: Options) -> Fit:
+def estimate_law(law: Law, x: Array, y: Array, trials: object, options: Options, sd: Array | None = None) -> Fit:
     """A law of points; x of shape (n, variables)."""
-    return fit_law(law, x, y, trials=trials, **_of_laws(options))
+    return fit_law(law, x, y, trials=trials, sd=sd, **_of_laws(options))
+
+
+def sd_of(frame: pd.DataFrame) -> Array | None:
+    """The standard deviations of the losses, where the table names a column of them."""
+    return frame["sd"].to_numpy(dtype=float) if "sd" in frame else None
 
 
 def estimate_isoflop(frame: pd.DataFrame, options: Options, min_budgets: int = 2) -> IsoflopFit:

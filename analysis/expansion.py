@@ -14,15 +14,18 @@ Expansion = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
 """Of theta (batch, p), log y and weights (1 or batch, n): the objective (batch,), gradient and Hessian."""
 
 
-def expansion_of(law: Law, log_x: Array, delta: float) -> Expansion:
-    """The closed form for sums of powers; for other laws a Hessian by differences of their gradient."""
+def expansion_of(law: Law, log_x: Array, delta: Array) -> Expansion:
+    """The closed form for sums of powers; for other laws a Hessian by differences of their gradient.
+
+    `delta` is the Huber threshold of each point, (n,), or of all, (1,).
+    """
     if isinstance(law, PowerSum):
         terms = tuple(_Term.of(component) for component in law.design(log_x))
         return _OfPowers(terms=terms, num_params=law.num_params, delta=delta)
     return _ByDifferences(law=law, log_x=log_x, delta=delta)
 
 
-def _huber(residual: Array, weights: Array, delta: float) -> tuple[Array, Array, Array]:
+def _huber(residual: Array, weights: Array, delta: Array) -> tuple[Array, Array, Array]:
     """The objective (batch,), and weight * psi and weight * psi' at each point, (batch, n)."""
     psi = np.clip(residual, -delta, delta)
     pull = weights * psi
@@ -65,7 +68,7 @@ class _OfPowers:
 
     terms: tuple[_Term, ...]
     num_params: int
-    delta: float
+    delta: Array
 
     def __call__(self, theta: Array, log_y: Array, weights: Array) -> tuple[Array, Array, Array]:
         values = [term.value(theta) for term in self.terms]
@@ -108,7 +111,7 @@ class _ByDifferences:
 
     law: Law
     log_x: Array
-    delta: float
+    delta: Array
     step: float = 1e-5
 
     def __call__(self, theta: Array, log_y: Array, weights: Array) -> tuple[Array, Array, Array]:

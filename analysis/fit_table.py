@@ -15,8 +15,8 @@ from analysis.approaches import Approaches, approaches
 from analysis.backtest import Backtest, backtest_frontier, backtest_isoflop, backtest_power, backtest_surface
 from analysis.bootstrap import Interval
 from analysis.bracketing import lost_settings, with_brackets
-from analysis.estimating import Options, estimate_isoflop, estimate_law, estimate_power
-from analysis.fitting import NUM_RESAMPLES
+from analysis.estimating import Options, estimate_isoflop, estimate_law, estimate_power, sd_of
+from analysis.fitting import NUM_RESAMPLES, Fit
 from analysis.frontier import best_learning_rates, budget_of, frontier, is_isoflop
 from analysis.influence import Influence, isoflop_influence, law_influence
 from analysis.isoflop import IsoflopFit
@@ -24,6 +24,7 @@ from analysis.kaplan import KaplanLaw
 from analysis.laws import Law, SurfaceLaw, TiedLaw
 from analysis.learning_rate import fit_rates
 from analysis.loading import Table, load_table
+from analysis.points import scale_of
 from analysis.repetition import RepeatedLaw
 from analysis.result import EXTRAPOLATION, Result
 
@@ -85,13 +86,16 @@ def _power(table: Table, target: float | None, options: Options) -> Result:
             f"({', '.join(f'{c:.3g}' for c in np.unique(flops))} FLOPs). Run more budgets."
         )
     trials = None if len(rows) < len(frame) else rows.get("trial_id")
-    fit = estimate_power(flops, loss, trials, options)
+    sd = sd_of(rows)
+    fit = estimate_power(flops, loss, trials, options, sd)
+    _warn_noise(fit, flops[:, None], loss, sd, warnings)
     if not fit.floor_identified and options.floor == "free":
         warnings.append(f"no floor is reported: {fit.floor_reason}")
     _warn_fit(fit.outcome, fit.reason, warnings)
     if len(rows) < 6:
-        warnings.append(f"only {len(rows)} points: the interval is a residual bootstrap and may be too narrow")
-    backtests = [backtest_power(flops, loss, trials, options=options, quantity=table.quantity)]
+        left = len(rows) - len(fit.params)
+        warnings.append(f"only {len(rows)} points: intervals rest on {left} degree{'s' * (left != 1)} of freedom")
+    backtests = [backtest_power(flops, loss, trials, options=options, quantity=table.quantity, sd=sd)]
     backtests += [backtest_frontier(frame)] if {"params", "samples"} <= set(frame) else []
     params: dict[str, float | None] = {"A": None, "beta": None, "floor": None} | fit.params
     if options.floor in ("zero", 0.0):
@@ -108,7 +112,7 @@ def _power(table: Table, target: float | None, options: Options) -> Result:
         allocation=allocate_power(fit, frame, target),
         approaches=_approaches(frame, options),
         backtests=backtests,
-        influence=law_influence(fit, flops[:, None], loss, grouped, options.delta),
+        influence=law_influence(fit, flops[:, None], loss, grouped, options.delta, sd),
         options=options,
         warnings=warnings,
         more={"floor_identified": bool(fit.floor_identified)},
@@ -134,7 +138,9 @@ def _of_points(table: Table, law: Law, target: float | None, options: Options) -
     frame = _at_best_rates(frame, warnings)
     _check_spread(law, frame)
     x, loss = frame[list(law.variables)].to_numpy(dtype=float), frame["loss"].to_numpy(dtype=float)
-    fit = estimate_law(law, x, loss, frame.get("trial_id"), options)
+    sd = sd_of(frame)
+    fit = estimate_law(law, x, loss, frame.get("trial_id"), options, sd)
+    _warn_noise(fit, x, loss, sd, warnings)
     _warn_fit(fit.outcome, fit.reason, warnings)
     allocation = Allocation(approach=law.name, flops=target)
     beside = None
@@ -159,7 +165,7 @@ def _of_points(table: Table, law: Law, target: float | None, options: Options) -
         allocation=allocation,
         approaches=beside,
         backtests=backtest_surface(law, frame, options=options, quantity=table.quantity),
-        influence=law_influence(fit, x, loss, frame, options.delta),
+        influence=law_influence(fit, x, loss, frame, options.delta, sd),
         options=options,
         warnings=warnings,
     )
@@ -235,6 +241,8 @@ def _rates(table: Table, target: float | None, options: Options) -> Result:
     if target is not None:
         raise ValueError("learning-rate gives no N* or loss at a target; fit power, surface or isoflop for those.")
     frame, warnings = _rows(table, "params", "flops", "loss")
+    if "sd" in frame:
+        warnings.append("the noise of single losses is not used: a quadratic takes every learning rate alike")
     fit = fit_rates(frame, table.diverged, num_resamples=options.num_resamples, seed=options.seed)
     if fit is None:
         raise ValueError(
@@ -325,6 +333,18 @@ def _at_best_rates(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
 def _warn_fit(outcome: str, reason: str | None, warnings: list[str]) -> None:
     if outcome != "converged":
         warnings.append(f"{outcome.replace('_', ' ')}: {reason}")
+
+
+def _warn_noise(fit: Fit, x: np.ndarray, y: np.ndarray, sd: np.ndarray | None, warnings: list[str]) -> None:
+    """Where residuals scatter by more, or less, than the table's own noise says."""
+    if sd is None or not fit.succeeded:
+        return
+    scatter = scale_of(np.log(y / fit.predict(*x.T)) * y / sd, len(fit.params))
+    if not 0.5 < scatter < 2:
+        warnings.append(
+            f"residuals scatter {scatter:.3g} times as far as the column of standard deviations says: "
+            "its ratios weigh the rows, and the intervals follow the scatter"
+        )
 
 
 def _warn_extrapolation(target: float | None, flops: np.ndarray, tests: list[Backtest], warnings: list[str]) -> None:

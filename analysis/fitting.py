@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import Interval, intervals
+from analysis.bootstrap import Interval
+from analysis.estimate import Estimate
 from analysis.floors import FloorProfile, compared, flat_to_zero, profile_floor, why_refused
-from analysis.laws import EXPONENT_BOUNDS, Array, Law, PowerLaw, PowerSum
+from analysis.laws import EXPONENT_BOUNDS, TINY, Array, Law, PowerLaw, PowerSum
 from analysis.likelihood import profile_intervals
 from analysis.points import Points
 from analysis.projection import hoffmann_starts, projected_starts
@@ -23,31 +26,20 @@ NUM_GRID_STARTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """An estimate, or why there is none. `draws` holds the resampled parameters, one array of each."""
+class Fit(Estimate):
+    """An estimate of a law, or why there is none."""
 
     law: Law
-    params: dict[str, float]
-    outcome: str
-    """converged, at_bound, not_identified, starts_disagree or too_few_points."""
-    reason: str | None
-    starts_agree: float | None
-    num_points: int
     objective: float | None = None
-    draws: dict[str, Array] = field(default_factory=dict)
     bands: dict[str, Interval] = field(default_factory=dict)
     """95% intervals of parameters that come from no draws: those of profiles."""
-    rule: str = ""
-    """How the intervals were made, in words."""
+    is_normal: bool = False
+    """Whether `draws` are normal about the estimate: what follows from them then holds to first order only."""
     floor_identified: bool | None = None
     floor_reason: str | None = None
     profile: FloorProfile | None = None
     free: Fit | None = None
     """Where the floor was refused: the fit that had one."""
-
-    @property
-    def succeeded(self) -> bool:
-        return bool(self.params)
 
     @property
     def ci95(self) -> dict[str, Interval | None]:
@@ -56,7 +48,7 @@ class Fit:
         Where a floor was refused, the others' intervals cover the law with and without one, and the floor's is what its
         profile leaves open: the exponent is only as well known as the floor is.
         """
-        values = (intervals(self.draws) if self.draws else dict.fromkeys(self.params)) | self.bands
+        values = super().ci95 | self.bands
         if self.free is not None and self.free.draws:
             others = self.free.ci95
             values = {name: _hull(band, others[name]) for name, band in values.items()}
@@ -73,8 +65,32 @@ class Fit:
         if not self.draws:
             return None
         fits = [self] if self.free is None or not self.free.draws else [self, self.free]
-        bands = [np.nanpercentile(f.law.predict(f.draws, x), [2.5, 97.5], axis=-1) for f in fits]
+        bands = [np.nanpercentile(f.follow(f._at(x))["y"], [2.5, 97.5], axis=-1) for f in fits]
         return np.min([b[0] for b in bands], axis=0), np.max([b[1] for b in bands], axis=0)
+
+    def _at(self, x: tuple[float | Array, ...]) -> Callable[[Mapping[str, Any]], dict[str, Array]]:
+        return lambda params: {"y": self.law.predict(dict(params), x)}
+
+    def follow(self, of: Callable[[Mapping[str, Any]], Mapping[str, Array]]) -> dict[str, Array]:
+        """What follows from each draw, of shape (..., draws), where `of` takes parameters to positive quantities.
+
+        Of normal draws it is the delta method, in logs: one far from the estimate would bend away from where the law
+        holds its parameters together.
+        """
+        if not self.is_normal:
+            return dict(of(self.draws))
+        step, middle = 1e-5, {name: np.log(value) for name, value in of(self.params).items()}
+        total = {
+            name: value[..., None] + np.zeros(len(next(iter(self.draws.values())))) for name, value in middle.items()
+        }
+        for param, value in self.params.items():
+            linear = param in self.law.exponents
+            moved = of(self.params | {param: value + step if linear else value * (1 + step)})
+            drawn = self.draws[param]
+            away = drawn - value if linear else np.log(np.maximum(drawn, TINY) / max(value, TINY))
+            for name, before in middle.items():
+                total[name] = total[name] + ((np.log(moved[name]) - before) / step)[..., None] * away
+        return {name: np.exp(value) for name, value in total.items()}
 
 
 def _hull(one: Interval | None, two: Interval | None) -> Interval | None:
@@ -92,6 +108,7 @@ def fit_law(
     recipe: Recipe = "varpro",
     interval: IntervalMethod = "auto",
     floor: float | None = None,
+    sd: Array | None = None,
     identify: bool = True,
 ) -> Fit:
     """Fit `law` to x of shape (n, variables) and y of shape (n,), all positive.
@@ -105,6 +122,8 @@ def fit_law(
             the same from the grid of Hoffmann et al. 2022, arXiv 2203.15556, appendix D.3, with intervals from pairs as
             Besiroglu et al. 2024, arXiv 2404.10102, have them; `least-squares` the squares of log residuals.
         interval: how intervals are made; `auto` as `analysis.uncertainty.choose_method` says.
+        sd: standard deviation of each y, in its units: a point counts by the share of it that is noise. Only their
+            ratios matter; how large the noise is, residuals tell.
         identify: whether to ask if the data identify a law of several variables, which takes longer than the estimate.
 
     A fit that cannot be made is returned as a value: too few points leave `params` empty.
@@ -114,8 +133,8 @@ def fit_law(
     """
     missing = law.shortfall(x)
     if missing:
-        return Fit(law=law, params={}, outcome="too_few_points", reason=missing, starts_agree=None, num_points=len(y))
-    points = Points.of(law, x, y, trials, floor)
+        return Fit(law=law, params={}, outcome="too_few_points", reason=missing, num_points=len(y))
+    points = Points.of(law, x, y, trials, floor, sd)
     problem, delta = points.problem(), delta_of(recipe)
     thetas, objectives = _solve_once(problem, _starts(points, problem, recipe), delta)
     best = int(np.argmin(objectives))
@@ -168,7 +187,9 @@ def _outcome(points: Points, theta: Array, problem: Problem, agree: float) -> tu
     exponents = [name for name in edge if name in law.exponents]
     if exponents:
         low, high = EXPONENT_BOUNDS
-        return "at_bound", f"{', '.join(exponents)} ended at the edge of {low:g} to {high:g}"
+        flat = all(theta[law.theta_names.index(name)] < 2 * low for name in exponents)
+        why = ": y does not fall as a power there" if flat else ""
+        return "at_bound", f"{', '.join(exponents)} ended at the edge of {low:g} to {high:g}{why}"
     rates = [name for name in edge if name in law.rates]
     if rates:
         return "at_bound", f"{', '.join(rates)} ended at the edge of its range"
@@ -176,7 +197,8 @@ def _outcome(points: Points, theta: Array, problem: Problem, agree: float) -> tu
     if terms:
         return "at_bound", f"the term with {', '.join(terms)} vanished"
     if law.floor in edge and len(law.variables) > 1:
-        return "at_bound", f"{law.floor} ended at 0"
+        where = "0" if theta[0] - problem.low[0] < 1e-6 else "the largest value that the points leave it"
+        return "at_bound", f"{law.floor} ended at {where}"
     if agree < 0.2:
         return "starts_disagree", f"only {agree:.0%} of the starts reached the best optimum"
     return "converged", None
@@ -187,7 +209,8 @@ def _with_draws(
 ) -> Fit:
     """The fit with resampled parameters, each resample solved from the estimate."""
     draws = resample(points, theta, method, num_resamples, delta, seed)
-    fit = replace(fit, draws=points.params(draws.theta), rule=draws.words)
+    normal = method in ("profile", "delta")
+    fit = replace(fit, draws=points.params(draws.theta), rule=draws.words, is_normal=normal)
     if method == "profile":
         words = f"95% profile likelihood of each parameter; of predictions and exponents of N* {draws.words[4:]}"
         return replace(fit, bands=profile_intervals(points, theta), rule=words)
@@ -204,6 +227,7 @@ def fit_power(
     recipe: Recipe = "varpro",
     interval: IntervalMethod = "auto",
     floor: float | str = "free",
+    sd: Array | None = None,
 ) -> Fit:
     """y = A * C^-beta + floor, or without the floor where the data do not identify one.
 
@@ -225,6 +249,7 @@ def fit_power(
             recipe=recipe,
             interval=interval,
             floor=value,
+            sd=sd,
         )
 
     if floor in ("zero", 0.0):
@@ -234,7 +259,7 @@ def fit_power(
     free = fitted(PowerLaw())
     profile, reason = None, free.reason
     if free.succeeded:
-        points = Points.of(free.law, x, y, trials)
+        points = Points.of(free.law, x, y, trials, sd=sd)
         profile = profile_floor(points, points.theta(free.params))
         reason = free.reason if free.outcome == "at_bound" else why_refused(profile, free.ci95["floor"], float(y.min()))
     if reason is None:

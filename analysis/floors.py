@@ -8,11 +8,13 @@ import numpy as np
 
 from analysis.bootstrap import Interval
 from analysis.laws import TINY, Array
-from analysis.likelihood import Likelihood, held
-from analysis.points import Points
+from analysis.likelihood import EFFICIENT, Likelihood, held
+from analysis.points import Points, covariance
 from analysis.solver import Problem
 
-NUM_FLOORS = 25
+NUM_FLOORS = 17
+NEARBY = np.linspace(-3.0, 3.0, 13)
+"""Standard deviations of the log floor about the estimate at which it is held as well: the profile turns there."""
 FAR = 8.0
 """Thresholds above which a floor is refused beyond doubt, and those beyond it with it."""
 
@@ -31,16 +33,25 @@ class FloorProfile:
 def profile_floor(points: Points, theta: Array, num_floors: int = NUM_FLOORS) -> FloorProfile:
     """Refit with the floor fixed at values from 0 to the smallest y, and compare as `analysis.likelihood` does.
 
-    `theta` (p,) is the estimate, whose floor is one of the values.
+    `theta` (p,) is the estimate, whose floor is one of the values; where it lies above the smallest y, values go on
+    beyond it.
     """
     likelihood = Likelihood.of(points, theta)
     problem = points.problem()
     smallest = float(np.exp(points.log_y.min()))
-    fitted = float(np.exp(theta[0])) if theta[0] > problem.low[0] + 1e-6 else 0.0
+    fitted, likeliest = (
+        float(np.exp(t)) if t > problem.low[0] + 1e-6 else 0.0 for t in (theta[0], likelihood.theta[0])
+    )
+    if max(fitted, likeliest) > smallest:  # points below the floor are outliers
+        smallest = max(1.05 * fitted, 1.05 * likeliest, float(np.exp(np.quantile(points.log_y, 0.1))))
     steps = np.linspace(0.0, 1.0, num_floors)[:-1]
-    floors = np.unique(np.append(smallest * (1 - (1 - steps) ** 2), min(fitted, smallest * 0.9999)))
+    spread = float(np.sqrt(covariance(points, likelihood.theta, EFFICIENT * likelihood.scale)[0, 0]))
+    near = likeliest * np.exp(min(spread, 1.0) * NEARBY)
+    floors = np.concatenate([smallest * (1 - (1 - steps) ** 2), near, [fitted, likeliest]])
+    floors = np.unique(np.minimum(floors, smallest * 0.9999))
     logs = np.maximum(np.log(np.maximum(floors, TINY)), problem.low[0])
-    statistic = _followed(likelihood, problem, logs, int(np.searchsorted(floors, fitted * (1 - 1e-12))))
+    middle = int(np.searchsorted(floors, min(likeliest, smallest * 0.9999) * (1 - 1e-12)))
+    statistic = _followed(likelihood, problem, logs, middle)
     unit = float(np.exp(points.y_mean))
     kept = floors[statistic <= likelihood.threshold]
     bounds = (float(kept.min()) * unit, float(kept.max()) * unit) if len(kept) else (fitted * unit, fitted * unit)
@@ -48,14 +59,14 @@ def profile_floor(points: Points, theta: Array, num_floors: int = NUM_FLOORS) ->
 
 
 def _followed(likelihood: Likelihood, problem: Problem, logs: Array, middle: int) -> Array:
-    """The statistic at each log floor, solved outwards from the estimate, which is at `middle`."""
+    """The statistic at each log floor, solved outwards from the likeliest, which is at `middle`."""
     middle = min(middle, len(logs) - 1)
     below = _along(likelihood, problem, logs[middle::-1])
     return np.concatenate([below[::-1], _along(likelihood, problem, logs[middle:])[1:]])
 
 
 def _along(likelihood: Likelihood, problem: Problem, logs: Array) -> Array:
-    """The statistic at log floors that lead away from the estimate, each solved from its neighbour.
+    """The statistic at log floors that lead away from the likeliest, each solved from its neighbour.
 
     Once it is FAR above the threshold it is followed no further, and stays what it was.
     """

@@ -62,12 +62,19 @@ def sound_rates(frame: pd.DataFrame, diverged: pd.Series, params: str = "params"
 
 
 def average_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row for all seeds of a setting, with their mean loss: the best of several seeds is luck, not a model."""
+    """One row for all seeds of a setting, with their mean loss: the best of several seeds is luck, not a model.
+
+    A column `sd` is of the mean then.
+    """
     keys = [name for name in ("arm", "params", "samples", "learning_rate") if name in frame]
     if "seed" not in frame or frame["seed"].nunique() < 2:
         return frame
-    mean = frame.groupby(keys, dropna=False)["loss"].transform("mean")
-    return frame.assign(loss=mean).drop_duplicates(keys)
+    settings = frame.groupby(keys, dropna=False)
+    averaged = {"loss": settings["loss"].transform("mean")}
+    if "sd" in frame:
+        variance = (frame["sd"] ** 2).groupby([frame[key] for key in keys], dropna=False)
+        averaged["sd"] = np.sqrt(variance.transform("sum")) / variance.transform("size")
+    return frame.assign(**averaged).drop_duplicates(keys)
 
 
 def frontier(frame: pd.DataFrame) -> pd.DataFrame:

@@ -67,11 +67,13 @@ Refit = Callable[[Array], dict[str, Array]]
 """Exponents of shape (batch,) for weights of shape (batch, n)."""
 
 
-def law_influence(fit: Fit, x: Array, y: Array, frame: pd.DataFrame, delta: float = HUBER_DELTA) -> list[Influence]:
+def law_influence(
+    fit: Fit, x: Array, y: Array, frame: pd.DataFrame, delta: float = HUBER_DELTA, sd: Array | None = None
+) -> list[Influence]:
     """Of a law's exponents; `frame` has row and perhaps trial_id of the points. Empty where there is no fit."""
     if not fit.succeeded:
         return []
-    again = Refitter(fit, x, y, delta)
+    again = Refitter(fit, x, y, delta, sd)
     exponents = {name: fit.params[name] for name in fit.law.exponents}
 
     def refit(weights: Array) -> dict[str, Array]:

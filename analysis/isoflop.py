@@ -5,24 +5,23 @@ Hoffmann et al. 2022, arXiv 2203.15556, section 3.2 (approach 2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import Interval, interval, intervals, pair_weights, residual_draws, tail_factor
+from analysis.bootstrap import Interval, interval, pair_weights, residual_draws, tail_factor
+from analysis.estimate import Estimate
 from analysis.fitting import NUM_RESAMPLES
 from analysis.frontier import budget_of
 from analysis.laws import Array
 from analysis.points import trial_index
 from analysis.uncertainty import Method, enough_for_pairs, words_of
+from analysis.valleys import MIN_SIZES, Profile, Windows, noise_of
 
-MIN_SIZES = 3
 MIN_BUDGETS = 2
-NEAR = 1.35
-"""A parabola is the profile's shape near its minimum: sizes whose loss is beyond this multiple of the lowest are not in
-it, but for the 4 nearest."""
-MIN_NEAR = 4
+MIN_SCATTER = 4
+"""Fewest minima whose scatter about their line says something of their noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +52,15 @@ class Minimum:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IsoflopFit:
+class IsoflopFit(Estimate):
     """N* = N_coefficient * C^N_exponent and D* = D_coefficient * C^D_exponent, or why there are none."""
 
     minima: list[Minimum]
-    params: dict[str, float]
-    outcome: str
-    reason: str | None
-    num_points: int
-    draws: dict[str, Array] = field(default_factory=dict)
-    rule: str = ""
-    starts_agree: float | None = None
-    """None: a parabola has one optimum."""
     cubic_exponent: float | None = None
 
     @property
     def bracketed(self) -> list[Minimum]:
         return [m for m in self.minima if m.bracketed]
-
-    @property
-    def ci95(self) -> dict[str, Interval | None]:
-        return intervals(self.draws) if self.draws else dict.fromkeys(self.params)
 
     def optimum(self, letter: str, flops: float | Array) -> Array:
         """N* (`letter` N) or D* (D) at a budget in FLOPs."""
@@ -103,15 +90,16 @@ def fit_isoflop(
     """
     whole = check_design(frame, min_budgets)
     cost = _CostPerSample.of(whole)
-    cubics = [_cubic_minimum(_Profile.of(group)) for _, group in whole.groupby("budget", sort=True)]
-    frame = pd.concat([_near_minimum(group) for _, group in whole.groupby("budget", sort=True)])
-    groups = [group for _, group in frame.groupby("budget", sort=True)]
-    profiles = [_Profile.of(group) for group in groups]
-    minima = [_minimum(p, group, cost, cubic) for p, group, cubic in zip(profiles, groups, cubics, strict=True)]
+    budgets = [
+        (Windows.of(group), Profile.of(group).cubic_minimum()) for _, group in whole.groupby("budget", sort=True)
+    ]
+    windows = [window for window, _ in budgets]
+    minima = [_minimum(window.usual, cost, cubic) for window, cubic in budgets]
     used = [i for i, m in enumerate(minima) if m.bracketed]
     log_n, rule = np.full((num_resamples, len(minima)), np.nan), ""
     if num_resamples:
-        log_n, rule = _resampled_minima(frame, profiles, num_resamples, seed)
+        log_n, rule = _over_windows(windows, num_resamples, seed)
+    if num_resamples and _has_noise(windows):
         minima = [
             replace(m, params_ci95=interval(np.exp(log_n[:, i]))) if m.bracketed else m for i, m in enumerate(minima)
         ]
@@ -121,13 +109,22 @@ def fit_isoflop(
         return fit
     flops = np.array([minima[i].flops for i in used])
     best = np.array([minima[i].params for i in used], dtype=float)
-    drawn = log_n[:, used] + _own_scatter(np.log(flops), np.log(best), log_n[:, used], seed) if num_resamples else None
+    drawn = None
+    if num_resamples and (_has_noise(windows) or len(used) >= MIN_SCATTER):
+        drawn = log_n[:, used] + _own_scatter(np.log(flops), np.log(best), log_n[:, used], seed)
+    elif num_resamples:
+        fit = replace(fit, rule="no intervals: 3 sizes a budget, and fewer than 4 budgets, leave no noise to be seen")
     return replace(
         fit,
         params={name: float(values[0]) for name, values in _lines(flops, best[None], cost).items()},
         draws={} if drawn is None else _lines(flops, np.exp(drawn), cost),
         cubic_exponent=_cubic_exponent(minima),
     )
+
+
+def _has_noise(windows: list[Windows]) -> bool:
+    """Whether the parabolas leave a degree of freedom from which their noise is known."""
+    return sum(len(window.usual) for window in windows) > MIN_SIZES * len(windows)
 
 
 def _outcome(bracketed: int, budgets: int) -> tuple[str, str | None]:
@@ -159,61 +156,9 @@ def check_design(frame: pd.DataFrame, min_budgets: int = MIN_BUDGETS) -> pd.Data
     return keyed[keyed["budget"].isin(usable)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Profile:
-    """One budget's points, with u = log N - centre."""
-
-    u: Array
-    centre: float
-    loss: Array
-
-    @classmethod
-    def of(cls, group: pd.DataFrame) -> _Profile:
-        logs = np.log(group["params"].to_numpy(dtype=float))
-        loss = group["loss"].to_numpy(dtype=float)
-        return cls(u=logs - logs.mean(), centre=float(logs.mean()), loss=loss)
-
-    def parabolas(self, loss: Array, weights: Array) -> Array:
-        """Coefficients (batch, 3) of the weighted least-squares parabola; NaN where fewer than 3 sizes have weight."""
-        X = np.vander(self.u, 3, increasing=True)
-        gram = np.einsum("bn,np,nq->bpq", weights, X, X)
-        moment = np.einsum("bn,np->bp", weights * loss, X)
-        sizes = np.unique(self.u, return_inverse=True)[1]
-        present = np.stack([(weights[:, sizes == k] > 0).any(axis=1) for k in range(sizes.max() + 1)]).sum(axis=0)
-        gram = np.where(present[:, None, None] >= MIN_SIZES, gram, np.eye(3))
-        solved = np.linalg.solve(gram, moment[..., None])[..., 0]
-        return np.where(present[:, None] >= MIN_SIZES, solved, np.nan)
-
-    def vertices(self, coefficients: Array) -> Array:
-        """log N* of parabolas (batch, 3); NaN where there is no minimum within the sizes run."""
-        _, c1, c2 = np.moveaxis(coefficients, -1, 0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            u = -c1 / (2 * c2)
-            inside = (c2 > 0) & (u > self.u.min()) & (u < self.u.max())
-        return np.where(inside, u + self.centre, np.nan)
-
-
-def _near_minimum(group: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one budget around its lowest loss: the sizes beside the best, and further ones within NEAR of it.
-
-    At least MIN_NEAR sizes are kept, the lowest first.
-    """
-    mean = group.groupby("params")["loss"].mean()
-    sizes, loss = mean.index.to_numpy(), mean.to_numpy()
-    best = int(loss.argmin())
-    low, high = max(0, best - 1), min(len(sizes) - 1, best + 1)
-    while low > 0 or high < len(sizes) - 1:
-        below = loss[low - 1] if low > 0 else np.inf
-        above = loss[high + 1] if high < len(sizes) - 1 else np.inf
-        if min(below, above) > NEAR * loss.min() and high - low + 1 >= MIN_NEAR:
-            break
-        low, high = (low - 1, high) if below <= above else (low, high + 1)
-    return group[group["params"].between(sizes[low], sizes[high])]
-
-
-def _minimum(profile: _Profile, group: pd.DataFrame, cost: _CostPerSample, cubic: float | None) -> Minimum:
-    ones = np.ones((1, len(profile.u)))
-    c = profile.parabolas(profile.loss[None], ones)[0]
+def _minimum(group: pd.DataFrame, cost: _CostPerSample, cubic: float | None) -> Minimum:
+    profile = Profile.of(group)
+    c = profile.parabola()
     convex = c[2] > 0
     u = -c[1] / (2 * c[2]) if convex else np.nan
     reason = None
@@ -240,17 +185,6 @@ def _minimum(profile: _Profile, group: pd.DataFrame, cost: _CostPerSample, cubic
         centre=profile.centre,
         cubic_params=cubic,
     )
-
-
-def _cubic_minimum(profile: _Profile) -> float | None:
-    """N at the cubic's minimum, within the sizes run; needs 5 sizes, so that a degree of freedom is left."""
-    if len(np.unique(profile.u)) < 5:
-        return None
-    cubic = np.polynomial.Polynomial.fit(profile.u, profile.loss, 3, domain=[-1, 1], window=[-1, 1])
-    roots = cubic.deriv().roots()
-    real = roots[np.abs(roots.imag) < 1e-9].real
-    inside = [r for r in real if profile.u.min() < r < profile.u.max() and cubic.deriv(2)(r) > 0]
-    return float(np.exp(inside[0] + profile.centre)) if inside else None
 
 
 def _cubic_exponent(minima: list[Minimum]) -> float | None:
@@ -297,23 +231,48 @@ def _lines(flops: Array, params: Array, cost: _CostPerSample) -> dict[str, Array
     return result
 
 
-def _resampled_minima(
-    frame: pd.DataFrame, profiles: list[_Profile], num_resamples: int, seed: int
-) -> tuple[Array, str]:
-    """Resampled log N* of each budget, shape (resamples, budgets), NaN where not bracketed; and the rule in words."""
+def _over_windows(windows: list[Windows], num_resamples: int, seed: int) -> tuple[Array, str]:
+    """Resampled log N* of each budget, (resamples, budgets), NaN where not bracketed; and the rule in words.
+
+    Half of the resamples are of the window that the estimate takes; a quarter each are moved by what a narrower, and by
+    what a wider one makes of the minima: what the choice of a window does to them is in the intervals.
+    """
+    drawn, rule = _resampled_minima(pd.concat([window.usual for window in windows]), num_resamples, seed)
+    usual, narrow, wide = (
+        np.array([_vertex(getattr(window, name)) for window in windows]) for name in ("usual", "narrow", "wide")
+    )
+    moved = [np.nan_to_num(other - usual) for other in (narrow, wide)]
+    if not np.any(moved):
+        return drawn, rule
+    shifts = np.stack([*moved, np.zeros_like(usual), np.zeros_like(usual)])
+    chosen = np.random.default_rng([seed, 2]).integers(len(shifts), size=num_resamples)
+    return drawn + shifts[chosen], f"{rule}; half of them moved as a narrower or a wider window moves the minima"
+
+
+def _vertex(group: pd.DataFrame) -> float:
+    """log N* of one budget's rows; NaN where it is not bracketed."""
+    profile = Profile.of(group)
+    return float(profile.vertices(profile.parabola()[None])[0])
+
+
+def _resampled_minima(frame: pd.DataFrame, num_resamples: int, seed: int) -> tuple[Array, str]:
+    """Resampled log N* of each budget for the rows of one window, and the rule in words."""
     rng = np.random.default_rng(seed)
+    profiles = [Profile.of(group) for _, group in frame.groupby("budget", sort=True)]
     ordered = pd.concat([group for _, group in frame.groupby("budget", sort=True)])
     trials = trial_index(ordered.get("trial_id"), len(ordered))
     smallest = min(len(p.u) for p in profiles)
     enough = enough_for_pairs(int(trials.max()) + 1, 3 * len(profiles)) and smallest >= 8
     rule: Method = "pairs" if enough else "residual"
-    fitted = np.concatenate([p.parabolas(p.loss[None], np.ones((1, len(p.u))))[0] @ _powers(p) for p in profiles])
+    fitted = np.concatenate([profile.parabola() @ profile.powers for profile in profiles])
     loss = ordered["loss"].to_numpy(dtype=float)
     if rule == "pairs":
         weights, losses = pair_weights(trials, num_resamples, rng), np.repeat(loss[None], num_resamples, axis=0)
     else:
-        noise = residual_draws((loss - fitted) / fitted, trials, 3 * len(profiles), num_resamples, rng)
-        weights, losses = np.ones((num_resamples, len(loss))), fitted * (1 + noise)
+        noise = noise_of(ordered)
+        residuals = (loss - fitted) / fitted / noise
+        drawn = residual_draws(residuals, trials, 3 * len(profiles), num_resamples, rng)
+        weights, losses = np.ones((num_resamples, len(loss))), fitted * (1 + drawn * noise)
     ends = np.cumsum([len(p.u) for p in profiles])
     log_n = np.full((num_resamples, len(profiles)), np.nan)
     for i, (profile, end) in enumerate(zip(profiles, ends, strict=True)):
@@ -329,7 +288,7 @@ def _own_scatter(log_c: Array, log_n: Array, drawn: Array, seed: int) -> Array:
     the few budgets from which it is known, by Student's t. None below 4 budgets, whose scatter says nothing.
     """
     budgets = len(log_c)
-    if budgets < 4:
+    if budgets < MIN_SCATTER:
         return np.zeros_like(drawn)
     slope, level = np.polyfit(log_c - log_c.mean(), log_n, 1)
     about = float(np.sum((log_n - level - slope * (log_c - log_c.mean())) ** 2)) / (budgets - 2)
@@ -337,7 +296,3 @@ def _own_scatter(log_c: Array, log_n: Array, drawn: Array, seed: int) -> Array:
     explained = float(np.mean(np.nanvar(drawn[:, known], axis=0))) if known.any() else 0.0
     own = np.sqrt(max(0.0, about - explained)) * tail_factor(budgets - 2, budgets)
     return own * np.random.default_rng([seed, 1]).standard_normal(drawn.shape)
-
-
-def _powers(profile: _Profile) -> Array:
-    return np.vander(profile.u, 3, increasing=True).T

@@ -86,11 +86,14 @@ class Law(ABC):
         """`count` thetas to solve from, (count, p), for centred logs of the points; the likeliest first."""
 
     def bounds(self, log_y: Array) -> tuple[Array, Array]:
-        """Box of theta for centred variables: terms between 1e-6 of the smallest y and e^10 of the largest."""
+        """Box of theta for centred variables: terms between 1e-6 of the smallest y and e^10 of the largest.
+
+        A floor may lie above a tenth of the points: one loss that is wrong by a factor does not bind it.
+        """
         low = np.full(self.num_params, float(log_y.min()) - LOG_COEFFICIENT_RANGE)
         high = np.full(self.num_params, float(log_y.max()) + 10.0)
         if self.floor:
-            high[0] = float(log_y.min()) + 0.5
+            high[0] = float(np.quantile(log_y, 0.1)) + 0.5
         exponents = self._slice(self.exponents)
         low[exponents], high[exponents] = EXPONENT_BOUNDS
         return low, high

@@ -7,12 +7,13 @@ each width, the best of them with a neighbour on either side, and for p at least
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import Interval, interval, intervals, residual_draws
+from analysis.bootstrap import Interval, interval, residual_draws
+from analysis.estimate import Estimate
 from analysis.frontier import budget_of
 from analysis.laws import Array
 
@@ -52,7 +53,7 @@ class RateOptimum:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateFit:
+class RateFit(Estimate):
     """rate* = rate_coefficient * width^rate_exponent through the optima of the widths, or why there is none."""
 
     variable: str
@@ -60,23 +61,6 @@ class RateFit:
     flops: float
     """The budget at which the rates are compared."""
     optima: list[RateOptimum]
-    params: dict[str, float]
-    outcome: str
-    """converged or too_few_points."""
-    reason: str | None
-    num_points: int
-    draws: dict[str, Array] = field(default_factory=dict)
-    rule: str = ""
-    starts_agree: float | None = None
-    """None: a quadratic has one optimum."""
-
-    @property
-    def succeeded(self) -> bool:
-        return bool(self.params)
-
-    @property
-    def ci95(self) -> dict[str, Interval | None]:
-        return intervals(self.draws) if self.draws else dict.fromkeys(self.params)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Profile likelihood: what other values of one parameter the data do not refuse, the other parameters following.
 
 Residuals count as Huber(1.345 s), with s their scale at the fit, so that outliers neither make nor break an interval;
-the statistic is the rho test's (Hampel, Ronchetti, Rousseeuw and Stahel 1986, Robust Statistics, section 7.2), held
-against F(1, n - p). With normal noise it is the likelihood ratio's (Venzon and Moolgavkar 1988, Appl. Statist. 37).
+the statistic is the rho test's, scaled by E[psi^2] / E[psi'] of the residuals themselves (Hampel, Ronchetti, Rousseeuw
+and Stahel 1986, Robust Statistics, section 7.2), and held against F(1, n - p). Where no residual is beyond 1.345 s it
+is the likelihood ratio's (Venzon and Moolgavkar 1988, Appl. Statist. 37).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from analysis.laws import Array
-from analysis.points import Points, covariance, scale_of
+from analysis.points import LEAST_SCALE, Points, covariance, scale_of
 from analysis.solver import Problem, polish
 
 EFFICIENT = 1.345
@@ -33,17 +34,23 @@ class Likelihood:
     least: float
     scale: float
     """s, in log y."""
+    unit: float
+    """What half a unit of the statistic is, in the objective: the sum of psi^2 over n - p, over the mean of psi'."""
 
     @classmethod
     def of(cls, points: Points, theta: Array) -> Likelihood:
         """From an estimate in its neighbourhood."""
-        s = scale_of(points.log_y - points.fitted(theta), points.num_free)
+        s = scale_of(points.residuals(theta), points.num_free)
         solved, value = polish(points.problem(), theta[None], delta=EFFICIENT * s, near=True)
-        return cls(points=points, theta=solved[0], least=float(value[0]), scale=s)
+        residuals = points.residuals(solved[0])
+        psi = np.clip(residuals, -EFFICIENT * s, EFFICIENT * s)
+        inside = max(float(np.mean(psi == residuals)), 0.5)
+        unit = max(float(np.sum(psi**2)) / _dof(points) / inside, LEAST_SCALE**2)
+        return cls(points=points, theta=solved[0], least=float(value[0]), scale=s, unit=unit)
 
     @property
     def dof(self) -> int:
-        return max(1, len(self.points) - self.points.num_free)
+        return _dof(self.points)
 
     @property
     def threshold(self) -> float:
@@ -53,7 +60,11 @@ class Likelihood:
     def statistic(self, problem: Problem, starts: Array) -> tuple[Array, Array]:
         """F ratio of each row of `starts` solved within its box against the least, and the solutions."""
         solved, value = polish(problem, starts, delta=EFFICIENT * self.scale, max_steps=60, near=True, again=False)
-        return 2 * np.maximum(value - self.least, 0.0) / self.scale**2, solved
+        return 2 * np.maximum(value - self.least, 0.0) / self.unit, solved
+
+
+def _dof(points: Points) -> int:
+    return max(1, len(points) - points.num_free)
 
 
 def held(problem: Problem, column: NDArray[np.intp], values: Array) -> Problem:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
-from analysis.columns import SCALE, find_columns, missing_columns, no_column, others_like, plain, without_unit
+from analysis.columns import (
+    QUANTITIES,
+    SCALE,
+    find_columns,
+    missing_columns,
+    no_column,
+    others_like,
+    plain,
+    without_numbers,
+    without_unit,
+)
 from analysis.frontier import sound_rates
 from analysis.magnitudes import numbers_of
 from analysis.mixing import conditions_of, refuse_mixed
@@ -36,6 +47,9 @@ CARRIED: dict[str, tuple[str, ...]] = {
 DIVERGED = frozenset({"diverged", "divergence", "exploded", "nan"})
 CENSORED = frozenset({"stopped", "early_stopped", "stopped_early", "censored", "unreached", "killed", "timeout"})
 """Outcomes of runs that diverged, and of runs that ended before their budget with a loss measured on the way."""
+
+LEAST_COST = 0.05
+"""FLOPs for each parameter and sample below which the unit of FLOPs is doubted: a dense model spends 6 on a token."""
 
 WIDEST = {"params": 1e6, "samples": 1e6, "flops": 1e12, "loss": 1e3}
 """Largest over smallest value of a quantity beyond which its unit is doubted."""
@@ -74,6 +88,7 @@ class Table:
         if missing:
             raise ValueError(self._missing(missing))
         sources = [q for q in SCALE if q != self.derived] if self.derived in wanted else []
+        sources += ["sd"] if "sd" in self.frame else []
         frame, said = self.frame, []
         for name in dict.fromkeys([*sources, *wanted]):
             bad = ~(np.isfinite(frame[name]) & (frame[name] > 0))
@@ -90,7 +105,7 @@ class Table:
         text = missing_columns(missing, self.quantity, self.raw, self.columns)
         if len(missing) == 1 and missing[0] in SCALE and sum(q in self.frame for q in SCALE) == 2:
             return f"{text} To derive it by flops = 6 params samples, say so with --flops-rule 6ND."
-        return f"{text} Say which it is with --columns {','.join(f'{q}=NAME' for q in missing)}."
+        return text
 
     def _bad_values(self, name: str, bad: pd.DataFrame) -> str:
         column = self.columns.get(name, name)
@@ -118,6 +133,11 @@ class Table:
         every = pd.concat([f["arm"] for f in (self.frame, self.diverged) if "arm" in f] or [pd.Series(dtype=object)])
         return sorted(every.dropna().astype(str).unique())
 
+    def _repr_html_(self) -> str:
+        shown = [name for name in ("row", *QUANTITIES, "arm", "outcome") if name in self.frame]
+        said = "".join(f"<li>{html.escape(text)}</li>" for text in self.warnings)
+        return f"<p>{html.escape(repr(self))}</p><ul>{said}</ul>{self.frame[shown].head().to_html(index=False)}"
+
     def __repr__(self) -> str:
         return (
             f"Table({self.source}: {_count(len(self.frame), 'row')}, "
@@ -136,9 +156,10 @@ def load_table(
 ) -> Table:
     """The runs in a CSV or Parquet file or folder, a results folder, or a frame.
 
-    `columns` says which column holds params, samples, flops, loss (guessed by name where absent). `quantity` is what
-    `loss` means: loss, fid or fd (default: the first that is there). `flops_rule` 6ND derives a missing one of params,
-    samples, flops from the other two, `none` forbids it. `force` fits rows together that no one law describes.
+    `columns` says which column holds params, samples, flops, loss (guessed by name where absent), and sd, the standard
+    deviation of each loss (none where absent). `quantity` is what `loss` means: loss, fid or fd (default: the first
+    that is there). `flops_rule` 6ND derives a missing one of params, samples, flops from the other two, `none` forbids
+    it. `force` fits rows together that no one law describes.
 
     Diverged rows, rows without a measurement and duplicates are counted in the warnings, not silently dropped.
 
@@ -159,7 +180,7 @@ def load_table(
     frame = _frame(everything, found, warnings)
     if not ours:
         warnings += others_like(found, raw, quantity)
-    derived = _derive(frame, flops_rule, warnings) if not ours else None
+    derived = _derive(frame, raw, flops_rule, warnings) if not ours else None
     frame, diverged = _outcomes(frame, ours, warnings)
     conditions = conditions_of(everything.loc[frame.index])
     warnings += refuse_mixed(conditions, quantity, force)
@@ -231,10 +252,13 @@ def _drop_duplicates(raw: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     return kept
 
 
-def _derive(frame: pd.DataFrame, rule: str | None, warnings: list[str]) -> str | None:
-    """Fill the one of params, samples, flops that the table lacks, by flops = 6 params samples; its name."""
+def _derive(frame: pd.DataFrame, raw: pd.DataFrame, rule: str | None, warnings: list[str]) -> str | None:
+    """Fill the one of params, samples, flops that the table lacks, by flops = 6 params samples; its name.
+
+    One that is there and cannot be read is not lacking.
+    """
     lacking = [q for q in SCALE if q not in frame]
-    if len(lacking) != 1 or (rule or DEFAULT_FLOPS_RULE) == "none":
+    if len(lacking) != 1 or (rule or DEFAULT_FLOPS_RULE) == "none" or without_numbers(lacking[0], "loss", raw):
         return None
     quantity = lacking[0]
     first, second = (q for q in SCALE if q != quantity)
@@ -300,6 +324,10 @@ def _doubts(frame: pd.DataFrame, wanted: tuple[str, ...]) -> list[str]:
             said.append(
                 f"flops / (params samples) runs from {cost[low]:.3g} (row {rows[low]}) to {cost[high]:.3g} "
                 f"(row {rows[high]}): are all rows in the same units?"
+            )
+        if np.isfinite(cost).all() and np.median(cost) < LEAST_COST:
+            said.append(
+                f"flops are {np.median(cost):.1e} times params samples, less than any model spends: is flops in FLOPs?"
             )
         for name, values in (("params", N), ("samples", D)):
             if name in wanted and (values < 1).any():

@@ -20,7 +20,9 @@ SCALES = _LETTERS | _WORDS | _FLOPS | _DAYS
 _NOUNS = ("param", "parameter", "token", "image", "sample", "flop", "example")
 
 _NUMBER = re.compile(
-    r"""^\s*(?P<mantissa>[+-]?(?:\d{1,3}(?:,\d{3})+|\d+(?:_\d{3})*)?(?:\.\d*)?(?:e[+-]?\d+)?)
+    r"""^\s*(?P<mantissa>
+            [+-]?(?:\d{1,3}(?P<mark>[,'’ \u00a0\u2009\u202f])\d{3}(?:(?P=mark)\d{3})*|\d+(?:_\d{3})*)?
+            (?:\.\d*)?(?:e[+-]?\d+)?)
         \s*(?:(?P<times>[×x*·]?)\s*10\s*(?:\^|\*\*)?\s*(?P<power>[+-]?\d+|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?
         \s*(?P<unit>[a-z][a-z/ -]*)?\s*$""",
     re.IGNORECASE | re.VERBOSE,
@@ -51,14 +53,18 @@ def duration(hours: float) -> str:
 
 
 def number_of(text: str) -> float:
-    """The number a text means: `1.3B`, `400M`, `1,300,000`, `6e18`, `6×10^18`, `3.2 EFLOPs`, `12 PF-days`; else NaN."""
+    """The number a text means, else NaN.
+
+    `1.3B`, `400M`, `1,300,000`, `1'300'000`, `6e18`, `6×10^18`, `3.2 EFLOPs`, `12 PF-days`.
+    """
     match = _NUMBER.match(text)
     if match is None or not (match["mantissa"] or match["power"]):
         return float("nan")
     if match["power"] and bool(match["mantissa"]) != bool(match["times"]):
         return float("nan")  # "310^18" is not 3 × 10^18
+    digits = (match["mantissa"] or "1").replace(match["mark"] or "_", "").replace("_", "")
     try:
-        mantissa = float(match["mantissa"].replace(",", "").replace("_", "")) if match["mantissa"] else 1.0
+        mantissa = float(digits)
     except ValueError:
         return float("nan")
     power = float(10.0 ** int(match["power"].translate(_FROM_SUPERSCRIPTS))) if match["power"] else 1.0

@@ -25,6 +25,7 @@ CONDITIONS = (
     Condition(what="objectives", names=("objective",)),
     Condition(what="datasets", names=("dataset", "dataset_name")),
     Condition(what="FD encoders", names=("fd_encoder", "encoder"), of=("fd",)),
+    Condition(what="weights of FD encoders", names=("fd_encoder_digest",), of=("fd",)),
     Condition(what="samplers", names=("sampler",), of=("fid", "fd")),
     Condition(what="numbers of sampler steps", names=("sampler_steps", "sampling_steps"), of=("fid", "fd")),
     Condition(what="guidance scales", names=("guidance", "guidance_scale", "cfg", "cfg_scale"), of=("fid", "fd")),

@@ -26,17 +26,31 @@ class Points:
     y_mean: float
     trials: NDArray[np.int64]
     """0, 1, 2, ... for each point."""
+    noise: Array
+    """Standard deviation of log y at each point over the geometric mean of all, (n,): 1 where none is known."""
     held_floor: float | None = None
     """Value at which the law's floor is held, in units of y."""
 
     @classmethod
-    def of(cls, law: Law, x: Array, y: Array, trials: object = None, held_floor: float | None = None) -> Points:
-        """Points as they stand in a table. A point that repeats one of its own trial is dropped."""
+    def of(
+        cls,
+        law: Law,
+        x: Array,
+        y: Array,
+        trials: object = None,
+        held_floor: float | None = None,
+        sd: Array | None = None,
+    ) -> Points:
+        """Points as they stand in a table, `sd` the standard deviations of y in its units, of which ratios count.
+
+        A point that repeats one of its own trial is dropped.
+        """
         units = trial_index(trials, len(y))
+        log_sd = np.zeros(len(y)) if sd is None else np.log(np.asarray(sd, dtype=float) / y)
         if trials is not None:
             _, first = np.unique(np.column_stack([units, x, y]), axis=0, return_index=True)
             kept = np.sort(first)
-            x, y, units = x[kept], y[kept], units[kept]
+            x, y, units, log_sd = x[kept], y[kept], units[kept], log_sd[kept]
         log_x, log_y = np.log(x), np.log(y)
         x_mean, y_mean = law.centre(log_x), float(log_y.mean())
         return cls(
@@ -46,6 +60,7 @@ class Points:
             x_mean=x_mean,
             y_mean=y_mean,
             trials=units,
+            noise=np.exp(log_sd - log_sd.mean()),
             held_floor=held_floor,
         )
 
@@ -68,7 +83,9 @@ class Points:
             low[0] = high[0] = np.log(max(self.held_floor, TINY)) - self.y_mean
         log_y = self.log_y[None] if log_y is None else log_y
         weights = np.ones((1, len(self))) if weights is None else weights
-        return Problem(law=self.law, log_x=self.log_x, log_y=log_y, weights=weights, low=low, high=high)
+        return Problem(
+            law=self.law, log_x=self.log_x, log_y=log_y, weights=weights, low=low, high=high, noise=self.noise
+        )
 
     def params(self, theta: Array) -> dict[str, Array]:
         """Reported parameters from centred theta (..., p)."""
@@ -81,6 +98,10 @@ class Points:
     def fitted(self, theta: Array) -> Array:
         """Centred log y of the law at theta (p,), shape (n,)."""
         return np.asarray(self.law.log_y(theta[None], self.log_x)[0])
+
+    def residuals(self, theta: Array) -> Array:
+        """Log residuals of theta (p,), each over its point's `noise`, shape (n,)."""
+        return np.asarray((self.log_y - self.fitted(theta)) / self.noise)
 
     def uncentred(self) -> Points:
         """The same with log x from 0, where every reported parameter is an entry of theta (or its log, up to a shift).
@@ -109,26 +130,19 @@ def scale_of(residuals: Array, num_params: int) -> float:
 def covariance(points: Points, theta: Array, delta: float) -> Array:
     """Covariance (p, p) of an M-estimate, to first order; rows and columns of held entries are 0.
 
-    (J'J)^-1 J'VJ (J'J)^-1 / E[psi']^2 with psi' its expectation under normal noise (Huber 1981, Robust Statistics,
-    section 7.6), V by trial where trials hold several points (Liang and Zeger 1986, Biometrika 73).
+    (J'J)^-1 E[psi^2] / E[psi']^2 with psi' its expectation under normal noise (Huber 1981, Robust Statistics, section
+    7.6). Points are taken as independent: where trials have several, see `analysis.trial_effects`.
     """
-    J = points.law.gradient(theta[None], points.log_x)[0]
+    J = points.law.gradient(theta[None], points.log_x)[0] / points.noise[:, None]
     low, high = points.problem().low, points.problem().high
     free = (theta > low + 1e-9) & (theta < high - 1e-9)
     J = J[:, free]
-    r = points.log_y - points.fitted(theta)
-    s = scale_of(r, points.num_free)
-    inside = float(special.erf(delta / s / np.sqrt(2)))
+    r = points.residuals(theta)
+    inside = float(special.erf(delta / scale_of(r, points.num_free) / np.sqrt(2)))
     psi = np.clip(r, -delta, delta)
     norm = np.linalg.norm(J, axis=0)
     bread = np.linalg.pinv((J / norm).T @ (J / norm), hermitian=True) / np.outer(norm, norm)
     n, p = len(r), points.num_free
-    if points.num_trials < n:
-        scores = np.zeros((points.num_trials, J.shape[1]))
-        np.add.at(scores, points.trials, psi[:, None] * J)
-        meat = scores.T @ scores * points.num_trials / max(1, points.num_trials - 1)
-    else:
-        meat = float(np.mean(psi**2)) * J.T @ J
     found = np.zeros((len(theta), len(theta)))
-    found[np.ix_(free, free)] = bread @ meat @ bread / inside**2 * n / max(1, n - p)
+    found[np.ix_(free, free)] = bread * float(np.mean(psi**2)) / inside**2 * n / max(1, n - p)
     return found

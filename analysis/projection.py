@@ -32,7 +32,8 @@ def exponent_axis(num_exponents: int) -> Array:
 
 def projected_starts(problem: Problem, num_starts: int) -> Array:
     """Theta of shape (num_starts, p) in the problem's (centred) variables, the best local minima of the grid first."""
-    starts = problem.law.starts(problem.log_x, problem.log_y[0], problem.weights[0], num_starts)
+    weights = np.broadcast_to(problem.weights[0] / problem.noise**2, problem.log_y[0].shape)
+    starts = problem.law.starts(problem.log_x, problem.log_y[0], weights, num_starts)
     return np.clip(starts, problem.low, problem.high)
 
 

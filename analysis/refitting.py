@@ -18,9 +18,9 @@ class Refitter:
     `delta` is the Huber threshold of the fit's objective (a large one is least squares).
     """
 
-    def __init__(self, fit: Fit, x: Array, y: Array, delta: float = HUBER_DELTA) -> None:
+    def __init__(self, fit: Fit, x: Array, y: Array, delta: float = HUBER_DELTA, sd: Array | None = None) -> None:
         self.law, self.delta = fit.law, delta
-        self.points = Points.of(fit.law, x, y)
+        self.points = Points.of(fit.law, x, y, sd=sd)
         self.log_x, self.log_y = self.points.log_x, self.points.log_y
         self.theta = self.points.theta(fit.params)
 
@@ -38,8 +38,8 @@ class Refitter:
 
     @property
     def residuals(self) -> Array:
-        """Log residuals, shape (n,)."""
-        return self.log_y - self.fitted
+        """Log residuals over their noise, shape (n,)."""
+        return self.points.residuals(self.theta)
 
     def one_step(self) -> dict[str, Array]:
         """First-order change of each exponent when a row is left out, shape (n,).
@@ -48,7 +48,7 @@ class Refitter:
         rows lie within a small Huber threshold, so the curvature takes their expected share under normal residuals.
         """
         r = self.residuals
-        J = self.law.gradient(self.theta[None], self.log_x)[0]
+        J = self.law.gradient(self.theta[None], self.log_x)[0] / self.points.noise[:, None]
         scale = max(1.4826 * float(np.median(np.abs(r))), 1e-12)
         share = special.erf(self.delta / scale / np.sqrt(2))
         psi = np.clip(r, -self.delta, self.delta)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,8 @@ class Problem:
     low: Array
     high: Array
     """Box of theta, (p,) or (batch, p)."""
+    noise: Array = field(default_factory=lambda: np.ones(1))
+    """Relative standard deviation of each log y, (n,) or (1,): residuals and thresholds are in its units."""
 
     def rows(self, index: NDArray[np.int64] | slice) -> Problem:
         """The same problem for some members of the batch."""
@@ -60,7 +62,12 @@ class Problem:
             weights=self.weights if len(self.weights) == 1 else self.weights[index],
             low=self.low if self.low.ndim == 1 else self.low[index],
             high=self.high if self.high.ndim == 1 else self.high[index],
+            noise=self.noise,
         )
+
+    def expansion(self, delta: float) -> Expansion:
+        """Of the objective with a threshold of `delta` times the noise."""
+        return expansion_of(self.law, self.log_x, delta * self.noise)
 
 
 def polish(
@@ -116,7 +123,7 @@ def num_cores() -> int:
 
 def objective(problem: Problem, theta: Array, delta: float = HUBER_DELTA) -> Array:
     """The summed Huber objective at each row of theta, (batch,)."""
-    return _in_blocks(expansion_of(problem.law, problem.log_x, delta), problem, theta)[0]
+    return _in_blocks(problem.expansion(delta), problem, theta)[0]
 
 
 def _newton(
@@ -124,7 +131,7 @@ def _newton(
 ) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Damped Newton in a box, one damping a row, until a row's step promises less than `tolerance`: with which did."""
     theta = np.clip(theta, problem.low, problem.high)
-    expand = expansion_of(problem.law, problem.log_x, delta)
+    expand = problem.expansion(delta)
     value, gradient, hessian = _in_blocks(expand, problem, theta)
     damping = np.full(len(theta), 1e-6)
     found = np.zeros(len(theta), dtype=bool)
@@ -150,13 +157,14 @@ def _newton(
 def _in_blocks(expand: Expansion, problem: Problem, theta: Array) -> tuple[Array, Array, Array]:
     """The expansion of every row of theta, in blocks that fit the cache."""
     size = max(1, _BATCH_CELLS // problem.log_x.shape[0])
+    precision = problem.noise**-2.0
     if len(theta) <= size:
-        return expand(theta, problem.log_y, problem.weights)
+        return expand(theta, problem.log_y, problem.weights * precision)
     found = []
     for start in range(0, len(theta), size):
         rows = slice(start, start + size)
         part = problem.rows(rows)
-        found.append(expand(theta[rows], part.log_y, part.weights))
+        found.append(expand(theta[rows], part.log_y, part.weights * precision))
     value, gradient, hessian = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return value, gradient, hessian
 

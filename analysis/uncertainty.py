@@ -9,8 +9,10 @@ import numpy as np
 
 from analysis.bootstrap import pair_weights, residual_draws, tail_factor, wild_draws
 from analysis.laws import Array
+from analysis.likelihood import EFFICIENT, Likelihood
 from analysis.points import Points, covariance
 from analysis.solver import polish
+from analysis.trial_effects import trial_effects
 
 Method = Literal["pairs", "residual", "wild", "profile", "delta"]
 
@@ -41,12 +43,12 @@ def choose_method(num_trials: int, num_params: int, num_points: int) -> Method:
     """Which method makes the intervals where none is asked for.
 
     `pairs` with at least 20 runs and 5 a parameter: it asks nothing of the noise. With fewer, leaving some out widens
-    intervals; then the `profile` where every run is one point, and `residual`, by run, where runs have several: a
-    profile takes points as independent. docs/coverage.md has what each holds.
+    intervals; then the `profile` where every run is one point, and `delta`, which knows what runs share, where they
+    have several: a profile takes points as independent. docs/coverage.md has what each holds.
     """
     if enough_for_pairs(num_trials, num_params):
         return "pairs"
-    return "profile" if num_trials == num_points else "residual"
+    return "profile" if num_trials == num_points else "delta"
 
 
 def enough_for_pairs(num_trials: int, num_params: int) -> bool:
@@ -68,16 +70,18 @@ def resample(points: Points, theta: Array, method: Method, asked: int, delta: fl
     """Refits of resampled points from the estimate `theta` (p,); of the profile's, those of the delta method."""
     rng, num = np.random.default_rng(seed), resamples_for(asked, len(points))
     if method in ("profile", "delta"):
-        words = "95% by the delta method: normal, from the curvature at the estimate"
-        return Draws(theta=_normal_draws(points, theta, delta, num, rng), words=words)
-    fitted = points.fitted(theta)
-    residuals = points.log_y - fitted
+        centre, steps, words = _normal_steps(points, theta, delta, method, num, rng)
+        within = _inside(centre, steps, points.problem().low, points.problem().high)
+        return Draws(theta=centre + steps * within, words=words)
+    fitted, residuals = points.fitted(theta), points.residuals(theta)
     if method == "pairs":
         problem = points.problem(weights=pair_weights(points.trials, num, rng))
     elif method == "residual":
-        problem = points.problem(log_y=fitted + residual_draws(residuals, points.trials, points.num_free, num, rng))
+        drawn = residual_draws(residuals, points.trials, points.num_free, num, rng)
+        problem = points.problem(log_y=fitted + drawn * points.noise)
     else:
-        problem = points.problem(log_y=fitted + wild_draws(residuals, points.trials, points.num_free, num, rng))
+        drawn = wild_draws(residuals, points.trials, points.num_free, num, rng)
+        problem = points.problem(log_y=fitted + drawn * points.noise)
     solved, _ = polish(problem, np.repeat(theta[None], num, axis=0), delta=delta, near=True)
     words = words_of(method, points.num_trials, num)
     if num < asked:
@@ -85,10 +89,37 @@ def resample(points: Points, theta: Array, method: Method, asked: int, delta: fl
     return Draws(theta=solved, words=words)
 
 
-def _normal_draws(points: Points, theta: Array, delta: float, num: int, rng: np.random.Generator) -> Array:
+def _normal_steps(
+    points: Points, theta: Array, delta: float, method: Method, num: int, rng: np.random.Generator
+) -> tuple[Array, Array, str]:
+    """A centre (p,), steps from it (num, p) as the delta method has them, and it in words.
+
+    Where trials have several points they are of `analysis.trial_effects`; else, for a profile, of the estimate that its
+    likelihood has, and otherwise of the estimate itself.
+    """
+    if points.num_trials < len(points):
+        effects = trial_effects(points, theta, delta)
+        known = effects.dof[np.isfinite(effects.dof)]
+        dof = f"{known.min():.3g} to {known.max():.3g} degrees of freedom" if len(known) else "no parameter is free"
+        runs = f"an effect of each of {points.num_trials} runs"
+        if points.num_trials == 1:
+            runs = "one run alone: what another would differ by is not in it"
+        return theta, effects.steps(num, rng), f"95% Student t ({dof}), with {runs}"
+    if method == "profile":
+        likelihood = Likelihood.of(points, theta)
+        theta, delta = likelihood.theta, EFFICIENT * likelihood.scale
     values, vectors = np.linalg.eigh(covariance(points, theta, delta))
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
     wide = tail_factor(len(points) - points.num_free, points.num_trials)
-    draws = theta + wide * rng.standard_normal((num, len(theta))) @ root.T
-    low, high = points.problem().low, points.problem().high
-    return np.clip(draws, low, high)
+    root = wide * vectors * np.sqrt(np.maximum(values, 0.0))
+    words = "95% by the delta method: normal, from the curvature at the estimate"
+    return theta, rng.standard_normal((num, len(theta))) @ root.T, words
+
+
+def _inside(theta: Array, steps: Array, low: Array, high: Array) -> Array:
+    """How far each step may go before it leaves the box, (num, 1): at most whole.
+
+    Parameters are shortened together. One by one they would lose what binds them, and with it every prediction.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        room = np.where(steps > 0, (high - theta) / steps, np.where(steps < 0, (low - theta) / steps, np.inf))
+    return np.clip(room.min(axis=1, keepdims=True), 0.0, 1.0)

@@ -42,7 +42,7 @@ def test_trials_are_drawn_whole() -> None:
     assert (weights.reshape(50, 30, 3) == weights.reshape(50, 30, 3)[:, :, :1]).all()
     assert (weights.sum(axis=1) == 90).all()
     assert choose_method(30, 5, 90) == "pairs"
-    assert choose_method(4, 2, 12) == "residual"
+    assert choose_method(4, 2, 12) == "delta"
     assert choose_method(12, 2, 12) == "profile"
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import design, isoflop
+from analysis import design, valleys
 from analysis.allocation import CostRelation, surface_optimum
 from analysis.design import expected_intervals, surface_covariance
 from analysis.fitting import fit_law
@@ -107,7 +107,7 @@ def test_a_bootstrapped_fit_reports_about_as_much():
 
 
 def test_the_parabolas_follow_the_rules_of_the_fit():
-    assert (design.MIN_SIZES, design.NEAR, design.MIN_NEAR) == (isoflop.MIN_SIZES, isoflop.NEAR, isoflop.MIN_NEAR)
+    assert (design.MIN_SIZES, design.NEAR, design.MIN_NEAR) == (valleys.MIN_SIZES, valleys.NEAR, valleys.MIN_NEAR)
 
 
 @given(

@@ -115,3 +115,35 @@ def test_the_sizes_beside_the_best_count_however_high_their_loss() -> None:
     ]
     fit = fit_isoflop(pd.DataFrame(rows), num_resamples=0)
     assert [(m.bracketed, m.sizes[0]) for m in fit.minima] == [(True, pytest.approx(1e4))] * 3
+
+
+def noisy(budgets: int, sizes: int, noise: float = 0.002) -> pd.DataFrame:
+    frame = parabolas(0.5, sizes)
+    frame = frame[frame["flops"].isin(sorted(frame["flops"].unique())[:budgets])]
+    return frame.assign(loss=frame["loss"] * np.exp(noise * np.random.default_rng(0).standard_normal(len(frame))))
+
+
+@pytest.mark.parametrize(("budgets", "sizes", "known"), [(2, 3, False), (3, 3, False), (4, 3, True), (2, 5, True)])
+def test_no_interval_is_of_no_width(budgets: int, sizes: int, known: bool) -> None:
+    """Three sizes a budget leave no residual: only minima that scatter about their line say what the noise is."""
+    fit = fit_isoflop(noisy(budgets, sizes))
+    band = fit.ci95["N_exponent"]
+    assert (band is not None) == known
+    if band is not None:
+        assert band[1] - band[0] > 0.005
+    else:
+        assert fit.rule.startswith("no intervals: 3 sizes a budget")
+        assert all(m.params_ci95 is None for m in fit.minima)
+
+
+def test_what_the_window_does_to_the_minima_is_in_their_intervals() -> None:
+    """A profile that is steeper on one side: a parabola's minimum moves with the sizes that it goes through."""
+    frame = parabolas(0.5, 13)
+    u = np.log(frame["params"] / (2 * frame["flops"] ** 0.5))
+    skewed = frame.assign(loss=3 * (1 + 0.02 * u**2 + 0.003 * u**3) * frame["flops"] ** -0.02)
+    fit = fit_isoflop(skewed)
+    assert "as a narrower or a wider window moves the minima" in fit.rule
+    for minimum in fit.minima:
+        truth = 2 * minimum.flops**0.5
+        assert minimum.params_ci95 is not None
+        assert minimum.params_ci95[1] - minimum.params_ci95[0] > 0.02 * truth

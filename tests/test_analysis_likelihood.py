@@ -12,6 +12,7 @@ from analysis.laws import PowerLaw, SurfaceLaw
 from analysis.likelihood import profile_intervals
 from analysis.points import Points, covariance
 from analysis.solver import LEAST_SQUARES
+from analysis.trial_effects import trial_effects
 
 FLOPS = np.geomspace(1e17, 1e21, 20)
 
@@ -81,8 +82,8 @@ def test_intervals_of_twelve_points_hold_the_planted_exponent(interval: str) -> 
 def test_runs_of_several_points_widen_the_delta_method() -> None:
     """Milestones of one run that err together count as one, not as five."""
     rng = np.random.default_rng(0)
-    trials = np.repeat(np.arange(12), 5)
-    x = np.geomspace(1e17, 1e21, 60)[:, None]
+    trials = np.tile(np.arange(12), 5)
+    x = np.geomspace(1e17, 1e21, 12)[trials][:, None]
     y = 40 * x[:, 0] ** -0.06 * np.exp(0.01 * rng.standard_normal(12)[trials] + 0.001 * rng.standard_normal(60))
     alone, together = (
         fit_law(PowerLaw(has_floor=False), x, y, trials=units, interval="delta", num_resamples=400).ci95["beta"]
@@ -90,7 +91,41 @@ def test_runs_of_several_points_widen_the_delta_method() -> None:
     )
     assert alone is not None
     assert together is not None
-    assert together[1] - together[0] > 1.5 * (alone[1] - alone[0])
+    assert together[1] - together[0] > 1.8 * (alone[1] - alone[0])
+
+
+def test_what_five_runs_tell_apart_has_few_degrees_of_freedom() -> None:
+    """Five sizes of five milestones: alpha is known from three or four degrees of freedom, beta from many."""
+    law = SurfaceLaw()
+    N, D = (g.ravel() for g in np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5), indexing="ij"))
+    trials, rng = np.repeat(np.arange(5), 5), np.random.default_rng(0)
+    planted = {"E": 1.7, "A": 400.0, "B": 1800.0, "alpha": 0.34, "beta": 0.36}
+    noise = 0.005 * rng.standard_normal(5)[trials] + 0.001 * rng.standard_normal(25)
+    points = Points.of(law, np.stack([N, D], axis=1), law.predict(planted, (N, D)) * np.exp(noise), trials)
+    effects = trial_effects(points, points.theta(planted), 1e-3)
+    dof = dict(zip(law.theta_names, effects.dof, strict=True))
+    assert 1 <= dof["alpha"] < 4
+    assert dof["beta"] > 8
+
+
+def test_one_run_alone_says_what_it_does_not_know() -> None:
+    x, y = line(1)
+    fit = fit_law(PowerLaw(has_floor=False), x, y, trials=np.zeros(20), num_resamples=60)
+    low, high = fit.ci95["beta"] or (0.0, 0.0)
+    assert low < fit.params["beta"] < high
+    assert "one run alone" in fit.rule
+
+
+def test_points_of_one_run_each_have_the_usual_degrees_of_freedom() -> None:
+    """With as many runs as points but one, an effect of the run is noise like any other."""
+    x, y = line(2, n=40)
+    trials = np.repeat(np.arange(20), 2)
+    points = Points.of(PowerLaw(has_floor=False), x, y, trials)
+    fit = fit_law(PowerLaw(has_floor=False), x, y, recipe="least-squares", num_resamples=0)
+    theta = points.theta(fit.params)
+    effects = trial_effects(points, theta, LEAST_SQUARES)
+    plain = covariance(points, theta, LEAST_SQUARES)
+    assert np.sqrt(np.diag(effects.covariance)) == pytest.approx(np.sqrt(np.diag(plain)), rel=0.4)
 
 
 def test_a_floors_profile_is_least_at_the_estimate_and_flat_where_there_is_none() -> None:
@@ -100,7 +135,10 @@ def test_a_floors_profile_is_least_at_the_estimate_and_flat_where_there_is_none(
     profile = profile_floor(points, points.theta(fit.params))
     assert profile.interval[0] <= fit.params["floor"] <= profile.interval[1]
     assert not flat_to_zero(profile)
-    assert (np.diff(profile.statistic[profile.floors >= fit.params["floor"]]) >= -1e-9).all()
+    least = int(profile.statistic.argmin())
+    assert profile.statistic[least] < 0.01
+    assert (np.diff(profile.statistic[least:]) >= -1e-9).all()
+    assert (np.diff(profile.statistic[: least + 1]) <= 1e-9).all()
     bare = 40 * FLOPS**-0.06 * np.exp(0.01 * np.random.default_rng(1).standard_normal(20))
     points = Points.of(PowerLaw(), FLOPS[:, None], bare)
     fit = fit_law(PowerLaw(), FLOPS[:, None], bare, num_resamples=0)

@@ -36,6 +36,9 @@ def same(table: Table, frame: pd.DataFrame) -> None:
         ("1.3B", 1.3e9),
         ("400m", 4e8),
         ("1,300,000", 1.3e6),
+        ("1'300'000", 1.3e6),
+        ("1 300 000", 1.3e6),
+        ("1\u202f300\u202f000.5", 1300000.5),
         ("6×10^18", 6e18),
         ("1.3×10¹⁸", 1.3e18),
         ("10^18", 1e18),
@@ -50,7 +53,9 @@ def test_numbers_as_people_write_them(text: str, value: float) -> None:
     assert number_of(text) == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["", "S", "DiT-XL/2", "1e", "310^18", "1,5", "3.1x", "12%", "nan", "w16"])
+@pytest.mark.parametrize(
+    "text", ["", "S", "DiT-XL/2", "1e", "310^18", "1,5", "3.1x", "12%", "nan", "w16", "1 300,000", "1.300.000"]
+)
 def test_what_is_no_number(text: str) -> None:
     assert np.isnan(number_of(text))
 
@@ -226,3 +231,14 @@ def test_more_columns_than_one_that_would_do_are_told(frame: pd.DataFrame) -> No
     assert "params read from column 'params'; there is also 'n_params'" in table.warnings
     with pytest.raises(ValueError, match="gives 'loss' for both params and loss"):
         load_table(frame, {"params": "loss", "loss": "loss"})
+
+
+def test_a_column_that_cannot_be_read_is_not_derived(frame: pd.DataFrame) -> None:
+    table = load_table(frame.assign(params=[f"{v:,.0f}".replace(",", ".") for v in frame["params"]]))
+    with pytest.raises(ValueError, match=r"column .params. holds no numbers .*1\.000\.000.*Write plain"):
+        table.rows("params", "samples", "flops", "loss")
+
+
+def test_flops_that_are_too_few_for_any_model_are_doubted(frame: pd.DataFrame) -> None:
+    _, said = load_table(frame.assign(flops=frame["flops"] / 1e18)).rows("params", "samples", "flops", "loss")
+    assert any("flops are 6.0e-18 times params samples" in text for text in said)

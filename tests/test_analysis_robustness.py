@@ -74,6 +74,18 @@ def test_three_outliers_move_a_surface_little_and_least_squares_much() -> None:
     assert abs(squares["alpha"] / PLANTED["alpha"] - 1) > 3 * abs(robust["alpha"] / PLANTED["alpha"] - 1)
 
 
+def test_a_loss_that_is_wrong_by_a_factor_of_ten_binds_no_floor() -> None:
+    x, loss = study(noise=0.002)
+    for row in (3, 29):
+        spoiled = loss.copy()
+        spoiled[row] /= 10
+        fit = fit_law(SurfaceLaw(), x, spoiled, num_resamples=0)
+        assert fit.outcome == "converged", fit.reason
+        assert fit.params["E"] == pytest.approx(PLANTED["E"], rel=0.02)
+        assert fit.profile is not None
+        assert fit.profile.interval[0] <= fit.params["E"] <= fit.profile.interval[1]
+
+
 def test_a_floor_may_be_held_at_a_value() -> None:
     flops = np.geomspace(1e17, 1e21, 12)
     loss = 1e3 * flops**-0.15 + 1.5

@@ -11,7 +11,7 @@ import click
 from orchestrator.cli.refusals import refusing
 from orchestrator.cli.sweeps import results_of, write_report
 
-COLUMNS_HELP = "Names of the columns in TABLE, as params=n,samples=d,flops=c,loss=l."
+COLUMNS_HELP = "Names of the columns in TABLE, as params=n,samples=d,flops=c,loss=l; sd=s weighs rows by their noise."
 RULE_HELP = "How a missing one of params, samples, flops follows from the other two; none: not at all."
 LAWS = ["power", "surface", "tied", "kaplan", "repeated", "isoflop", "learning-rate"]
 RECIPE_HELP = "varpro: Huber(1e-3) of log residuals; hoffmann: the same from their grid of starts, with pairs."
