@@ -18,8 +18,8 @@ def _attempts_1_to_2(table: pa.Table) -> pa.Table:
 
 def _measurements_2_to_3(table: pa.Table) -> pa.Table:
     """`eval_samples` counted the draws of the loss; no distance was measured. Other new columns are null."""
-    if "eval_samples" not in table.column_names:
-        return table
+    if "eval_samples" not in table.column_names or "loss_draws" in table.column_names:
+        return table  # written by other hands than ours, which keep columns and forget the version
     place = table.column_names.index("eval_samples")
     draws, none = table["eval_samples"], pa.nulls(len(table), pa.int64())
     return table.set_column(place, "eval_samples", none).append_column("loss_draws", draws)
