@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.faults.points import Trace
@@ -108,4 +109,6 @@ def _bits(value: object) -> object:
     """For comparison to the last bit; all kinds of "nothing" are one."""
     if value is None or value is pd.NaT or (isinstance(value, float) and value != value):
         return None
+    if isinstance(value, np.ndarray):
+        return tuple(_bits(item) for item in value.tolist())
     return value.hex() if isinstance(value, float) else value

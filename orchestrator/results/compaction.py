@@ -29,6 +29,8 @@ _logger = logging.getLogger(__name__)
 ROWS = 2_000_000
 """Rows of a compacted part, about; a part with half of them is left alone."""
 _INPUTS_KEY = b"ditlaw.parts"
+_ROW = "row"
+"""A column that is added for a moment: no table has one of that name."""
 _MARK = "+"
 """In the names of compacted parts: such a name sorts right behind that of the newest part that went into it."""
 
@@ -130,8 +132,11 @@ def _merge(folder: Location, kind: Kind, group: Sequence[_Part]) -> tuple[int, i
 
 def _without_repeats(table: pa.Table) -> pa.Table:
     """The first of rows that agree in all columns, in order: what a killed compaction left twice."""
-    names = table.column_names
-    return table.group_by(names, use_threads=False).aggregate([]).select(names).cast(table.schema)
+    # Arrow groups by no lists; a row's list is its own where all that is beside it, its time included, is.
+    names = [field.name for field in table.schema if not pa.types.is_list(field.type)]
+    rows = table.select(names).append_column(_ROW, pa.array(range(len(table)), pa.int64()))
+    firsts = rows.group_by(names, use_threads=False).aggregate([(_ROW, "min")])
+    return table.take(firsts[f"{_ROW}_min"].combine_chunks().sort())
 
 
 def _look(path: Location) -> _Part | None:
