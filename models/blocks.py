@@ -19,6 +19,9 @@ from models.configs.base import ModelConfig
 
 NORM_EPS = 1e-6
 
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values, each [b, n, heads, head_dim]."""
+
 
 class Linear(nn.Linear):
     """A linear map that starts at zero and draws nothing from the global generator.
@@ -36,6 +39,18 @@ class Linear(nn.Linear):
         for; it goes to the weight, by far the smaller factor."""
         weight = self.weight if multiplier == 1.0 else self.weight * multiplier
         return F.linear(x, weight, self.bias)
+
+
+class Conv(nn.Conv2d):
+    """A square convolution that keeps the resolution (at stride 1); starts at zero, as `Linear`."""
+
+    def __init__(self, inputs: int, outputs: int, side: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, side, stride=stride, padding=side // 2)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 def modulated_norm(
@@ -151,23 +166,34 @@ class HeadNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
 
 
+def attend(
+    q: Float[Tensor, "b n heads d"], k: Float[Tensor, "b m heads d"], v: Float[Tensor, "b m heads d"]
+) -> Float[Tensor, "b n width"]:
+    """Softmax attention with logits scaled by 1 / sqrt(head_dim), heads joined."""
+    attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return attended.transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention with logits scaled by 1 / sqrt(head_dim).
+    """Multi-head self-attention.
 
     With `qk_norm` queries and keys are normalised by head; with `rotation` (see `rotations_2d`) they are then turned.
+    Blocks of several streams take `split`, attend over all of them, and give each its own `proj` (absent without
+    `project`, of a stream that nothing reads any more).
     """
 
-    def __init__(self, *, width: int, heads: int, bias: bool = True, qk_norm: bool = False) -> None:
+    def __init__(
+        self, *, width: int, heads: int, bias: bool = True, qk_norm: bool = False, project: bool = True
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = Linear(width, 3 * width, bias=bias)
-        self.proj = Linear(width, width, bias=bias)
+        self.proj = Linear(width, width, bias=bias) if project else nn.Identity()
         self.q_norm = HeadNorm(width // heads) if qk_norm else None
         self.k_norm = HeadNorm(width // heads) if qk_norm else None
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], rotation: Float[Tensor, "2 n half"] | None = None
-    ) -> Float[Tensor, "b n d"]:
+    def split(self, x: Float[Tensor, "b n d"], rotation: Float[Tensor, "2 n half"] | None = None) -> Heads:
+        """Queries, keys and values [b, n, heads, head_dim]."""
         b, n, d = x.shape
         # Split before transposing: the gradient of the split is then already laid out as the qkv map wants it.
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).unbind(2)
@@ -175,8 +201,40 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotated(q, rotation), rotated(k, rotation)
-        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.proj(attended.transpose(1, 2).reshape(b, n, d))
+        return q, k, v
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], rotation: Float[Tensor, "2 n half"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        return self.proj(attend(*self.split(x, rotation)))
+
+
+def attend_jointly(first: Heads, second: Heads) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
+    """Attention of two streams over both of them (Esser et al. 2024, arXiv 2403.03206, figure 2b)."""
+    q, k, v = (torch.cat(pair, dim=1) for pair in zip(first, second, strict=True))
+    n = first[0].shape[1]
+    both = attend(q, k, v)
+    return both[:, :n], both[:, n:]
+
+
+class CrossAttention(nn.Module):
+    """Attention of one stream's queries over another's keys and values."""
+
+    def __init__(self, *, width: int, heads: int, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
+        self.q_norm = HeadNorm(width // heads) if qk_norm else None
+        self.k_norm = HeadNorm(width // heads) if qk_norm else None
+
+    def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
+        q = self.q(x).unflatten(-1, (self.heads, -1))
+        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return self.proj(attend(q, k, v))
 
 
 class _SigmoidGelu(torch.autograd.Function):
@@ -245,3 +303,35 @@ def check_shape(x: Tensor, config: ModelConfig) -> None:
     """Refuse samples of another shape than the configuration's."""
     if x.shape[1:] != config.shape:
         raise ValueError(f"images have shape {list(x.shape)}; wanted [b, {', '.join(map(str, config.shape))}]")
+
+
+def modulation(width: int, num_vectors: int) -> nn.Sequential:
+    """The map from the condition to adaLN vectors. The non-linearity is the same for every block and is applied once,
+    to the condition; index 1 keeps the names of DiT's checkpoints."""
+    return nn.Sequential(nn.Identity(), Linear(width, num_vectors * width))
+
+
+def vectors(module: nn.Module, condition: Float[Tensor, "b d"], num: int) -> tuple[Tensor, ...]:
+    """The `num` vectors [b, 1, d] that a `modulation` gives."""
+    return module(condition).unflatten(-1, (num, 1, -1)).unbind(1)
+
+
+class FinalLayer(nn.Module):
+    """adaLN and the readout of every token."""
+
+    norm = staticmethod(modulated_norm)
+
+    def __init__(self, *, width: int, outputs: int, multiplier: float) -> None:
+        super().__init__()
+        self.multiplier = multiplier
+        self.linear = Linear(width, outputs)
+        self.adaLN_modulation = modulation(width, 2)
+
+    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n o"]:
+        shift, scale = vectors(self.adaLN_modulation, condition, 2)
+        return self.linear(self.norm(x, shift, scale), self.multiplier)
+
+
+def unpatched(x: Float[Tensor, "b n o"], side: int, patch: int) -> Float[Tensor, "b c h w"]:
+    """Images of the tokens' patches, `side` x `side` of them in row-major order."""
+    return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=patch, q=patch)

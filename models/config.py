@@ -13,8 +13,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from models.configs.base import ModelConfig
 from models.configs.dit import DiTConfig
+from models.configs.flux import FluxConfig
+from models.configs.jit import JiTConfig
+from models.configs.mmdit import MMDiTConfig
+from models.configs.unet import UNetConfig
+from models.configs.uvit import UViTConfig
 
-FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in (DiTConfig,)}
+_CONFIGS = (DiTConfig, UNetConfig, MMDiTConfig, FluxConfig, UViTConfig, JiTConfig)
+FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in _CONFIGS}
 """Every family by its name."""
 
 

@@ -229,8 +229,12 @@ def _batch(size: int, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor, Tens
 def _watch(model: TaggedModule, depth: int, seen: dict[str, Tensor]) -> None:
     """Keep the output of every layer of `model` in `seen` at each forward pass."""
 
-    def keep(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _module, _args, out: seen.__setitem__(layer, out.detach())
+    def keep(layer: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        # Of a block of several streams the first, which is the image's.
+        def hook(_module: nn.Module, _args: tuple[Any, ...], out: Any) -> None:
+            seen[layer] = (out[0] if isinstance(out, tuple) else out).detach()
+
+        return hook
 
     for name, module in model.named_modules():
         if name == "" or re.fullmatch(model.activations, name):

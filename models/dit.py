@@ -9,33 +9,29 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.blocks import (
     Attention,
+    FinalLayer,
     LabelEmbedder,
-    Linear,
     Mlp,
     PatchEmbed,
     SwiGlu,
     TimestepEmbedder,
     check_shape,
     modulated_norm,
+    modulation,
     placed,
     positions_2d,
     rotations_2d,
+    unpatched,
+    vectors,
 )
 from models.config import Parameterization
 from models.configs.dit import DiTConfig
 from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, branch_multiplier, readout_multiplier
-
-
-def _modulation(width: int, num_vectors: int) -> nn.Sequential:
-    # The non-linearity is the same for every block and is applied once, in DiT.forward; index 1 keeps the
-    # checkpoints' names.
-    return nn.Sequential(nn.Identity(), Linear(width, num_vectors * width))
 
 
 def _attention(config: DiTConfig) -> Attention:
@@ -55,24 +51,29 @@ class _Block(nn.Module):
         self.branch = branch
         self.attn = _attention(config)
         self.mlp = _mlp(config)
-        self.adaLN_modulation = _modulation(config.width, config.modulation_vectors)
+        self.adaLN_modulation = modulation(config.width, config.modulation_vectors)
 
 
 class DiTBlock(_Block):
     """A transformer block with adaLN-Zero conditioning (DiT, figure 3)."""
+
+    norm = staticmethod(modulated_norm)
 
     def forward(
         self,
         x: Float[Tensor, "b n d"],
         condition: Float[Tensor, "b d"],
         rotation: Float[Tensor, "2 n half"] | None = None,
+        context: Float[Tensor, "b m d"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        b, d = condition.shape
-        vectors = self.adaLN_modulation(condition).view(b, 6, 1, d).unbind(1)
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = vectors
-        h = self.attn(modulated_norm(x, shift_attn, scale_attn), rotation)
-        x = torch.addcmul(x, gate_attn, h, value=self.branch)
-        return torch.addcmul(x, gate_mlp, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)), value=self.branch)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = vectors(self.adaLN_modulation, condition, 6)
+        x = torch.addcmul(x, gate, self.attn(self.norm(x, shift, scale), rotation), value=self.branch)
+        x = self.between(x, context)
+        return torch.addcmul(x, gate_mlp, self.mlp(self.norm(x, shift_mlp, scale_mlp)), value=self.branch)
+
+    def between(self, x: Float[Tensor, "b n d"], context: Tensor | None) -> Float[Tensor, "b n d"]:
+        """What a family adds between attention and MLP: nothing here."""
+        return x
 
 
 class ParallelBlock(_Block):
@@ -88,25 +89,9 @@ class ParallelBlock(_Block):
         condition: Float[Tensor, "b d"],
         rotation: Float[Tensor, "2 n half"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        b, d = condition.shape
-        shift, scale, gate = self.adaLN_modulation(condition).view(b, 3, 1, d).unbind(1)
+        shift, scale, gate = vectors(self.adaLN_modulation, condition, 3)
         h = modulated_norm(x, shift, scale)
         return torch.addcmul(x, gate, self.attn(h, rotation) + self.mlp(h), value=self.branch)
-
-
-class FinalLayer(nn.Module):
-    """adaLN and the readout to patches."""
-
-    def __init__(self, config: DiTConfig, multiplier: float) -> None:
-        super().__init__()
-        self.multiplier = multiplier
-        self.linear = Linear(config.width, config.patch**2 * config.out_channels)
-        self.adaLN_modulation = _modulation(config.width, 2)
-
-    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n o"]:
-        b, d = condition.shape
-        shift, scale = self.adaLN_modulation(condition).view(b, 2, 1, d).unbind(1)
-        return self.linear(modulated_norm(x, shift, scale), self.multiplier)
 
 
 class DiT(TaggedModule):
@@ -148,7 +133,11 @@ class DiT(TaggedModule):
         block = ParallelBlock if config.block == "parallel" else DiTBlock
         branch = branch_multiplier(parameterization, config.depth)
         self.blocks = nn.ModuleList(block(config, branch) for _ in range(config.depth))
-        self.final_layer = FinalLayer(config, readout_multiplier(parameterization, config.width))
+        self.final_layer = FinalLayer(
+            width=config.width,
+            outputs=config.patch**2 * config.out_channels,
+            multiplier=readout_multiplier(parameterization, config.width),
+        )
         side, rope = config.image_size // config.patch, config.positions == "rope"
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.zeros(config.tokens, config.width))
@@ -178,6 +167,4 @@ class DiT(TaggedModule):
         for block in self.blocks:
             x = self.through(block, x, condition, self.rotation)
         x = self.final_layer(x, condition)  # [b, n, patch * patch * c_out]
-        return rearrange(
-            x, "b (h w) (p q c) -> b c (h p) (w q)", h=config.image_size // config.patch, p=config.patch, q=config.patch
-        )
+        return unpatched(x, config.image_size // config.patch, config.patch)

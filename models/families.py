@@ -7,10 +7,27 @@ from typing import Any
 from models.config import Parameterization
 from models.configs.base import ModelConfig
 from models.configs.dit import DiTConfig
+from models.configs.flux import FluxConfig
+from models.configs.jit import JiTConfig
+from models.configs.mmdit import MMDiTConfig
+from models.configs.unet import UNetConfig
+from models.configs.uvit import UViTConfig
 from models.dit import DiT
+from models.flux import Flux
+from models.jit import JiT
+from models.mmdit import MMDiT
 from models.parameterization import TaggedModule, initialise
+from models.unet import UNet
+from models.uvit import UViT
 
-MODULES: dict[type[ModelConfig], Any] = {DiTConfig: DiT}
+MODULES: dict[type[ModelConfig], Any] = {
+    DiTConfig: DiT,
+    UNetConfig: UNet,
+    MMDiTConfig: MMDiT,
+    FluxConfig: Flux,
+    UViTConfig: UViT,
+    JiTConfig: JiT,
+}
 """The module of every family, which is made from a configuration and a parameterization."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -72,6 +73,9 @@ class TaggedModule(nn.Module):
     activation_checkpointing: bool = False
     """Blocks keep only their input, and are computed again in the backward pass. Set on a built model: it changes no
     number, so it is not part of the configuration."""
+
+    def equip(self, folder: Path) -> None:
+        """Read what the model needs besides images from the dataset's folder; most families need nothing."""
 
     def through(self, block: nn.Module, *inputs: Any) -> Any:
         """The block's output, with activation checkpointing if it is on. A block draws nothing, so there is no random
@@ -210,7 +214,7 @@ def _drawn(parameter: Tensor, start: Start, zero_init: bool, rules: Table, gener
         return torch.zeros(parameter.shape)
     if start is Start.ONE:
         return torch.ones(parameter.shape)
-    fan_out, fan_in = parameter.shape[0], parameter[0].numel()
+    fan_in, fan_out = parameter[0].numel(), parameter.shape[0] * parameter.shape[2:].numel()
     std = rules.std(start, fan_in, fan_out)
     draw = torch.empty(parameter.shape)
     if start in rules.uniform:

@@ -1,13 +1,12 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from saved_bytes import saved_bytes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -117,22 +116,6 @@ def test_a_swiglu_costs_what_a_gelu_does() -> None:
     assert [preset("S/2", mlp="swiglu", mlp_ratio=r).mlp_hidden for r in (1, 3, 5)] == [256, 768, 1280]
     assert dataclasses.replace(gelu, width=24, mlp="swiglu", mlp_ratio=1).mlp_hidden == 16
     assert dataclasses.replace(gelu, width=12, mlp="swiglu", mlp_ratio=1).mlp_hidden == 8
-
-
-def saved_bytes(model: nn.Module, run: Callable[[], Tensor]) -> int:
-    """Bytes that autograd saves in `run`, a forward pass, each storage once, without the model's own tensors."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    storages = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage  # held, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run()
-    return sum(storage.nbytes() for storage in storages.values())
 
 
 def step_bytes(config: DiTConfig, batch: int, device: str, precision: str) -> float:

@@ -7,9 +7,10 @@ part of a trial's identity. Every field has a docstring: it is what a sweep's `m
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -82,6 +83,69 @@ class ModelConfig(ABC):
     @abstractmethod
     def tokens(self) -> int:
         """Tokens of one sample: what the tokens of a budget are counted in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(ModelConfig):
+    """A model of square patches as tokens, with heads of one size."""
+
+    patch: int
+    """Side of a square patch in pixels; divides `image_size`."""
+    heads: int
+    """Attention heads."""
+    mlp_ratio: int = 4
+    """Hidden size of the MLP over `width`; a SwiGLU's is 2/3 of that, see `mlp_hidden`."""
+    frequency_size: int = 256
+    """Size of the sinusoidal timestep features; even."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.width, self.heads)
+        check_patch(self.image_size, self.patch)
+        check_frequencies(self.frequency_size)
+
+    @classmethod
+    def example(cls, *, width: int, depth: int, head_dim: int, **options: Any) -> Self:
+        shape = {"image_size": 8, "channels": 1, "num_classes": 10, "patch": 2}
+        return cls(**{**shape, "width": width, "depth": depth, "heads": width // head_dim, **options})
+
+    @property
+    def width_step(self) -> int:
+        return math.lcm(self.head_dim, 4)
+
+    def resized(self, *, width: int, depth: int) -> Self:
+        return replace(self, width=width, depth=depth, heads=width // self.head_dim)
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden size of the MLP."""
+        return self.mlp_ratio * self.width
+
+    @property
+    def side(self) -> int:
+        """Tokens along one side of the image."""
+        return self.image_size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one image, its patches."""
+        return self.side**2
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of one patch."""
+        return self.channels * self.patch**2
+
+
+def swiglu_hidden(ratio: int, width: int) -> int:
+    """Hidden size of a SwiGLU, which has three matrices for two: 2/3 of `ratio` x `width` to the nearest multiple of 8
+    (at least 8), so that it has about the parameters of a GELU MLP."""
+    return max(8, 8 * ((ratio * width + 6) // 12))
 
 
 @cache

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from models.configs.base import ModelConfig, check_frequencies, check_heads, check_patch, check_rotation
+from models.configs.base import TransformerConfig, check_rotation, swiglu_hidden
 from models.cost import Cost, Precision, activation_bytes, cost, inference_bytes, working_bytes
 
 Positions = Literal["sincos", "learned", "rope"]
@@ -18,7 +17,7 @@ _SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (115
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTConfig(ModelConfig):
+class DiTConfig(TransformerConfig):
     """A class-conditional diffusion transformer (Peebles & Xie 2022, arXiv 2212.09748).
 
     The options `qk_norm`, `positions`, `block`, `mlp` and `bias` default to the published model.
@@ -33,14 +32,6 @@ class DiTConfig(ModelConfig):
     }
     """Published sizes (DiT, table 1 and section 4) by name, as fields of this class."""
 
-    patch: int
-    """Side of a square patch in pixels; divides `image_size`."""
-    heads: int
-    """Attention heads."""
-    mlp_ratio: int = 4
-    """Hidden size of the MLP over `width`; a SwiGLU's is 2/3 of that, see `mlp_hidden`."""
-    frequency_size: int = 256
-    """Size of the sinusoidal timestep features; even."""
     learn_sigma: bool = False
     """Predict a second set of channels (the learned variance of DDPM)."""
     qk_norm: bool = False
@@ -62,30 +53,10 @@ class DiTConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_heads(self.width, self.heads)
         if self.positions == "sincos" and self.width % 4:
             raise ValueError(f"width {self.width} is not divisible by 4, which 2-D sin-cos positions need")
         if self.positions == "rope":
             check_rotation(self.head_dim)
-        check_patch(self.image_size, self.patch)
-        check_frequencies(self.frequency_size)
-
-    @classmethod
-    def example(cls, *, width: int, depth: int, head_dim: int, **options: Any) -> Self:
-        shape = {"image_size": 8, "channels": 1, "num_classes": 10, "patch": 2}
-        return cls(**{**shape, "width": width, "depth": depth, "heads": width // head_dim, **options})
-
-    @property
-    def width_step(self) -> int:
-        return math.lcm(self.head_dim, 4)
-
-    def resized(self, *, width: int, depth: int) -> Self:
-        return replace(self, width=width, depth=depth, heads=width // self.head_dim)
-
-    @property
-    def head_dim(self) -> int:
-        """Size of one attention head."""
-        return self.width // self.heads
 
     @property
     def mlp_hidden(self) -> int:
@@ -94,18 +65,12 @@ class DiTConfig(ModelConfig):
         `mlp_ratio` x `width`; of a SwiGLU, which has three matrices for two, 2/3 of that to the nearest multiple of 8
         (at least 8), so that both kinds have about the same number of parameters.
         """
-        hidden = self.mlp_ratio * self.width
-        return hidden if self.mlp == "gelu" else max(8, 8 * ((hidden + 6) // 12))
+        return self.mlp_ratio * self.width if self.mlp == "gelu" else swiglu_hidden(self.mlp_ratio, self.width)
 
     @property
     def modulation_vectors(self) -> int:
         """adaLN vectors of one block."""
         return 6 if self.block == "serial" else 3
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one image."""
-        return (self.image_size // self.patch) ** 2
 
     @property
     def out_channels(self) -> int:
