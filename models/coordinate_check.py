@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.config import FAMILIES, SP, CompleteP, MuP, Parameterization, RectifiedFlow
+from models.config import FAMILIES, SP, CompleteP, MaskedTokens, MuP, Parameterization, RectifiedFlow
 from models.configs.base import ModelConfig
 from models.families import build
 from models.objectives import build_objective
@@ -195,7 +195,7 @@ def _train(config: ModelConfig, parameterization: Parameterization, seed: int, p
     model = build(config, parameterization, seed)
     groups = parameter_groups(model, parameterization, protocol.learning_rate, 0.0, protocol.eps)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
-    objective = build_objective(RectifiedFlow())
+    objective = build_objective(RectifiedFlow() if config.predicts == "images" else MaskedTokens())
     x, y, t, noise = _batch(protocol.batch_size, config)
     seen: dict[str, Tensor] = {}
     _watch(model, config.depth, seen)

@@ -9,12 +9,14 @@ from models.configs.base import ModelConfig
 from models.configs.dit import DiTConfig
 from models.configs.flux import FluxConfig
 from models.configs.jit import JiTConfig
+from models.configs.masked import MaskedConfig
 from models.configs.mmdit import MMDiTConfig
 from models.configs.unet import UNetConfig
 from models.configs.uvit import UViTConfig
 from models.dit import DiT
 from models.flux import Flux
 from models.jit import JiT
+from models.masked import MaskedTransformer
 from models.mmdit import MMDiT
 from models.parameterization import TaggedModule, initialise
 from models.unet import UNet
@@ -27,6 +29,7 @@ MODULES: dict[type[ModelConfig], Any] = {
     FluxConfig: Flux,
     UViTConfig: UViT,
     JiTConfig: JiT,
+    MaskedConfig: MaskedTransformer,
 }
 """The module of every family, which is made from a configuration and a parameterization."""
 

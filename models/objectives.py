@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models import config
+from models.configs.base import Predicts
 from models.learned_variance import bound
 from models.paths import BETAS, INTERPOLANTS, NUM_STEPS, Linear, Path, VarianceExploding
 from models.predictions import Epsilon, Preconditioned, Prediction, V, Velocity, X
@@ -36,13 +37,19 @@ class Denoiser(Protocol):
 class Objective(ABC):
     """What a model is trained to predict. Time runs from 0 (data) to 1 (noise).
 
-    A subclass gives its path, its kind of prediction and its distribution of times.
+    A subclass gives its path, its kind of prediction and its distribution of times; one that predicts tokens has a loss
+    of its own instead, and neither path nor prediction.
     """
 
+    predicts: Predicts = "images"
     path: Path
     prediction: Prediction
     learn_variance: bool = False
     """The model's second set of channels is the variance of a reverse step, and is trained."""
+
+    def weight(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
+        """What the squared error of the prediction is multiplied by; None where nothing is."""
+        return None
 
     @abstractmethod
     def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -127,7 +134,6 @@ class Objective(ABC):
         """The model's prediction, without the second set of channels of a model with `learn_sigma`."""
         return self.outputs(model, x_t, t, y)[0]
 
-    @final
     def loss(
         self,
         model: Denoiser,
@@ -144,6 +150,9 @@ class Objective(ABC):
         x_t = self.noised(x, noise, t)
         prediction, rest = self.outputs(model, x_t, t, y)
         error = (prediction - self.target(x, noise, t)).square().flatten(1).mean(1)
+        weight = self.weight(t)
+        if weight is not None:
+            error = weight * error
         if not self.learn_variance:
             return error
         x0 = self.x0_and_eps(prediction.detach(), x_t, t)[0]
@@ -218,6 +227,24 @@ class XPrediction(Objective):
 
 
 @final
+class XVelocityPrediction(Objective):
+    """x_t = (1 - t) x + t eps, output x, loss of the velocity (x_t - x) / t (Li & He 2025, arXiv 2511.13720).
+
+    The velocities that the output and the image imply differ by (output - x) / t. logit(t) is normal.
+    """
+
+    def __init__(self, logit_mean: float, logit_std: float, least_t: float) -> None:
+        self.path, self.prediction = Linear(), X()
+        self.logit_mean, self.logit_std, self.least_t = logit_mean, logit_std, least_t
+
+    def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(u))
+
+    def weight(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return t.clamp(min=self.least_t) ** -2
+
+
+@final
 class EDM(Objective):
     """x_t = x + sigma eps, target (x - c_skip x_t) / c_out (Karras et al. 2022, arXiv 2206.00364, equation 8, table 1).
 
@@ -285,6 +312,11 @@ def _build_v_prediction(objective: config.VPrediction) -> Objective:
 @build_objective.register
 def _build_x_prediction(objective: config.XPrediction) -> Objective:
     return XPrediction(INTERPOLANTS[objective.path])
+
+
+@build_objective.register
+def _build_x_velocity(objective: config.XVelocityPrediction) -> Objective:
+    return XVelocityPrediction(objective.logit_mean, objective.logit_std, objective.least_t)
 
 
 @build_objective.register

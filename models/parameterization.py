@@ -77,6 +77,10 @@ class TaggedModule(nn.Module):
     def equip(self, folder: Path) -> None:
         """Read what the model needs besides images from the dataset's folder; most families need nothing."""
 
+    def inputs(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """What the forward pass takes for images, times and labels: they themselves, unless a family says otherwise."""
+        return x, t, y
+
     def through(self, block: nn.Module, *inputs: Any) -> Any:
         """The block's output, with activation checkpointing if it is on. A block draws nothing, so there is no random
         state to keep."""

@@ -19,11 +19,12 @@ from torch import Tensor
 from models.dpm_v3 import Statistics, dpm_v3
 from models.field import Field
 from models.learned_variance import log_variance
+from models.masked import decode
 from models.objectives import Denoiser, Objective
 from models.paths import posterior
 from models.predictions import Epsilon
 
-Sampler = Literal["ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m", "dpm-v3"]
+Sampler = Literal["ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m", "dpm-v3", "parallel-decoding"]
 LOWEST_HALF_LOG_SNR = -5.1
 """Where sampling starts if it cannot at alpha = 0; DPM-Solver's code cuts there (Lu et al. 2022, arXiv 2206.00927).
 
@@ -77,13 +78,20 @@ def sample(
         raise ValueError(f"sampler is {sampler!r}; wanted one of {list(SAMPLERS)}")
     if steps < 1:
         raise ValueError(f"steps is {steps}; wanted at least 1")
+    kind = SAMPLERS[sampler]
+    if kind.of_tokens != (objective.predicts == "tokens"):
+        wanted = [name for name, other in SAMPLERS.items() if other.of_tokens != kind.of_tokens]
+        raise ValueError(
+            f"sampler is {sampler!r} for a model that predicts {objective.predicts}; wanted one of {wanted}"
+        )
+    draws = Draws(generator, statistics, sampler)
     field = Field(model, objective, y, guidance=guidance, null_class=null_class, interval=guidance_interval)
-    kind, path = SAMPLERS[sampler], objective.path
-    start = 1.0
+    if kind.of_tokens:
+        return kind.walk(field, noise, [1 - i / steps for i in range(steps + 1)], draws)
+    path, start = objective.path, 1.0
     if kind.needs_log_snr or isinstance(objective.prediction, Epsilon):
         start = path.time_of(LOWEST_HALF_LOG_SNR)
     x = noise if noise.dtype == torch.float64 else noise.float()
-    draws = Draws(generator, statistics, sampler)
     times = times or objective.times(steps, start, by_log_snr=kind.needs_log_snr)
     return kind.walk(field, x * field.scalar(path.sigma, times[0]), times, draws)
 
@@ -134,6 +142,7 @@ class Kind:
     walk: Callable[[Field, Tensor, Sequence[float], Draws], Tensor]
     stochastic: bool = False
     needs_log_snr: bool = False
+    of_tokens: bool = False
 
 
 def _euler(field: Field, x: Tensor, times: Sequence[float], draws: Draws) -> Tensor:
@@ -258,6 +267,13 @@ def _dpm_v3(field: Field, x: Tensor, times: Sequence[float], draws: Draws) -> Te
     return dpm_v3(field, x, times, draws.statistics)
 
 
+def _parallel_decoding(field: Field, x: Tensor, times: Sequence[float], draws: Draws) -> Tensor:
+    """Of tokens (`models.masked.decode`): one step a time; the noise to start from has no part in it."""
+    null = field.both[len(field.y) :]
+    steps, guidance = len(times) - 1, field.guidance
+    return decode(field.model, field.y, null, steps=steps, guidance=guidance, normal=draws.normal)
+
+
 SAMPLERS: dict[str, Kind] = {
     "ddpm": Kind(_ddpm, stochastic=True),
     "ddim": Kind(_ddim),
@@ -267,5 +283,6 @@ SAMPLERS: dict[str, Kind] = {
     "dpmpp-2m": Kind(_dpmpp_2m, needs_log_snr=True),
     "dpmpp-3m": Kind(_dpmpp_3m, needs_log_snr=True),
     "dpm-v3": Kind(_dpm_v3, needs_log_snr=True),
+    "parallel-decoding": Kind(_parallel_decoding, stochastic=True, of_tokens=True),
 }
 """Every sampler by its name."""

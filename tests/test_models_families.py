@@ -12,12 +12,12 @@ from saved_bytes import saved_bytes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.config import FAMILIES, SP, CompleteP, MuP, RectifiedFlow
+from models.config import FAMILIES, SP, CompleteP, MaskedTokens, MuP, RectifiedFlow
 from models.configs.base import ModelConfig
 from models.coordinate_check import Protocol, check, slopes, steepest
 from models.cost import activation_bytes, cost, inference_bytes, working_bytes
 from models.families import MODULES, build
-from models.objectives import build_objective
+from models.objectives import Objective, build_objective
 from models.parameterization import parameter_groups, tagged_parameters
 
 MUP = MuP(base_width=32)
@@ -33,6 +33,7 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "flux guidance": ("flux", {"guidance": True, "singles_per_double": 2}),
     "uvit": ("uvit", {}),
     "jit": ("jit", {}),
+    "masked": ("masked", {}),
 }
 """Families with options, by name."""
 
@@ -40,6 +41,11 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
 def example(name: str, width: int = 32, depth: int = 2) -> ModelConfig:
     family, options = EXAMPLES[name]
     return FAMILIES[family].example(width=width, depth=depth, head_dim=16, **options)
+
+
+def objective_of(config: ModelConfig) -> Objective:
+    """The plainest one that trains the model."""
+    return build_objective(RectifiedFlow() if config.predicts == "images" else MaskedTokens())
 
 
 def batch(config: ModelConfig, size: int = 2, device: str = "cpu") -> tuple[torch.Tensor, ...]:
@@ -61,21 +67,21 @@ def test_parameters_and_flops_are_those_counted(name: str) -> None:
     with torch.device("meta"):
         model = MODULES[type(config)](config, MUP)
         x, y = torch.zeros(2, *config.shape), torch.zeros(2, dtype=torch.long)
+        inputs = model.inputs(x, torch.zeros(2), y)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            out = model(x, torch.zeros(2), y)
+            model(*inputs)
     params = {n: p.numel() for n, p in model.named_parameters()}
     tables = [n for n in params if n == "positions" or "embedding_table" in n]
     assert cost(config).params_total == sum(params.values())
     assert cost(config).params_backbone == sum(params.values()) - sum(params[n] for n in tables)
     assert counter.get_total_flops() == 2 * cost(config).forward_flops
     assert cost(config).tokens == config.tokens
-    assert out.shape[2:] == x.shape[2:]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_activation_bytes_bound_what_autograd_saves(name: str) -> None:
     config = example(name)
-    model, objective = build(config, MUP, 0), build_objective(RectifiedFlow())
+    model, objective = build(config, MUP, 0), objective_of(config)
     x, t, y = batch(config, 4)
     whole = saved_bytes(model, lambda: objective.loss(model, x, y, t, x).mean()) / 4
     assert whole <= activation_bytes(config, "fp32", False) * 1.02
@@ -96,7 +102,7 @@ def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
             for parameter in model.parameters():
                 parameter.add_(0.01)
         model.activation_checkpointing = checkpointing
-        model(x, t, y).square().mean().backward()
+        model(*model.inputs(x, t, y)).square().mean().backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(a is not None and torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
@@ -115,7 +121,7 @@ def test_weights_come_from_the_seed_and_every_one_has_a_role(name: str) -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("name", ["unet", "mmdit", "mmdit cross", "flux guidance", "uvit", "jit"])
+@pytest.mark.parametrize("name", ["unet", "mmdit", "mmdit cross", "flux guidance", "uvit", "jit", "masked"])
 def test_mup_is_flat_over_widths(name: str) -> None:
     """Within DiT's tolerance; the U-Net, whose widest levels cost most, over smaller widths and looser."""
     family, options = EXAMPLES[name]
@@ -138,7 +144,7 @@ def test_sp_is_not_flat_over_widths(name: str) -> None:
 
 def trace(config: ModelConfig) -> list[float]:
     """Six steps on blobs of one brightness a class."""
-    model, objective = build(config, MUP, 3), build_objective(RectifiedFlow())
+    model, objective = build(config, MUP, 3), objective_of(config)
     optimizer = torch.optim.AdamW(parameter_groups(model, MUP, 5e-3, 0.01), betas=(0.9, 0.99))
     generator, losses = torch.Generator().manual_seed(7), []
     for _ in range(6):

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
+Predicts = Literal["images", "tokens"]
+
 DATA_FIELDS = ("image_size", "channels", "num_classes", "class_names", "dataset")
 """Fields that the dataset gives, to the families that have them; users choose the others."""
 
@@ -28,6 +30,8 @@ class ModelConfig(ABC):
     """Published sizes by name, as fields of the class."""
     refusals: ClassVar[Mapping[str, str]] = {}
     """Options of other families that one may expect here, and why there are none."""
+    predicts: ClassVar[Predicts] = "images"
+    """Whether it predicts something of noised images, as objectives on Gaussian paths want, or tokens."""
     packable: ClassVar[bool] = False
     """Several models of one configuration can train as one stacked model."""
 

@@ -92,3 +92,44 @@ def data_list() -> None:
         missing = ", ".join(file.name for file in find(name, where))
         here = f"not here ({missing}); {remedy}" if missing else f"in {where}"
         click.echo(f"{name}  {dataset.train_images:,} images of {shape}  {here}")
+
+
+@data.command("captions")
+@click.argument("dataset")
+@click.argument("embeddings", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Where it goes; default: data/<dataset>.")
+def data_captions(dataset: str, embeddings: Path, folder: Path | None) -> None:
+    """Make a shard of EMBEDDINGS of DATASET's captions, one a class, and print what a spec says of it.
+
+    EMBEDDINGS is a safetensors file with `sequence` [classes, tokens, width] and `pooled` [classes, size], made by any
+    text encoder.
+
+    \b
+    ditlaw data captions fashion-mnist t5-small.safetensors
+    """
+    from orchestrator.training.data.captions import make_shard
+    from orchestrator.training.data.fetch import dataset_named, default_folder
+
+    with refusing():
+        click.echo(make_shard(dataset_named(dataset), embeddings, folder or default_folder(dataset)))
+
+
+@data.command("codebook")
+@click.argument("dataset")
+@click.option("--patch", type=click.IntRange(min=1), required=True, help="Side of a patch, pixels.")
+@click.option("--codes", type=click.IntRange(min=2), default=512, show_default=True, help="Patches of the codebook.")
+@click.option("--images", type=click.IntRange(min=1), default=4000, show_default=True, help="Images it is fitted to.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Where it goes; default: data/<dataset>.")
+def data_codebook(dataset: str, patch: int, codes: int, images: int, folder: Path | None) -> None:
+    """Fit a codebook of patches to DATASET, the tokens of the masked image model, by k-means.
+
+    \b
+    ditlaw data codebook fashion-mnist --patch 4
+    """
+    from orchestrator.training.data.codebooks import make_codebook
+    from orchestrator.training.data.fetch import dataset_named, default_folder
+
+    with refusing():
+        place = default_folder(dataset)
+        path, error = make_codebook(dataset_named(dataset), place, folder or place, patch, codes, images)
+        click.echo(f"{path}: root mean square error {error:.4f} of numbers in [-1, 1]")

@@ -293,6 +293,7 @@ class Grid:
             ladder = self._ladder(variant)
             names |= {model.name for model in ladder.models}
             self._check_variance(variant, ladder)
+            self._check_prediction(variant, ladder)
         self._check_sizes_of_budgets(names)
 
     def _device_is_known(self) -> bool:
@@ -310,6 +311,19 @@ class Grid:
             self._refuse(("budgets", "device") if budgets.device else ("compute", "device"), str(error))
             return False
         return True
+
+    def _check_prediction(self, variant: Variant, ladder: Ladder) -> None:
+        """Tokens and images are predicted by models, and trained by objectives, of their own."""
+        wanted = variant.objective.predicts
+        if any(model.config.predicts != wanted for model in ladder.models):
+            message = (
+                f"got objective {variant.objective.name}, which trains models that predict {wanted}, with family "
+                f"{variant.models.family}, which predicts {ladder.models[0].config.predicts}; wanted another of the two"
+            )
+            own = self._sweep.arms[variant.arm]
+            inside = ("arms", variant.arm) if own.objective is not None or own.models else ()
+            key = "objective" if own.objective is not None or not own.models else "models"
+            self._refuse((*inside, key), message)
 
     def _check_variance(self, variant: Variant, ladder: Ladder) -> None:
         """A learned variance needs the channels to learn it in."""

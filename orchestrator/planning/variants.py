@@ -188,7 +188,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _laid_over(ground: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """`upper` over `ground`, mappings key by key; another `name` or `rule` replaces a mapping whole."""
+    """`upper` over `ground`, mappings key by key; another `name`, `rule` or `family` replaces a mapping whole."""
     result = dict(ground)
     for key, value in upper.items():
         below = result.get(key)
@@ -199,7 +199,9 @@ def _laid_over(ground: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str,
 
 
 def _same_kind(ground: Mapping[str, Any], upper: Mapping[str, Any]) -> bool:
-    return all(upper.get(tag, ground.get(tag)) == ground.get(tag) for tag in ("name", "rule"))
+    defaults = {"family": Models.model_fields["family"].default}
+    here = {tag: ground.get(tag, defaults.get(tag)) for tag in ("name", "rule", "family")}
+    return all(upper.get(tag, value) == value for tag, value in here.items())
 
 
 def _assign(data: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:

@@ -92,7 +92,8 @@ class Evaluation:
     """Fixed (t, noise) draws of each of them."""
     sample_images: int
     """Images generated for people to look at; 0 generates none."""
-    sampler: Sampler
+    sampler: Sampler | Literal["parallel-decoding"]
+    """That of the sweep; of models that predict tokens parallel decoding, with the steps of their objective."""
     sampler_steps: int
     guidance: float
     guidance_interval: tuple[float, float] | None = None

@@ -90,6 +90,8 @@ class Attempt:
         self.data = member.training_data(trial.dataset)
         self.objective = build_objective(trial.objective)
         self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
+        for each in (model, self.measured_model):
+            each.equip(member.data)
         self.measured_model.register_forward_hook(lambda *_: member.beat())
         self.meter = Meter(trial, member, self.objective, self.measured_model, outbox)
         self.micro_batch = trial.micro_batch or trial.batch_size // member.world_size

@@ -1,0 +1,85 @@
+"""The masked image model's configuration and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from models.configs.base import Predicts, TransformerConfig
+from models.configs.dit import DiTConfig
+from models.cost import Cost, Precision, activation_bytes, cost
+from models.tally import Tally, block_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedConfig(TransformerConfig):
+    """A bidirectional transformer that fills in masked tokens (Chang et al. 2022, arXiv 2202.04200; Patil et al. 2024,
+    arXiv 2401.01808).
+
+    A token is the number of a patch in a codebook of patches, made beforehand by k-means over the dataset's
+    (`ditlaw data codebook`): a tokenizer without a network, that costs nothing and is the same for every trial. Blocks
+    are a DiT's, modulated by the class. It is trained by the objective masked-tokens alone.
+    """
+
+    family: ClassVar[str] = "masked"
+    predicts: ClassVar[Predicts] = "tokens"
+    refusals: ClassVar[Mapping[str, str]] = {
+        "positions": "its positions are learned",
+        "learn_sigma": "it predicts tokens",
+        "text": "it is conditioned on class labels",
+        "block": "its blocks are serial",
+    }
+
+    dataset: str
+    """The dataset that the codebook is of."""
+    codes: int = 512
+    """Patches of the codebook."""
+    qk_norm: bool = False
+    """RMS norm of queries and keys over each head, with a learned gain."""
+
+    @classmethod
+    def example(cls, *, width: int, depth: int, head_dim: int, **options: Any) -> Self:
+        small = {"dataset": "blobs", "codes": 24, **options}
+        return super().example(width=width, depth=depth, head_dim=head_dim, **small)
+
+    @property
+    def codebook(self) -> str:
+        """Name of the file of the codebook."""
+        return f"{self.dataset}-p{self.patch}-c{self.codes}.safetensors"
+
+    @property
+    def plain(self) -> DiTConfig:
+        """The DiT whose blocks these are."""
+        return DiTConfig(
+            image_size=self.image_size, channels=self.channels, num_classes=self.num_classes, patch=self.patch,
+            width=self.width, depth=self.depth, heads=self.heads, mlp_ratio=self.mlp_ratio, qk_norm=self.qk_norm,
+            positions="learned",
+        )  # fmt: skip
+
+
+@cost.register
+def _masked_cost(config: MaskedConfig) -> Cost:
+    """Looking patches up in the codebook is not counted: it has no weights, and can be done once a dataset."""
+    tally, width, tokens = Tally(), config.width, config.tokens
+    tally.tables += (config.codes + 1) * width + tokens * width + (config.num_classes + 1) * width
+    for _ in range(config.depth):
+        tally.linear(width, 6 * width, uses=1)
+        tally.linear(width, 3 * width, uses=tokens)
+        tally.linear(width, width, uses=tokens)
+        tally.linear(width, config.mlp_hidden, uses=tokens)
+        tally.linear(config.mlp_hidden, width, uses=tokens)
+        tally.vectors += 2 * config.head_dim if config.qk_norm else 0
+        tally.attention(tokens, tokens, width)
+    tally.linear(width, 2 * width, uses=1)
+    tally.linear(width, config.codes, uses=tokens)
+    return tally.cost(tokens)
+
+
+@activation_bytes.register
+def _masked_activation_bytes(config: MaskedConfig, precision: Precision, checkpointing: bool) -> int:
+    """A bound: see `models.tally.block_values`; logits and their logarithms are kept in fp32."""
+    size, width, tokens = 2 if precision == "bf16" else 4, config.width, config.tokens
+    block = block_values(tokens=tokens, width=width, hidden=config.mlp_hidden, heads=config.heads)
+    kept = config.depth * tokens * width + block if checkpointing else config.depth * block
+    return size * (kept + 6 * tokens * width + 8 * width) + 4 * tokens * (config.codes * 2 + 8)
