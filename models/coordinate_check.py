@@ -76,6 +76,8 @@ class Protocol:
         for name in ("steps", "seeds", "depth_seeds", "batch_size", "head_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 1")
+        if self.family not in FAMILIES:
+            raise ValueError(f"family {self.family!r} is not known; wanted one of {', '.join(FAMILIES)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; wanted above 0")
 

@@ -70,6 +70,8 @@ class TaggedModule(nn.Module):
     tags: ClassVar[TagTable]
     activations: ClassVar[str]
     """Regular expression of the submodules whose outputs the coordinate check looks at; the output always is."""
+    trunk: ClassVar[str] = "blocks"
+    """Name of the list of its blocks, first to last."""
     activation_checkpointing: bool = False
     """Blocks keep only their input, and are computed again in the backward pass. Set on a built model: it changes no
     number, so it is not part of the configuration."""

@@ -89,6 +89,8 @@ class UNet(TaggedModule):
     )
     activations: ClassVar[str] = r"[xty]_embedder|stages\.\d+(\.(residual|attention))?"
 
+    trunk: ClassVar[str] = "stages"
+
     def __init__(self, config: UNetConfig, parameterization: Parameterization) -> None:
         super().__init__()
         self.config = config

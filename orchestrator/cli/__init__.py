@@ -15,7 +15,7 @@ import click
 from orchestrator.cli.analysing import fit, report
 from orchestrator.cli.benching import bench
 from orchestrator.cli.datasets import data
-from orchestrator.cli.inspecting import coord_check, solver_statistics
+from orchestrator.cli.inspecting import concepts, coord_check, solver_statistics
 from orchestrator.cli.looking import encoders, evaluate, noise, sample
 from orchestrator.cli.planning import plan, schema
 from orchestrator.cli.refusals import fail
@@ -54,5 +54,18 @@ def main(verbose: bool) -> None:
 
 for command in (plan, schema, suggest, simulate, run, submit, status, logs, cancel, retry, sync, compact):
     main.add_command(command)
-for command in (fit, report, data, encoders, evaluate, sample, noise, coord_check, solver_statistics, bench, soak):
+for command in (
+    fit,
+    report,
+    data,
+    encoders,
+    evaluate,
+    sample,
+    noise,
+    coord_check,
+    solver_statistics,
+    concepts,
+    bench,
+    soak,
+):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""Commands that look at models: `coord-check`, `solver-statistics`."""
+"""Commands that look at models: `coord-check`, `solver-statistics`, `concepts`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from orchestrator.cli.sweeps import SPEC, data_folder, plan_of
 @click.option("--widths", default="64,128,256,512,1024", show_default=True, help="Widths at depth 4; '' for none.")
 @click.option("--depths", default="2,4,8,16,32", show_default=True, help="Depths at width 64; '' for none.")
 @click.option("--steps", type=click.IntRange(min=1), default=4, show_default=True, help="Adam steps.")
+@click.option("--family", default="dit", show_default=True, help="Family of models, as in a sweep.")
 @click.option("--plain-init", is_flag=True, help="Start adaLN like a linear map, not at zero.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write a figure here (PNG).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 def coord_check(
-    names: str, widths: str, depths: str, steps: int, plain_init: bool, out: Path | None, as_json: bool
+    names: str, widths: str, depths: str, steps: int, family: str, plain_init: bool, out: Path | None, as_json: bool
 ) -> None:
     """Check that activations do not follow the width or depth, after a few steps on the CPU.
 
@@ -33,7 +34,7 @@ def coord_check(
     from orchestrator import coordinates
 
     with refusing():
-        protocol = Protocol(steps=steps, zero_init=not plain_init)
+        protocol = Protocol(steps=steps, zero_init=not plain_init, family=family)
         wanted = [name.strip() for name in names.split(",") if name.strip()]
         sizes = _whole_numbers("--widths", widths), _whole_numbers("--depths", depths)
         findings = coordinates.find(wanted, *sizes, protocol, width=64, depth=4)
@@ -68,6 +69,37 @@ def solver_statistics(
 
         samples = estimate(found[0], results or Path("results") / planned.sweep.name, folder, out, images, grid)
     click.echo(f"Statistics of {found[0].name} at {samples:,} samples, over {images} images: {out}")
+
+
+@click.command("concepts")
+@SPEC
+@click.option("--results", type=click.Path(path_type=Path), help="Results folder; default: results/<sweep>.")
+@click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")
+@click.option("--images", default=2000, show_default=True, type=click.IntRange(min=100), help="Validation images.")
+@click.option("--time", "t", default=0.3, show_default=True, type=click.FloatRange(0, 1), help="How noised they are.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+def concepts(spec: Path, results: Path | None, data: Path | None, images: int, t: float, as_json: bool) -> None:
+    """Tell how well a line tells the classes in the middle features of a sweep's checkpoints, against compute.
+
+    The direction of a class is the difference of mean features with and without it. 0.5 is chance.
+
+    \b
+    ditlaw concepts sweeps/quickstart.yaml
+    """
+    from dataclasses import asdict
+
+    planned = plan_of(spec)
+    with refusing():
+        from orchestrator.training.concept_study import study
+
+        folder = results or Path("results") / planned.sweep.name
+        found = list(study(planned.trials, folder, data_folder(planned, data), images=images, t=t))
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in found], indent=2))
+        return
+    click.echo("arm         size           FLOPs  separability  worst class")
+    for row in sorted(found, key=lambda row: (row.arm, row.flops, row.size)):
+        click.echo(f"{row.arm:<11} {row.size:<10} {row.flops:>9.3g}  {row.mean:>12.3f}  {row.least:>11.3f}")
 
 
 def _whole_numbers(option: str, text: str) -> list[int]:

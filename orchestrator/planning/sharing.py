@@ -12,6 +12,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from models.config import MaskedTokens, Objective
 from orchestrator.planning.grid import Cell, Target
 from orchestrator.planning.placing import Key, Seat, key_of, seats
 from orchestrator.spec.evaluation_cost import affordable_images
@@ -99,6 +100,18 @@ class _Maker:
         self._sweep, self._evaluation, self._places = sweep, evaluation, places
         self._optimizers: dict[tuple[int, float], Optimizer] = {}
         self._emas: dict[float, PowerEma] = {}
+        self._decodings: dict[int, Evaluation] = {}
+
+    def _evaluation_of(self, objective: Objective) -> Evaluation:
+        """The sweep's evaluation; models of tokens are decoded in parallel, whatever sampler the others have."""
+        if not isinstance(objective, MaskedTokens):
+            return self._evaluation
+        steps = objective.decoding_steps
+        if steps not in self._decodings:
+            self._decodings[steps] = dataclasses.replace(
+                self._evaluation, sampler="parallel-decoding", sampler_steps=steps, guidance_interval=None
+            )
+        return self._decodings[steps]
 
     def trials(self, cells: Sequence[Cell]) -> list[Trial]:
         training = cells[0].variant.training
@@ -128,7 +141,7 @@ class _Maker:
             seed=cell.seed,
             precision=self._sweep.compute.precision,
             zero_stage=seat.zero_stage,
-            evaluation=self._evaluation,
+            evaluation=self._evaluation_of(variant.objective),
             sweep=self._sweep.name,
             arm=variant.label,
             size=model.name,

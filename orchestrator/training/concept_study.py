@@ -1,0 +1,64 @@
+"""Concept directions in the checkpoints of a sweep: how linear separability follows compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.concepts import concepts, features
+from models.objectives import build_objective
+from orchestrator.spec.trial import Trial
+from orchestrator.training.data.images import load, to_float
+from orchestrator.training.data.order import torch_generator
+from orchestrator.training.inspection import averaged_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separability:
+    """How well the classes can be told by a line in the middle features of one trial's newest checkpoint."""
+
+    trial_id: str
+    arm: str
+    size: str
+    samples: int
+    flops: float
+    """Training FLOPs up to the checkpoint."""
+    mean: float
+    """Mean over classes of the area under the ROC curve; 0.5 is chance."""
+    least: float
+    """That of the worst class."""
+
+
+def study(trials: Sequence[Trial], results: Path, data: Path, *, images: int, t: float) -> Iterator[Separability]:
+    """One row a trial, in their order: half of `images` validation images make the directions, half try them.
+
+    Images and noise are the same for every trial.
+
+    Raises:
+        ValueError: a trial has no checkpoint, or there are fewer validation images.
+    """
+    for trial in trials:
+        pixels, labels = load(trial.dataset, "validation", data)
+        if images > len(pixels):
+            raise ValueError(f"got {images} images; {trial.dataset} has {len(pixels)} for validation")
+        generator = torch_generator(trial.evaluation.seed, "concepts", 0)
+        chosen = torch.randperm(len(pixels), generator=generator)[:images]
+        x = to_float(pixels[chosen])
+        model, samples = averaged_model(trial, results)
+        model.equip(data)
+        noise = torch.randn(x.shape, generator=generator)
+        found = features(model, build_objective(trial.objective), x, noise, t=t)
+        half, y = images // 2, labels[chosen]
+        separability = concepts(found[:half], y[:half], found[half:], y[half:], trial.model.num_classes).separability
+        yield Separability(
+            trial_id=trial.trial_id,
+            arm=trial.arm,
+            size=trial.size,
+            samples=samples,
+            flops=samples * trial.flops_per_sample,
+            mean=float(separability.mean()),
+            least=float(separability.min()),
+        )
