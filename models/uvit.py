@@ -96,7 +96,8 @@ class UViT(TaggedModule):
         check_shape(x, config)
         x = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))
         x = torch.cat([self.t_embedder(t)[:, None], self.y_embedder(y)[:, None], x], dim=1) + self.positions
-        half, skips = config.depth // 2, []
+        half = config.depth // 2
+        skips: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             if index > half:
                 x = self.joins[index - half - 1](x, skips.pop())

@@ -79,9 +79,12 @@ def _flux_cost(config: FluxConfig) -> Cost:
 def _flux_activation_bytes(config: FluxConfig, precision: Precision, checkpointing: bool) -> int:
     """A bound: see `models.tally.block_values`. A block of one stream joins attention and MLP once more."""
     size, text, width = 2 if precision == "bf16" else 4, config.captions.tokens, config.width
-    of_block, both = {"width": width, "hidden": config.mlp_hidden, "heads": config.heads}, config.tokens + text
-    double = sum(block_values(tokens=tokens, joint=True, **of_block) for tokens in (config.tokens, text))
-    single = block_values(tokens=both, **of_block) - both * 4 * width
+    both, hidden, heads = config.tokens + text, config.mlp_hidden, config.heads
+    double = sum(
+        block_values(tokens=tokens, width=width, hidden=hidden, heads=heads, joint=True)
+        for tokens in (config.tokens, text)
+    )
+    single = block_values(tokens=both, width=width, hidden=hidden, heads=heads) - both * 4 * width
     blocks = config.depth + config.singles
     kept = blocks * both * width + max(double, single) if checkpointing else (
         config.depth * double + config.singles * single
