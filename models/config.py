@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from models.configs.base import ModelConfig, Predicts
@@ -219,3 +219,14 @@ class MaskedTokens(_Named):
 
 
 Objective = RectifiedFlow | Interpolant | DDPM | VPrediction | XPrediction | XVelocityPrediction | EDM | MaskedTokens
+
+
+def objective_label(objective: Objective) -> str:
+    """An objective's name with the options that are not its defaults: losses of different labels do not compare."""
+    defaults = type(objective)()
+    changed = [
+        f"{field.name}={getattr(objective, field.name)}"
+        for field in fields(objective)
+        if getattr(objective, field.name) != getattr(defaults, field.name)
+    ]
+    return f"{objective.name} {', '.join(changed)}".rstrip()

@@ -198,3 +198,26 @@ def test_times_by_log_snr_are_equal_steps_in_it() -> None:
     lambdas = [float(objective.path.half_log_snr(torch.tensor(t, dtype=torch.float64))) for t in times[:-1]]
     assert (len(times), times[0], times[-1]) == (9, start, 0.0)
     assert lambdas == pytest.approx([-5.1 + i * 10.2 / 7 for i in range(8)], abs=1e-6)
+
+
+def test_objectives_whose_losses_do_not_compare_have_different_labels() -> None:
+    assert config.objective_label(config.RectifiedFlow()) == "rectified-flow"
+    logit = config.RectifiedFlow(t_distribution="logit-normal")
+    assert config.objective_label(logit) == "rectified-flow t_distribution=logit-normal"
+    assert config.objective_label(config.EDM(sigma_data=0.3)) == "edm sigma_data=0.3"
+
+
+def test_an_image_predicted_with_the_loss_of_its_velocity() -> None:
+    """The weighted error of the image is the plain one of the velocities, where t is not clipped."""
+    objective = build_objective(config.XVelocityPrediction())
+    generator = torch.Generator().manual_seed(0)
+    x, noise, output = torch.randn(3, 4, 1, 2, 2, generator=generator).unbind(0)
+    t = torch.tensor([0.01, 0.1, 0.5, 0.9])
+    y = torch.zeros(4, dtype=torch.long)
+    loss = objective.loss(lambda *_: output, x, y, t, noise)
+    implied = objective.velocity(output, objective.noised(x, noise, t), t)
+    plain = (implied - (noise - x)).square().flatten(1).mean(1)
+    assert loss[1:] == pytest.approx(plain[1:], rel=1e-4)
+    assert loss[0] == pytest.approx((output - x).square().flatten(1).mean(1)[0] / 0.05**2)
+    middle = objective.draw_t(torch.tensor([0.5]))
+    assert middle == pytest.approx(torch.sigmoid(torch.tensor([0.8])))

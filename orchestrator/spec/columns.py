@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from models.config import objective_label
 from models.cost import FLOPS_DEFINITION
 from orchestrator.spec.trial import Trial
 
@@ -18,7 +19,7 @@ def planned_columns(trial: Trial, milestone: int) -> dict[str, Any]:
         "family": trial.model.family,
         "size": trial.size,
         "parameterization": trial.parameterization.name,
-        "objective": trial.objective.name,
+        "objective": objective_label(trial.objective),
         "learning_rate": trial.optimizer.learning_rate,
         "batch_size": trial.batch_size,
         "seed": trial.seed,
