@@ -30,12 +30,13 @@ def preset_fields(family: type[ModelConfig], name: str) -> Mapping[str, int]:
 
     Args:
         family: the configuration's class.
-        name: such as "XL/2"; "DiT-XL/2" is the same.
+        name: such as "XL/2"; "DiT-XL/2" and "SiT-XL/2" are the same.
 
     Raises:
         ValueError: the family has no such size; the nearest name is told.
     """
-    short = name.split("-", 1)[1] if name.lower().startswith(f"{family.family}-") else name
+    prefix, _, rest = name.partition("-")
+    short = rest if prefix.lower() in (family.family, *family.aliases) else name
     if short not in family.presets:
         nearest = difflib.get_close_matches(short, family.presets, n=1, cutoff=0.0)[0]
         raise ValueError(

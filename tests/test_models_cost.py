@@ -49,6 +49,7 @@ def test_presets_are_the_published_sizes() -> None:
     assert large == DiTConfig(
         image_size=28, channels=1, num_classes=10, patch=4, width=1024, depth=24, heads=16, qk_norm=True
     )
+    assert preset("SiT-XL/2") == preset("XL/2")
     assert preset("XL/2") == preset("DiT-XL/2", image_size=32, channels=4, num_classes=1000)
 
 

@@ -28,6 +28,8 @@ class ModelConfig(ABC):
     """Name of the family in sweeps and results."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Published sizes by name, as fields of the class."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Names, in lower case, that published sizes may also begin with."""
     refusals: ClassVar[Mapping[str, str]] = {}
     """Options of other families that one may expect here, and why there are none."""
     predicts: ClassVar[Predicts] = "images"

@@ -24,6 +24,7 @@ class DiTConfig(TransformerConfig):
     """
 
     family: ClassVar[str] = "dit"
+    aliases: ClassVar[tuple[str, ...]] = ("sit",)
     packable: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, int]]] = {
         f"{size}/{patch}": {"patch": patch, "width": width, "depth": depth, "heads": heads}
