@@ -25,7 +25,7 @@ def test_words_that_look_alike_lie_near_each_other_and_padding_is_zero() -> None
     assert torch.equal(pooled[3], torch.zeros(64))
     assert pooled[:3].square().mean(1) == pytest.approx(torch.ones(3), rel=1e-5)
     alike, other = (torch.cosine_similarity(pooled[0], pooled[i], dim=0) for i in (1, 2))
-    assert alike > 0.4 > other
+    assert alike > other + 0.2
     assert torch.equal(encoded(["shirt"], tokens=3, width=64)[0][0], sequence[0]), "one caption does not change another"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from models.configs.base import TransformerConfig, check_rotation, swiglu_hidden
 from models.configs.dit import DiTConfig
@@ -48,13 +48,18 @@ class JiTConfig(TransformerConfig):
     context_tokens: int = 4
     """Copies of the class embedding, with learned positions, that stand before the patches."""
     context_start: int = 1
-    """Blocks before the first that sees them; below `depth`, but for a model of one block, which is the first."""
+    """Blocks before the first that sees them; below `depth`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rotation(self.head_dim)
         if not 0 <= self.context_start < self.depth:
             raise ValueError(f"context_start is {self.context_start}; wanted at least 0 and below depth {self.depth}")
+
+    @classmethod
+    def example(cls, *, width: int, depth: int, head_dim: int, **options: Any) -> Self:
+        late = {"context_start": min(1, depth - 1), **options}
+        return super().example(width=width, depth=depth, head_dim=head_dim, **late)
 
     @property
     def mlp_hidden(self) -> int:
