@@ -99,7 +99,7 @@ class JiT(TaggedModule):
         label = self.y_embedder(y)
         condition = F.silu(self.t_embedder(t) + label)
         for index, block in enumerate(self.blocks):
-            if index == config.context_start:
+            if index + 1 == config.context_start:
                 x = torch.cat([label[:, None] + self.context, x], dim=1)
             x = self.through(block, x, condition, self.rotation[:, -x.shape[1] :])
         x = self.final_layer(x[:, config.context_tokens :], condition)

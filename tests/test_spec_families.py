@@ -93,9 +93,9 @@ def test_families_take_their_own_options(tmp_path: Path) -> None:
         ("uvit", "patch: 4\nhead_dim: 8\nmlp_ratio: 0", "", "6: models.mlp_ratio: got 0; wanted greater than or equal"),
         (
             "jit",
-            "patch: 7\nhead_dim: 8\ncontext_start: 3",
+            "patch: 7\nhead_dim: 8\ncontext_start: 4",
             "",
-            "6: models.context_start: is 3; wanted at least 0 an",
+            "6: models.context_start: is 4; wanted at most the",
         ),
         ("masked", "patch: 4\nhead_dim: 8", "", "objective rectified-flow, which trains models that predict images"),
         ("dit", "patch: 4\nhead_dim: 8", "objective: masked-tokens", "masked-tokens, which trains models that predict"),

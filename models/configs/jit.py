@@ -29,7 +29,7 @@ class JiTConfig(TransformerConfig):
             "bottleneck": 256 if size == "H" else 128, "context_tokens": 32, "context_start": start,
         }
         for size, (width, depth, heads, start) in {
-            "B": (768, 12, 12, 4), "L": (1024, 24, 16, 8), "H": (1280, 32, 16, 10),
+            "B": (768, 12, 12, 5), "L": (1024, 24, 16, 9), "H": (1280, 32, 16, 11),
         }.items()
         for patch in (16, 32)
     }  # fmt: skip
@@ -47,18 +47,18 @@ class JiTConfig(TransformerConfig):
     """Width between the two linear maps that a patch is embedded by."""
     context_tokens: int = 4
     """Copies of the class embedding, with learned positions, that stand before the patches."""
-    context_start: int = 1
-    """Blocks before the first that sees them; below `depth`."""
+    context_start: int = 2
+    """The first block that sees them, counted from 1; at most `depth`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rotation(self.head_dim)
-        if not 0 <= self.context_start < self.depth:
-            raise ValueError(f"context_start is {self.context_start}; wanted at least 0 and below depth {self.depth}")
+        if self.context_start > self.depth:
+            raise ValueError(f"context_start is {self.context_start}; wanted at most the depth, {self.depth}")
 
     @classmethod
     def example(cls, *, width: int, depth: int, head_dim: int, **options: Any) -> Self:
-        late = {"context_start": min(1, depth - 1), **options}
+        late = {"context_start": min(2, depth), **options}
         return super().example(width=width, depth=depth, head_dim=head_dim, **late)
 
     @property
@@ -77,7 +77,7 @@ class JiTConfig(TransformerConfig):
 
     def tokens_of(self, block: int) -> int:
         """Tokens that a block sees."""
-        return self.tokens + (self.context_tokens if block >= self.context_start else 0)
+        return self.tokens + (self.context_tokens if block + 1 >= self.context_start else 0)
 
 
 @cost.register
