@@ -10,6 +10,7 @@ import torch
 
 from models.concepts import concepts, features
 from models.objectives import build_objective
+from orchestrator.results.location import location
 from orchestrator.spec.trial import Trial
 from orchestrator.training.data.images import load, to_float
 from orchestrator.training.data.order import torch_generator
@@ -47,7 +48,7 @@ def study(trials: Sequence[Trial], results: Path, data: Path, *, images: int, t:
         generator = torch_generator(trial.evaluation.seed, "concepts", 0)
         chosen = torch.randperm(len(pixels), generator=generator)[:images]
         x = to_float(pixels[chosen])
-        model, samples = averaged_model(trial, results)
+        model, samples = averaged_model(trial, location(results))
         model.equip(data)
         noise = torch.randn(x.shape, generator=generator)
         found = features(model, build_objective(trial.objective), x, noise, t=t)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from models.families import build
 from models.objectives import build_objective
+from models.parameterization import TaggedModule
 from orchestrator.results.location import Location
 from orchestrator.spec.trial import Distance, Trial
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
+from orchestrator.training.data.fetch import default_folder
 from orchestrator.training.distance import NotFinite, distances_of, generated_features
 from orchestrator.training.evaluation import grid_png, validation_losses
 from orchestrator.training.gang import GangMember
@@ -49,7 +50,7 @@ def place_of(path: Path) -> Place:
     )
 
 
-def averaged_model(trial: Trial, results: Location, samples: int | None = None) -> tuple[nn.Module, int]:
+def averaged_model(trial: Trial, results: Location, samples: int | None = None) -> tuple[TaggedModule, int]:
     """The EMA model of a trial's checkpoint at `samples`, or of its newest, and its samples seen.
 
     Raises:
@@ -60,7 +61,8 @@ def averaged_model(trial: Trial, results: Location, samples: int | None = None) 
     checkpoint = checkpoints.newest(at_most=2**62) if samples is None else checkpoints.at(samples)
     if checkpoint is None:
         raise ValueError(f"trial {trial.trial_id} has no checkpoint in {results}; wanted one. Run the sweep first.")
-    model = build(trial.model, trial.parameterization, trial.seed).eval()
+    model = build(trial.model, trial.parameterization, trial.seed)
+    model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(checkpoint.tensors[f"ema/{name}"])
@@ -77,6 +79,7 @@ def evaluate(trial: Trial, place: Place, data: Path, distance: Distance | None, 
         ValueError: the checkpoint or the encoder's weights are missing.
     """
     model, samples = averaged_model(trial, place.results, place.samples)
+    model.equip(data)
     model = model.to(device)
     member = GangMember(rank=0, world_size=1, device=device, results=place.results, data=data)
     objective = build_objective(trial.objective)
@@ -109,6 +112,7 @@ def sample_png(
     if label is not None and not 0 <= label < num_classes:
         raise ValueError(f"class {label} is not one of {trial.dataset}; wanted 0 to {num_classes - 1}")
     model, samples = averaged_model(trial, place.results, place.samples)
+    model.equip(default_folder(trial.dataset))
     trial = dataclasses.replace(trial, evaluation=dataclasses.replace(trial.evaluation, seed=seed))
     generator = Generator(model.to(device), build_objective(trial.objective), trial, label)
     starts = range(0, images, BLOCK)
