@@ -90,8 +90,7 @@ class Attempt:
         self.data = member.training_data(trial.dataset)
         self.objective = build_objective(trial.objective)
         self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
-        for each in (model, self.measured_model):
-            each.equip(member.data)
+        self.measured_model.equip(member.data)
         self.measured_model.register_forward_hook(lambda *_: member.beat())
         self.meter = Meter(trial, member, self.objective, self.measured_model, outbox)
         self.micro_batch = trial.micro_batch or trial.batch_size // member.world_size
@@ -113,6 +112,7 @@ class Attempt:
     def _own_engine(self) -> Engine:
         trial, device = self.trial, self.member.device
         model = build(trial.model, trial.parameterization, trial.seed).to(device)
+        model.equip(self.member.data)
         model.activation_checkpointing = trial.activation_checkpointing
         optimizer = trial.optimizer
         return Engine(
