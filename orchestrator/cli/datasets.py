@@ -107,8 +107,8 @@ def data_captions(dataset: str, embeddings: Path, folder: Path | None) -> None:
     \b
     ditlaw data captions fashion-mnist t5-small.safetensors
     """
+    from orchestrator.spec.datasets import dataset_named, default_folder
     from orchestrator.training.data.captions import make_shard
-    from orchestrator.training.data.fetch import dataset_named, default_folder
 
     with refusing():
         click.echo(make_shard(dataset_named(dataset), embeddings, folder or default_folder(dataset)))
@@ -126,8 +126,8 @@ def data_codebook(dataset: str, patch: int, codes: int, images: int, folder: Pat
     \b
     ditlaw data codebook fashion-mnist --patch 4
     """
+    from orchestrator.spec.datasets import dataset_named, default_folder
     from orchestrator.training.data.codebooks import make_codebook
-    from orchestrator.training.data.fetch import dataset_named, default_folder
 
     with refusing():
         place = default_folder(dataset)

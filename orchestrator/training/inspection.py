@@ -13,9 +13,9 @@ from models.families import build
 from models.objectives import build_objective
 from models.parameterization import TaggedModule
 from orchestrator.results.location import Location
+from orchestrator.spec.datasets import default_folder
 from orchestrator.spec.trial import Distance, Trial
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
-from orchestrator.training.data.fetch import default_folder
 from orchestrator.training.distance import NotFinite, distances_of, generated_features
 from orchestrator.training.evaluation import grid_png, validation_losses
 from orchestrator.training.gang import GangMember
