@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from analysis.bootstrap import Interval, interval
 from analysis.comparison import Comparison
 from analysis.findings import ArmFindings, Findings
+from analysis.fitting import Fit
 from analysis.magnitudes import scientific, with_unit
 from analysis.report_page import escape
 
@@ -18,7 +21,61 @@ def answer(findings: Findings) -> list[str]:
         return [f"<strong>No measurement is in yet.</strong>{trials} Run the sweep, then write this report again."]
     if best is None:
         return ["<strong>Every trial diverged</strong>: there is no loss to fit. The reasons stand in the table below."]
-    return [*_size(best), _loss(best), *(_arm(comparison) for comparison in findings.comparisons)]
+    said = [*_headline(findings, best), *_size(best), _law("loss", best.law)]
+    if best.distance is not None:
+        said.append(_law(best.distance.name, best.distance.law))
+    return [*said, *(_arm(comparison) for comparison in findings.comparisons)]
+
+
+Prediction = tuple[float, Interval | None]
+
+
+def prediction(arm: ArmFindings, flops: float) -> dict[str, Prediction]:
+    """What an arm's laws say of a budget: `params`, `samples`, `loss`, `distance`, each with its interval, as known."""
+    said: dict[str, Prediction] = {}
+    fit = arm.isoflop
+    if fit is not None and fit.params:
+        for name, letter in (("params", "N"), ("samples", "D")):
+            said[name] = float(fit.optimum(letter, flops)), _pair(fit.optimum_interval(letter, flops))
+    laws = {"loss": arm.law} | ({"distance": arm.distance.law} if arm.distance is not None else {})
+    for name, law in laws.items():
+        if law.succeeded:
+            said[name] = float(law.predict(flops)), _pair(law.predict_interval(flops))
+    return said
+
+
+def _pair(band: object) -> Interval | None:
+    return (float(band[0]), float(band[1])) if isinstance(band, tuple) else None
+
+
+def _headline(findings: Findings, arm: ArmFindings) -> list[str]:
+    """The answer to the question in a sentence: size, data, loss and distance at the target, with intervals."""
+    flops, fit = findings.target_flops, arm.isoflop
+    if flops is None or fit is None or not fit.params:
+        return []
+    said = prediction(arm, flops)
+    parts = [f"{_valued(said['params'], with_unit)} parameters, {_valued(said['samples'], with_unit)} samples"]
+    results = [f"loss {_valued(said['loss'], _digits)}"] if "loss" in said else []
+    if arm.distance is not None and "distance" in said:
+        results.append(f"{escape(arm.distance.name)} {_valued(said['distance'], _digits)}")
+    law = arm.distance.law if arm.distance is not None and arm.distance.law.succeeded else arm.law
+    if law.succeeded:
+        floor = f"floor {law.params['floor']:.3g}" if law.floor_identified else "floor not identified"
+        results.append(floor)
+    times = flops / max(m.flops for m in fit.bracketed)
+    beyond = f" An extrapolation: {times:.3g} times the largest budget run." if times > 1.01 else ""
+    text = "; ".join([*parts, *results])
+    return [f"At <strong>{scientific(flops)} FLOPs</strong>, {escape(arm.arm)}: {text}.{beyond}"]
+
+
+def _valued(value: Prediction, show: Callable[[float], str]) -> str:
+    number, band = value
+    inside = f" [{show(band[0])}, {show(band[1])}]" if band else ""
+    return f"<strong>{show(number)}</strong>{inside}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3g}"
 
 
 def _size(arm: ArmFindings) -> list[str]:
@@ -34,17 +91,13 @@ def _size(arm: ArmFindings) -> list[str]:
             f"loss {row['loss']:.4g}. No N*(C) is fitted: {escape(arm.isoflop_reason)}."
         ]
     n, d = fit.params["N_exponent"], fit.params["D_exponent"]
-    top = max(m.flops for m in fit.bracketed)
-    at = f"At {scientific(top)} FLOPs that is <strong>{with_unit(float(fit.optimum('N', top)))} parameters</strong>"
-    at += _range(fit.optimum_interval("N", top)) + f" on {with_unit(float(fit.optimum('D', top)))} samples"
-    at += _range(fit.optimum_interval("D", top)) + "."
     others = {"cubics": fit.cubic_exponent, "the surface": arm.surface_exponent[0] if arm.surface_exponent else None}
     told = " and ".join(f"{value:.3f} by {name}" for name, value in others.items() if value is not None)
     aside = f" Other approaches give {told}." if told else ""
     return [
         f"<strong>Best size: N* ∝ C<sup>{n:.3f}</sup></strong>{_band(fit.ci95.get('N_exponent'))} ({escape(arm.arm)}, "
         f"{len(fit.bracketed)} of {len(fit.minima)} budgets bracketed): ten times the compute wants {10**n:.2g} times "
-        f"the parameters. {at}{aside}",
+        f"the parameters.{aside}",
         f"<strong>Best data: D* ∝ C<sup>{d:.3f}</sup></strong>{_band(fit.ci95.get('D_exponent'))}: ten times the "
         f"compute wants {10**d:.2g} times the samples.",
     ]
@@ -57,18 +110,19 @@ def _single_budget(arm: ArmFindings, flops: float, params: float, band: Interval
     )
 
 
-def _loss(arm: ArmFindings) -> str:
-    fit = arm.law
+def _law(what: str, fit: Fit) -> str:
+    what = escape(what)
+    name = what[0].upper() + what[1:]
     if not fit.succeeded:
-        return f"<strong>No loss law</strong>: {escape(fit.reason)}."
+        return f"<strong>No {what} law</strong>: {escape(fit.reason)}."
     law = f"{fit.params['A']:.3g} · C<sup>−{fit.params['beta']:.3g}</sup>"
     band = _band(interval(fit.draws["beta"]) if fit.draws else None, "exponent 95% ")
     if fit.floor_identified:
         floor = f"{fit.params['floor']:.3g}"
-        return f"<strong>Loss = {floor} + {law}</strong>{band}: a floor is identified{_band(fit.ci95.get('floor'))}."
+        return f"<strong>{name} = {floor} + {law}</strong>{band}: a floor is identified{_band(fit.ci95.get('floor'))}."
     low, high = fit.ci95.get("floor") or (0.0, 0.0)
     open_floors = f": anything from {low:.2g} to {high:.2g} is compatible with the data" if high > 0 else ""
-    return f"<strong>Loss = {law}</strong>{band} if there is no floor. None is identified{open_floors}."
+    return f"<strong>{name} = {law}</strong>{band} if there is no floor. None is identified{open_floors}."
 
 
 def _arm(comparison: Comparison) -> str:
@@ -77,7 +131,8 @@ def _arm(comparison: Comparison) -> str:
     gap, band = comparison.mean_difference, comparison.mean_difference_ci95
     clear = band is not None and band[0] * band[1] > 0
     verb = ("beats" if gap < 0 else "loses to") if clear else ("is ahead of" if gap < 0 else "is behind")
-    size = f"{abs(gap):.1%} {'lower' if gap < 0 else 'higher'} loss on average"
+    what = escape(comparison.quantity)
+    size = f"{abs(gap):.1%} {'lower' if gap < 0 else 'higher'} {what} on average"
     spread = ""
     if band is not None:
         spread = f" (95% {100 * band[0]:+.1f}% to {100 * band[1]:+.1f}%{'' if clear else ', so not clearly'})"
@@ -87,7 +142,7 @@ def _arm(comparison: Comparison) -> str:
     )
     if comparison.multiplier is not None and comparison.at_flops is not None:
         text += (
-            f" To {escape(comparison.first)}'s loss at {scientific(comparison.at_flops)} FLOPs, "
+            f" To {escape(comparison.first)}'s {what} at {scientific(comparison.at_flops)} FLOPs, "
             f"{escape(comparison.second)} needs "
             f"<strong>{comparison.multiplier:.2f} times the compute</strong>{_band(comparison.multiplier_ci95)}."
         )

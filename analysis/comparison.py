@@ -142,15 +142,15 @@ def compare_arms(
     one, two = best_cells(frame, first), best_cells(frame, second)
     pairs = [
         Pair(
-            size=str(key[0]),
-            params=float(one.loc[key, "params"]),
-            flops=float(key[1]),
-            loss=float(one.loc[key, "loss"]),
-            other_loss=float(two.loc[key, "loss"]),
-            learning_rate=_rate(one.loc[key, "rate"]),
-            other_learning_rate=_rate(two.loc[key, "rate"]),
+            size=str(row["size"]),
+            params=float(row["params"]),
+            flops=float(row["budget"]),
+            loss=float(row["loss"]),
+            other_loss=float(row["loss_other"]),
+            learning_rate=_rate(row["rate"]),
+            other_learning_rate=_rate(row["rate_other"]),
         )
-        for key in one.index.intersection(two.index)
+        for row in one.join(two, rsuffix="_other", how="inner").reset_index().to_dict("records")
     ]
     pairs.sort(key=lambda pair: (pair.flops, pair.params))
     mean, band = _mean_by_size(pairs)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.allocation import CostRelation, allocate_surface
+from analysis.allocation import Allocation, CostRelation, allocate_surface
+from analysis.approaches import Approaches, approaches
 from analysis.backtest import Backtest, backtest_isoflop, backtest_power
 from analysis.bootstrap import Interval
 from analysis.bracketing import with_brackets
@@ -21,6 +22,8 @@ from analysis.isoflop import IsoflopFit, fit_isoflop
 from analysis.laws import SurfaceLaw
 from analysis.magnitudes import scientific
 from analysis.transfer import RateTransfer, learning_rate_transfer
+from orchestrator.results.environment import FILE_NAME as ENVIRONMENT_FILE
+from orchestrator.results.ledger import ledger
 from orchestrator.results.location import Location
 from orchestrator.results.store import read_attempts, read_curves, read_planned
 
@@ -37,6 +40,7 @@ class Distance:
     rows: pd.DataFrame
     frontier: pd.DataFrame
     law: Fit
+    backtest: Backtest | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class ArmFindings:
     surface: Fit
     surface_exponent: tuple[float, Interval | None] | None
     """N* exponent of the surface, with its interval."""
+    approaches: Approaches
+    """N* exponents by every approach."""
     backtests: list[Backtest]
     distance: Distance | None
     """Its Frechet distance against compute; None where none was measured."""
@@ -75,9 +81,16 @@ class Findings:
     attempts: pd.DataFrame
     plan: dict[str, Any]
     tracking: dict[str, Any]
+    environment: dict[str, Any]
+    """Versions and commit of the newest run, as `orchestrator.results.environment` keeps them."""
+    accounts: pd.DataFrame
+    """Where each trial's compute went (see `orchestrator.results.ledger`)."""
+    target_flops: float | None
+    """The budget that the answer is about: what was asked for, else the largest run."""
     arms: list[ArmFindings]
     comparisons: list[Comparison]
-    """The first arm of the spec against each other arm."""
+    """The first arm of the spec against each other arm, by loss where they train one objective, and by Frechet distance
+    where both have one."""
     transfers: list[RateTransfer]
     """The best learning rate of each arm against its size, where several were tried."""
     warnings: list[str] = field(default_factory=list)
@@ -88,8 +101,11 @@ class Findings:
         return next((arm for arm in self.arms if len(arm.trained)), None)
 
 
-def find(folder: Location) -> Findings:
-    """Read and fit a results folder. Missing files and failed fits are values, never errors."""
+def find(folder: Location, target_flops: float | None = None) -> Findings:
+    """Read and fit a results folder; `target_flops` is the budget that the answer is about.
+
+    Missing files and failed fits are values, never errors.
+    """
     measurements, num_other = read_planned(folder)
     frame = measurements.assign(params=measurements["params_backbone"].astype(float))
     frame["flops"] = frame["flops"].astype(float)
@@ -97,23 +113,56 @@ def find(folder: Location) -> Findings:
     named = [str(arm) for arm in plan.get("arms") or []]
     arms = [_arm(str(arm), rows) for arm, rows in frame.groupby("arm", sort=True)]
     arms.sort(key=lambda a: named.index(a.arm) if a.arm in named else len(named))
-    comparisons = []
     trained = [a for a in arms if len(a.trained)]
-    if len(trained) > 1:
-        rows = pd.concat([a.trained for a in trained])
-        comparisons = [compare_arms(rows, trained[0].arm, other.arm) for other in trained[1:]]
+    comparisons, not_compared = _comparisons(trained)
+    attempts = read_attempts(folder)
+    largest = float(frame["flops"].max()) if len(frame) else None
     return Findings(
         folder=folder,
         measurements=frame,
         curves=read_curves(folder),
-        attempts=read_attempts(folder),
+        attempts=attempts,
         plan=plan,
         tracking=_read_json(folder / "mlflow.json"),
+        environment=_read_json(folder / ENVIRONMENT_FILE),
+        accounts=ledger(attempts, measurements),
+        target_flops=target_flops or _largest_budget(trained) or largest,
         arms=arms,
         comparisons=comparisons,
         transfers=[t for t in map(_transfer, trained) if t is not None],
-        warnings=_others(num_other) + _warnings(frame, arms, plan),
+        warnings=_others(num_other) + _warnings(frame, arms, plan) + not_compared,
     )
+
+
+def _largest_budget(trained: list[ArmFindings]) -> float | None:
+    """The largest budget at which the first arm's minimum is known, else the largest of its measurements."""
+    if not trained:
+        return None
+    fit = trained[0].isoflop
+    bracketed = [m.flops for m in fit.bracketed] if fit is not None else []
+    return max(bracketed) if bracketed else float(trained[0].trained["flops"].max())
+
+
+def _comparisons(trained: list[ArmFindings]) -> tuple[list[Comparison], list[str]]:
+    """The first arm against each other, by what their trials have in common; and which are not compared, in words."""
+    found, left = [], []
+    for other in trained[1:]:
+        first = trained[0]
+        rows = pd.concat([first.trained, other.trained])
+        alike = set(first.trained["objective"]) == set(other.trained["objective"])
+        if alike:
+            found.append(compare_arms(rows, first.arm, other.arm))
+        one, two = first.distance, other.distance
+        if one is not None and two is not None and one.name == two.name:
+            shared = pd.concat([one.rows, two.rows])
+            measured = shared.assign(loss=shared[one.column].astype(float))
+            found.append(compare_arms(measured, first.arm, other.arm, quantity=one.name))
+        elif not alike:
+            left.append(
+                f"{first.arm} and {other.arm} train different objectives, whose losses cannot be compared, and have no "
+                "Frechet distance in common: they are not compared."
+            )
+    return found, left
 
 
 def _read_json(path: Location) -> dict[str, Any]:
@@ -149,6 +198,7 @@ def _arm(arm: str, rows: pd.DataFrame) -> ArmFindings:
         fitted["loss"].to_numpy(dtype=float),
         trials=fitted["trial_id"],
     )
+    exponent = _surface_exponent(surface, fitted)
     tests = [backtest_power(flops, loss) if len(best) else None]
     tests.append(backtest_isoflop(fitted) if isoflop is not None else None)
     return ArmFindings(
@@ -161,10 +211,19 @@ def _arm(arm: str, rows: pd.DataFrame) -> ArmFindings:
         law=law,
         frontier=best,
         surface=surface,
-        surface_exponent=_surface_exponent(surface, fitted),
+        surface_exponent=exponent,
+        approaches=_approaches(fitted, isoflop, surface),
         backtests=[test for test in tests if test is not None],
         distance=_distance(trained),
         notes=notes,
+    )
+
+
+def _approaches(fitted: pd.DataFrame, isoflop: IsoflopFit | None, surface: Fit) -> Approaches:
+    if not len(fitted) or not surface.succeeded:
+        return approaches(fitted, isoflop=isoflop, surface=(surface, Allocation(approach="surface")))
+    return approaches(
+        fitted, isoflop=isoflop, surface=(surface, allocate_surface(surface, CostRelation.of(fitted), None))
     )
 
 
@@ -182,8 +241,10 @@ def _distance(trained: pd.DataFrame) -> Distance | None:
         if len(rows):
             name = "FID" if column == "fid" else f"FD-{'/'.join(sorted(rows['fd_encoder'].dropna().unique()))}"
             best = frontier(rows.assign(loss=rows[column].astype(float)))
-            law = fit_power(best["flops"].to_numpy(dtype=float), best["loss"].to_numpy(dtype=float))
-            return Distance(name=name, column=column, rows=rows, frontier=best, law=law)
+            flops, values = best["flops"].to_numpy(dtype=float), best["loss"].to_numpy(dtype=float)
+            test = backtest_power(flops, values, quantity=name)
+            law = fit_power(flops, values)
+            return Distance(name=name, column=column, rows=rows, frontier=best, law=law, backtest=test)
     return None
 
 

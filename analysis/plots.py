@@ -215,6 +215,12 @@ def arm_differences(comparison: Comparison, *, title: str = "") -> Figure:
     return figure
 
 
+def named_sizes(sizes: Sequence[float], most: int = 9) -> dict[float, str]:
+    """Labels of `most` sizes at most, spread from the smallest to the largest: a legend of all would crowd the axes."""
+    places = np.unique(np.linspace(0, len(sizes) - 1, min(most, len(sizes))).round().astype(int))
+    return {sizes[k]: with_unit(sizes[k]) for k in places}
+
+
 @styled
 def learning_rate_curves(
     rows: pd.DataFrame, *, title: str = "", diverged: pd.DataFrame | None = None, links: Links | None = None
@@ -224,10 +230,11 @@ def learning_rate_curves(
     budgets = budget_of(rows)
     part = rows[budgets == budgets.max()]
     sizes = sorted(part["params"].unique())
+    named = named_sizes(sizes)
     colours = ordered_colours(len(sizes))
     for k, (size, colour) in enumerate(zip(sizes, colours, strict=False)):
         line = part[part["params"] == size].sort_values("learning_rate")
-        style: dict[str, Any] = {"marker": MARKS[k % len(MARKS)], "color": [colour], "label": with_unit(size)}
+        style: dict[str, Any] = {"marker": MARKS[k % len(MARKS)], "color": [colour], "label": named.get(size)}
         axes.plot(line["learning_rate"], line["loss"], LINES[k % 4], color=colour, linewidth=1.2)
         points(axes, line, "learning_rate", "loss", links, s=26, zorder=3, **style)
     lost = None if diverged is None else diverged[budget_of(diverged) >= 0.9 * budgets.max()]
@@ -249,6 +256,7 @@ def training_curves(curves: pd.DataFrame, sizes: dict[str, float], *, title: str
     if len(chosen) > most:
         chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, most).round().astype(int))]
     distinct = sorted({sizes[t] for t in chosen})
+    named = named_sizes(distinct)
     colours = ordered_colours(len(distinct))
     shown = []
     for trial in chosen:
@@ -257,7 +265,7 @@ def training_curves(curves: pd.DataFrame, sizes: dict[str, float], *, title: str
             line.iloc[np.unique(np.geomspace(1, max(len(line), 1), 120).round().astype(int) - 1)] if len(line) else line
         )
         size = sizes[trial]
-        label = None if size in shown else with_unit(size)
+        label = None if size in shown else named.get(size)
         shown.append(size)
         axes.plot(
             line["samples"], line["loss"], color=colours[distinct.index(size)], linewidth=1.0, alpha=0.9, label=label

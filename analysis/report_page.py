@@ -5,71 +5,25 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
+import numpy as np
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from analysis.drawing import STYLE
+from analysis.drawing import STYLE, WIDTH
 from orchestrator.results.location import Location
 
 FONTS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 
-CSS = """
-:root { color-scheme: light dark; --ink: #1f2430; --soft: #5c6474; --page: #f6f7f9; --card: #ffffff; --line: #dfe2e8;
-  --accent: #0b5cad; --warn: #fff6e0; --warn-line: #e0a400; --bad: #b00020; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaf0; --soft: #a4abba; --page: #14161b; --card: #1d2027;
-  --line: #343944; --accent: #7db7ff; --warn: #2b2517; --warn-line: #c79a1e; --bad: #ff8a95; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 64px; }
-h1 { font-size: 1.75rem; line-height: 1.22; margin: 4px 0 14px; text-wrap: balance; }
-h2 { font-size: 1.2rem; margin: 44px 0 10px; padding-top: 14px; border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 20px 0 6px; }
-p, li { max-width: 78ch; } p { margin: 8px 0; }
-a { color: var(--accent); }
-.kicker, .note, figcaption { color: var(--soft); font-size: .88rem; }
-.kicker { margin: 0; letter-spacing: .01em; }
-.first { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.02fr); gap: 28px; align-items: start; }
-.answer { padding-left: 0; list-style: none; margin: 0; }
-.answer li { padding: 9px 0; border-bottom: 1px solid var(--line); }
-.answer li:last-child { border-bottom: 0; }
-.answer strong { font-variant-numeric: tabular-nums; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 20px;
-  margin: 14px 0; }
-figure { margin: 0; min-width: 0; }
-.plot { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 8px; max-width: 640px; }
-.plot svg { display: block; width: 100%; height: auto; }
-figcaption { margin: 6px 2px 0; }
-.plot a { cursor: pointer; } .plot a:hover, .plot .point:hover { opacity: .55; }
-.box { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; background: var(--card); margin: 12px 0; }
-.tall { max-height: 560px; overflow-y: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 11px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { position: sticky; top: 0; background: var(--card); font-weight: 600; color: var(--soft); }
-th.text, td.text { text-align: left; } td.wide { white-space: normal; min-width: 22ch; }
-tr:last-child td { border-bottom: 0; }
-.diverged { color: var(--bad); font-weight: 600; }
-.warnings { padding: 0; list-style: none; }
-.warnings li { background: var(--warn); border-left: 3px solid var(--warn-line); padding: 8px 12px; margin: 6px 0;
-  border-radius: 0 6px 6px 0; font-size: .93rem; max-width: 92ch; overflow-wrap: anywhere; }
-.strip { display: flex; gap: 14px; overflow-x: auto; padding: 4px 0 10px; }
-.strip figure { flex: 0 0 auto; width: min(480px, 86vw); }
-.strip img { width: 100%; height: auto; display: block; border-radius: 6px; border: 1px solid var(--line);
-  background: #fff; image-rendering: pixelated; }
-pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px;
-  font-size: .82rem; line-height: 1.45; }
-code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .92em; }
-nav { margin: 18px 0 0; font-size: .88rem; display: flex; flex-wrap: wrap; gap: 4px 16px; }
-@media (max-width: 820px) { .first { grid-template-columns: minmax(0, 1fr); gap: 16px; }
-  main { padding: 18px 14px 40px; }
-  h1 { font-size: 1.35rem; } h2 { margin-top: 32px; } }
-@media print { :root { --page: #fff; --card: #fff; --ink: #000; --soft: #444; } main { max-width: none; padding: 0; }
-  .tall { max-height: none; overflow: visible; } .box { overflow: visible; } nav { display: none; }
-  figure, tr, .warnings li { break-inside: avoid; } th { position: static; } h2 { break-after: avoid; } }
-"""
+STYLE_SHEET = Path(__file__).with_name("report.css")
+SCRIPT = Path(__file__).with_name("report.js")
+"""Both are written into the page."""
 
 
 def page(title: str, body: str) -> str:
@@ -77,7 +31,9 @@ def page(title: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE_SHEET.read_text()}</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#answer">To the answer</a>\n<main>\n{body}\n</main>\n'
+        f"<script>\n{SCRIPT.read_text()}</script>\n</body>\n</html>\n"
     )
 
 
@@ -103,27 +59,40 @@ def bullets(items: Sequence[str], kind: str) -> str:
     return f'<ul class="{kind}">' + "".join(f"<li>{item}</li>" for item in items) + "</ul>" if items else ""
 
 
-def table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]], *, tall: bool = False) -> str:
-    """A table in a box that scrolls by itself. Columns are (title, whether it is text); cells may hold markup."""
+def table(
+    columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]], *, tall: bool = False, wide: bool = False
+) -> str:
+    """A table in a box that scrolls by itself. Columns are (title, whether it is text); cells may hold markup.
+
+    `wide` lets the last column's text wrap.
+    """
     kinds = [' class="text"' if text else "" for _, text in columns]
+    last = [*kinds[:-1], ' class="text wide"'] if wide else kinds
     head = "".join(
         f'<th scope="col"{kind}>{escape(title)}</th>' for (title, _), kind in zip(columns, kinds, strict=True)
     )
     body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>\n"
+        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, last, strict=True)) + "</tr>\n"
         for row in rows
     )
     box = "box tall" if tall else "box"
-    return f'<div class="{box}" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+    label = escape("Table of " + ", ".join(title for title, _ in columns if title))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="{box}" tabindex="0" role="group" aria-label="{label}">{table}</div>'
 
 
-def plot(
-    figure: Figure, name: str, alt: str, caption: str = "", point: Callable[[str], tuple[str, str | None]] | None = None
-) -> str:
-    """A figure as inline SVG. `point` gives the hover text and the link of a point by its id (see `point_link`)."""
+def plot(drawing: Drawing, name: str, alt: str, caption: str = "") -> str:
+    """A figure as inline SVG, with the places of its measured points for the page's script (see `point_link`)."""
+    kind = ' class="wide"' if drawing.width > 1.3 * WIDTH else ""
     text = f"<figcaption>{caption}</figcaption>" if caption else ""
-    drawing = svg(figure, name, point)
-    return f'<figure><div class="plot" role="img" aria-label="{escape(alt)}">{drawing}</div>{text}</figure>'
+    places = drawing.places
+    points = f'<script type="application/json" class="points">{json_text(places)}</script>' if places["i"] else ""
+    title = escape(alt.partition(".")[0])
+    scrolls = f' tabindex="0" role="group" aria-label="{title}"' if kind else ""
+    return (
+        f'<figure{kind}><div class="plot" data-name="{title}"{scrolls}>'
+        f'<div role="img" aria-label="{escape(alt)}">{_inline(drawing.svg, name)}</div>{points}</div>{text}</figure>'
+    )
 
 
 def grid(*figures: str) -> str:
@@ -132,36 +101,81 @@ def grid(*figures: str) -> str:
 
 
 def point_link(index: object) -> str:
-    """The mark under which a plot draws a measured point; `svg` turns it into hover text and a link."""
+    """The mark under which a plot draws a measured point, by the place of its row."""
     return f"point:{index}"
 
 
-def svg(figure: Figure, name: str, point: Callable[[str], tuple[str, str | None]] | None = None) -> str:
-    """SVG text without prologue; ids are prefixed with `name`, for several drawings share one page."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
+def json_text(value: object) -> str:
+    """JSON that may stand inside a script element."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("</", "<\\/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure drawn once: its SVG, and the places `x`, `y` in the SVG's own units of the points of rows `i`."""
+
+    svg: str
+    places: dict[str, list[float]]
+    width: float
+    """Inches."""
+
+    @classmethod
+    def of(cls, figure: Figure, name: str) -> Drawing:
+        """Draw; the figure keeps the layout that it got, so that drawing it again is quick. `name` salts its ids."""
+        marked = _take_marks(figure)
+        buffer = io.StringIO()
+        with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+            metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+            figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
+        figure.set_layout_engine("none")
+        text = buffer.getvalue()
+        return cls(svg=text, places=_places(figure, marked, text), width=float(figure.get_figwidth()))
+
+
+def _inline(text: str, name: str) -> str:
+    """SVG text without prologue, as wide as it may be; ids are prefixed with `name`: drawings share one page."""
     text = text[text.index("<svg") :].strip()
-    text = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
-    )
+    for _ in ("width", "height"):
+        text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = text.replace("'DejaVu Sans'", FONTS)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
-    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    return re.sub(r"url\(#", f"url(#{name}-", text)
 
-    def linked(match: re.Match[str]) -> str:
-        if point is None:
-            return match.group(2)
-        words, link = point(match.group(1))
-        title = f"<title>{escape(words)}</title>{match.group(2)}"
-        if link is None:
-            return f'<g class="point">{title}</g>'
-        return f'<a href="{escape(link)}" target="_blank" rel="noopener">{title}</a>'
 
-    return re.sub(r'<a xlink:href="point:([^"]*)"[^>]*>(.*?)</a>', linked, text, flags=re.DOTALL)
+Marked = list[tuple[PathCollection, list[int]]]
+
+
+def _take_marks(figure: Figure) -> Marked:
+    """The collections whose points are rows of the table, and these rows; their links are taken away."""
+    marked: Marked = []
+    for artist in (c for axes in figure.axes for c in axes.collections):
+        urls = [url for url in artist.get_urls() or () if url]
+        if isinstance(artist, PathCollection) and urls:
+            marked.append((artist, [int(str(url).removeprefix("point:")) for url in urls]))
+            artist.set_urls([None])
+    return marked
+
+
+def _places(figure: Figure, marked: Marked, text: str) -> dict[str, list[float]]:
+    """Where the drawn points lie in the SVG's own units; those outside of their axes are left out."""
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    assert box is not None
+    size = np.array([float(box[1]), float(box[2])])
+    found: dict[str, list[float]] = {"x": [], "y": [], "i": []}
+    for artist, rows in marked:
+        assert artist.axes is not None
+        at = artist.get_offset_transform().transform(artist.get_offsets())
+        inside = artist.axes.bbox.padded(4).x0 <= at[:, 0]
+        inside &= (at[:, 0] <= artist.axes.bbox.x1 + 4) & np.isfinite(at).all(axis=1)
+        inside &= (at[:, 1] >= artist.axes.bbox.y0 - 4) & (at[:, 1] <= artist.axes.bbox.y1 + 4)
+        share = figure.transFigure.inverted().transform(at)
+        places = np.round(np.column_stack([share[:, 0], 1 - share[:, 1]]) * size, 1)
+        found["x"] += places[inside, 0].tolist()
+        found["y"] += places[inside, 1].tolist()
+        found["i"] += [row for row, kept in zip(rows, inside, strict=True) if kept]
+    return found
 
 
 def picture(path: Location, alt: str, caption: str) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pandas as pd
 
+from analysis.answer import prediction
 from analysis.bootstrap import Interval
 from analysis.findings import ArmFindings, Findings
 from analysis.magnitudes import duration, scientific, with_unit
 from analysis.report_page import escape, paragraph, table
-from orchestrator.results.ledger import ledger
 
 
 def spent(findings: Findings) -> str:
@@ -93,7 +91,7 @@ def _magnitude(value: float) -> str:
 
 
 def _totals(findings: Findings) -> list[str]:
-    plan, attempts, rows = findings.plan, findings.attempts, findings.measurements
+    plan, attempts = findings.plan, findings.attempts
     texts = []
     planned, separate = plan.get("flops_planned"), plan.get("flops_separate")
     if isinstance(planned, int | float) and isinstance(separate, int | float) and planned > 0:
@@ -103,34 +101,50 @@ def _totals(findings: Findings) -> list[str]:
             f"{separate / planned:.2f} times as much."
         )
     if len(attempts):
-        texts.append(_ledger(ledger(attempts, rows)))
-    if len(attempts):
         hours = (attempts["ended_at"].max() - attempts["started_at"].min()).total_seconds() / 3600
         counts = ", ".join(f"{count} {escape(name)}" for name, count in attempts["outcome"].value_counts().items())
         texts.append(f"{len(attempts)} attempts ({counts}) in {duration(hours)} of wall time.")
     return texts
 
 
-def _ledger(rows: pd.DataFrame) -> str:
-    """Where the FLOPs went, in a sentence."""
-    total = rows.drop(columns="trial_id").sum()
-    spent = float(total["flops_spent"])
-    if spent <= 0:
-        return "Nothing was spent: all of it had been trained by other sweeps."
-    shares = [
-        (float(total[f"flops_{account}"]) / spent, words)
-        for account, words in (
-            ("replayed", "was trained again after faults"),
-            ("failed", "was lost with attempts that failed"),
-            ("pending", "waits to be gone on with"),
-        )
-    ]
-    lost = [f"{share:.1%} {words}" for share, words in shares if share > 0]
-    shared = f" Sharing saved {_magnitude(float(total['flops_shared']))} more." if total["flops_shared"] > 0 else ""
-    return (
-        f"Spent: {_magnitude(spent)} training FLOPs, {total['flops_useful'] / spent:.1%} of them useful"
-        f"{'; ' + ', '.join(lost) if lost else ', none lost to faults'}.{shared}"
+ACCOUNTS = {
+    "flops_spent": "spent",
+    "flops_useful": "useful",
+    "flops_replayed": "wasted: trained again",
+    "flops_failed": "wasted: failed",
+    "flops_pending": "pending",
+    "flops_shared": "saved by sharing",
+}
+
+
+def cost_tables(findings: Findings) -> list[str]:
+    """Where the training FLOPs went, a row an arm, in FLOPs and as a share of what was spent."""
+    accounts = findings.accounts
+    if not len(accounts):
+        return []
+    arm_of = dict(zip(findings.measurements["trial_id"], findings.measurements["arm"], strict=True))
+    arm_of |= {str(t.get("trial_id")): str(t.get("arm")) for t in _planned(findings) if t.get("arm")}
+    arms = accounts["trial_id"].map(arm_of).fillna("not of this plan")
+    sums = accounts.groupby(arms)[list(ACCOUNTS)].sum()
+    if len(sums) > 1:
+        sums.loc["together"] = sums.sum()
+    columns = [("arm", True), *((f"{words}, FLOPs", False) for words in ACCOUNTS.values())]
+    rows = [[escape(str(arm)), *_shares(row)] for arm, row in sums.iterrows()]
+    words = (
+        "Useful: trained for the first time, up to a measurement. Trained again: what faults cost since the last "
+        "checkpoint. Failed: past the last measurement, by attempts that failed. Pending: waits to go on. Saved by "
+        "sharing was never spent: one training a measurement would have cost that much more."
     )
+    return [table(columns, rows), paragraph(words, "note")]
+
+
+def _shares(row: pd.Series) -> list[str]:
+    spent = float(row["flops_spent"])
+    cells = [_magnitude(spent)]
+    for name in list(ACCOUNTS)[1:]:
+        share = f" ({row[name] / spent:.1%})" if spent > 0 and row[name] > 0 else ""
+        cells.append(_magnitude(float(row[name])) + share)
+    return cells
 
 
 def minima_table(findings: Findings) -> str:
@@ -157,28 +171,80 @@ def minima_table(findings: Findings) -> str:
 
 
 def approaches_table(findings: Findings) -> str:
-    """N* exponents by each approach, side by side, and back-tests."""
+    """N* exponents by each approach, side by side."""
     columns = [("arm", True), ("approach", True), ("N* exponent", False), ("95%", False), ("outcome", True)]
+    rows = [
+        [
+            escape(arm.arm),
+            escape(APPROACHES.get(a.name, a.name)),
+            f"{a.N_exponent:.3f}",
+            _interval(a.ci95),
+            escape(a.outcome.replace("_", " ")),
+        ]
+        for arm in findings.arms
+        for a in arm.approaches.found
+    ]
+    return table(columns, rows) if rows else ""
+
+
+APPROACHES = {"parabola": "isoFLOP parabolas", "cubic": "isoFLOP cubics", "surface": "surface L(N, D)"}
+
+
+def backtests_table(findings: Findings) -> str:
+    """What the smaller budgets predict of the largest, against what was found there."""
+    columns = [("arm", True), ("what", True), ("by", True), ("at, FLOPs", False), ("predicted", False)]
+    columns += [("95%", False), ("found", False), ("missed by", False), ("inside", True)]
+    inside = {True: "yes", False: "no", None: "no interval"}
     rows = []
     for arm in findings.arms:
-        fit = arm.isoflop
-        if fit is not None and fit.params:
-            band = _interval(fit.ci95.get("N_exponent"))
-            rows.append(
-                [escape(arm.arm), "isoFLOP parabolas", f"{fit.params['N_exponent']:.3f}", band, escape(fit.outcome)]
-            )
-            if fit.cubic_exponent is not None:
-                rows.append([escape(arm.arm), "isoFLOP cubics", f"{fit.cubic_exponent:.3f}", "", ""])
-        if arm.surface_exponent is not None:
-            value, interval = arm.surface_exponent
-            outcome = arm.surface.outcome.replace("_", " ")
-            rows.append([escape(arm.arm), "surface L(N, D)", f"{value:.3f}", _interval(interval), escape(outcome)])
-    tests = [
-        paragraph(f"<b>{escape(arm.arm)}</b> {escape(t.sentence())}.", "note")
-        for arm in findings.arms
-        for t in arm.backtests
-    ]
-    return (table(columns, rows) if rows else "") + "".join(tests)
+        tests = [*arm.backtests, *([arm.distance.backtest] if arm.distance and arm.distance.backtest else [])]
+        for test in tests:
+            show = with_unit if test.what == "N*" else "{:.4g}".format
+            band = f"{show(test.ci95[0])} to {show(test.ci95[1])}" if test.ci95 else ""
+            cells = [escape(arm.arm), escape(test.what), escape(test.by), scientific(test.flops)]
+            cells += [show(test.predicted), band, show(test.observed), f"{test.error:+.2%}", inside[test.covered]]
+            rows.append(cells)
+    return table(columns, rows) if rows else ""
+
+
+BEYOND = (1.0, 3.0, 10.0, 100.0)
+"""Multiples of the largest budget at which the laws are read off."""
+
+
+def predictions_table(findings: Findings) -> str:
+    """Best size, data, loss and distance at the target and beyond the runs, with intervals, for each arm."""
+    columns = [("arm", True), ("compute, FLOPs", False), ("N*", False), ("95%", False), ("D*", False), ("95%", False)]
+    columns += [("loss", False), ("95%", False)]
+    distances = sorted({arm.distance.name for arm in findings.arms if arm.distance is not None})
+    columns += [("/".join(distances), False), ("95%", False)] if distances else []
+    columns += [("reach", True)]
+    rows = []
+    for arm in findings.arms:
+        if not len(arm.trained) or not (arm.law.succeeded or (arm.isoflop and arm.isoflop.params)):
+            continue
+        largest = float(arm.trained["flops"].max())
+        largest = max((m.flops for m in arm.isoflop.bracketed), default=largest) if arm.isoflop else largest
+        asked = {findings.target_flops} if findings.target_flops else set()
+        for flops in sorted({largest * factor for factor in BEYOND} | asked):
+            times = flops / largest
+            reach = f"{times:.3g} × the largest" if times > 1.01 else "within the runs"
+            cells = _predicted(arm, flops, bool(distances))
+            rows.append([escape(arm.arm), scientific(flops), *cells, reach + (", far" if times > 10.1 else "")])
+    return table(columns, rows) if rows else ""
+
+
+def _predicted(arm: ArmFindings, flops: float, distance: bool) -> list[str]:
+    said = prediction(arm, flops)
+    cells: list[str] = []
+    shown = [("params", with_unit), ("samples", with_unit), ("loss", _digits)]
+    for name, show in [*shown, *([("distance", _digits)] if distance else [])]:
+        value, band = said.get(name, (None, None))
+        cells += [show(value) if value else "", f"{show(band[0])} to {show(band[1])}" if band else ""]
+    return cells
+
+
+def _digits(value: float) -> str:
+    return f"{value:.4g}"
 
 
 def _interval(band: Interval | None) -> str:
@@ -193,8 +259,8 @@ def differences_table(findings: Findings) -> list[str]:
             ("size", True),
             ("N", False),
             ("FLOPs", False),
-            (f"{c.first} loss", False),
-            (f"{c.second} loss", False),
+            (f"{c.first} {c.quantity}", False),
+            (f"{c.second} {c.quantity}", False),
         ]
         columns += [("difference", False), (f"{c.first} lr", False), (f"{c.second} lr", False)]
         rows = [
@@ -212,52 +278,3 @@ def differences_table(findings: Findings) -> list[str]:
         ]
         parts += [table(columns, rows, tall=len(rows) > 18)] if rows else []
     return parts
-
-
-def measurements_table(findings: Findings, link: Callable[[pd.Series], str | None]) -> list[str]:
-    """Every measurement, diverged ones too, with a link to its run where there is one."""
-    frame = findings.measurements
-    if not len(frame):
-        return [paragraph("None yet.")]
-    extra = [name for name in ("fid", "fd") if frame[name].notna().any()]
-    columns = [
-        ("arm", True),
-        ("size", True),
-        ("N", False),
-        ("lr", False),
-        ("seed", False),
-        ("FLOPs", False),
-        ("samples", False),
-    ]
-    columns += [
-        ("loss", False),
-        *((name.upper(), False) for name in extra),
-        ("outcome", True),
-        ("device time", False),
-        ("run", True),
-    ]
-    ordered = frame.sort_values(["arm", "params", "learning_rate", "seed", "samples"])
-    rows = [_measurement_row(row, extra, link(row)) for _, row in ordered.iterrows()]
-    return [table(columns, rows, tall=len(rows) > 18)]
-
-
-def _measurement_row(row: pd.Series, extra: list[str], link: str | None) -> list[str]:
-    bad = row["outcome"] == "diverged"
-    outcome = (
-        f'<span class="diverged" title="{escape(row["reason"])}">diverged</span>' if bad else escape(row["outcome"])
-    )
-    trial = escape(str(row["trial_id"])[:8])
-    return [
-        escape(row["arm"]),
-        escape(row["size"]),
-        with_unit(row["params"]),
-        f"{row['learning_rate']:g}",
-        str(row["seed"]),
-        scientific(row["flops"]),
-        f"{row['samples']:,}",
-        f"{row['loss']:.5g}" if pd.notna(row["loss"]) else "",
-        *(f"{row[name]:.4g}" if pd.notna(row[name]) else "" for name in extra),
-        outcome,
-        duration(row["gpu_hours"]),
-        f'<a href="{escape(link)}" target="_blank" rel="noopener">{trial}</a>' if link else f"<code>{trial}</code>",
-    ]

@@ -1,0 +1,61 @@
+"""Generated pictures along compute, as a report shows them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import report_page as page
+from analysis.findings import ArmFindings, Findings
+from analysis.magnitudes import scientific
+from orchestrator.results.location import Location, entries
+
+MAX_PICTURE_BYTES = 4_000_000
+MAX_ALL_BYTES = 8_000_000
+"""Of all pictures of a report together: it must stay a file that can be sent."""
+MAX_PICTURES = 8
+"""Sample grids of one arm."""
+
+
+def samples(findings: Findings) -> str:
+    """A strip an arm: the best run of each budget, or where those have none, the best runs that do."""
+    try:
+        there = {path.name for path in entries(findings.folder / "samples")}
+    except FileNotFoundError:
+        there = set()
+    trained = [arm for arm in findings.arms if len(arm.trained)]
+    left = MAX_ALL_BYTES
+    strips = []
+    for arm in trained:
+        pictures = []
+        for row in _chosen(arm, there):
+            path = findings.folder / "samples" / _name(row)
+            size = path.stat().st_size
+            if size <= min(MAX_PICTURE_BYTES, left):
+                left -= size
+                pictures.append(_picture(path, row))
+        if pictures:
+            strips.append(f"<h3>{page.escape(arm.arm)}</h3>")
+            label = page.escape(f"Samples of {arm.arm} along compute")
+            strips.append(
+                f'<div class="strip" tabindex="0" role="group" aria-label="{label}">{"".join(pictures)}</div>'
+            )
+    words = "" if strips else page.paragraph("No sample grids are in the results folder.", "note")
+    return page.section("samples", "Samples along compute", *strips, words)
+
+
+def _chosen(arm: ArmFindings, there: set[str]) -> list[pd.Series]:
+    best = [row for _, row in arm.frontier.iterrows() if _name(row) in there]
+    if best:
+        return best[-MAX_PICTURES:]
+    named = arm.trained["trial_id"].astype(str) + "-" + arm.trained["samples"].astype(str) + ".png"
+    rows = arm.trained[named.isin(there)].sort_values("loss").head(4).sort_values("flops")
+    return [row for _, row in rows.iterrows()]
+
+
+def _name(row: pd.Series) -> str:
+    return f"{row['trial_id']}-{row['samples']}.png"
+
+
+def _picture(path: Location, row: pd.Series) -> str:
+    words = f"{row['size']}, {scientific(row['flops'])} FLOPs, loss {row['loss']:.4g}"
+    return page.picture(path, f"Samples of {row['arm']} {words}, one class a row or column", page.escape(words))
