@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,16 +13,37 @@ from rich.text import Text
 
 from orchestrator.magnitudes import clock, duration
 from orchestrator.scheduling.driver import Snapshot
+from orchestrator.status import Best
+from orchestrator.status_view import best_table
 
 CALM_SECONDS = 10.0
 """Time between two lines of progress where there is no terminal."""
+BEST_SECONDS = 15.0
+"""Time between two looks at the measurements."""
+MOST_BEST = 8
+"""Best losses shown, of the largest budgets."""
 
 
 class LiveView:
-    """Shows snapshots of a running sweep: a live table on a terminal, calm lines elsewhere."""
+    """Shows snapshots of a running sweep: a live table on a terminal, calm lines elsewhere.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where.
+        best: the lowest losses so far, read when they may have changed; None shows none.
+        peaks: FLOP/s that a trial's gang could reach at most, by trial_id.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        best: Callable[[], Sequence[Best]] | None = None,
+        peaks: Mapping[str, float] | None = None,
+    ) -> None:
         self._console = console
+        self._read_best, self._peaks = best, peaks or {}
+        self._best: Sequence[Best] = ()
+        self._looked = -BEST_SECONDS
+        self._notes: list[str] = []
         self._live = Live(console=console, refresh_per_second=5, transient=True) if console.is_terminal else None
         self._told: set[str] = set()
         self._last_line = time.monotonic()
@@ -48,6 +70,8 @@ class LiveView:
                     self._losses[progress.trial_id] = progress.loss
         for note in snapshot.notes:
             self.say(f"! {note}")
+            self._notes.append(note)
+        self._look()
         for trial_id in snapshot.state.done.keys() - self._told:
             self._told.add(trial_id)
             for trial in snapshot.packs.get(trial_id, (snapshot.trials[trial_id],)):
@@ -58,7 +82,22 @@ class LiveView:
             self._live.update(self._table(snapshot))
         elif time.monotonic() - self._last_line > CALM_SECONDS:
             self._last_line = time.monotonic()
-            self.say(f"{clock(snapshot.seconds)}  {_headline(snapshot)}")
+            self.say(f"{clock(snapshot.seconds)}  {self._headline(snapshot)}")
+
+    def _look(self) -> None:
+        """Read the best losses anew, at most once in a while."""
+        if self._read_best is not None and time.monotonic() - self._looked >= BEST_SECONDS:
+            self._looked = time.monotonic()
+            self._best = self._read_best()
+
+    def _mfu(self, snapshot: Snapshot) -> float | None:
+        """Mean share of peak over the gangs that train."""
+        shares = [
+            p.samples_per_second * snapshot.trials[p.trial_id].flops_per_sample / self._peaks[p.trial_id]
+            for p in snapshot.progress.values()
+            if p.samples_per_second and self._peaks.get(p.trial_id)
+        ]
+        return sum(shares) / len(shares) if shares else None
 
     def _table(self, snapshot: Snapshot) -> RenderableType:
         gangs = Table(box=None, show_header=False, pad_edge=False)
@@ -80,25 +119,37 @@ class LiveView:
                 f"loss {progress.loss:.4f}" if progress.loss is not None else progress.phase,
                 progress.phase if progress.phase == "evaluating" else rate,
             )
-        done = sum(len(snapshot.packs.get(trial_id, (trial_id,))) for trial_id in snapshot.state.done)
-        waiting = f"{done} trials done, {snapshot.state.num_waiting} {_waiting_word(snapshot)} waiting"
+        state = snapshot.state
+        done = sum(len(snapshot.packs.get(trial_id, (trial_id,))) for trial_id in state.done)
+        counts = f"{done} trials done, {len(state.running)} running"
+        counts += f", {state.num_waiting} {_waiting_word(snapshot)} waiting"
+        counts += f", {len(state.given_up)} given up" if state.given_up else ""
+        counts += f"; {len(self._notes)} faults and retries" if self._notes else "; no faults"
         total = ProgressBar(total=snapshot.flops_planned, completed=snapshot.flops_done, width=None)
-        return Group(Text(_headline(snapshot)), total, gangs, Text(waiting, style="dim"))
+        parts: list[RenderableType] = [Text(self._headline(snapshot)), total, gangs, Text(counts, style="dim")]
+        if self._best:
+            parts += [Text("best loss", style="dim"), best_table(self._best[-MOST_BEST:])]
+        return Group(*parts)
+
+    def _headline(self, snapshot: Snapshot) -> str:
+        share = snapshot.flops_done / snapshot.flops_planned
+        parts = [f"{snapshot.flops_done:.2e} of {snapshot.flops_planned:.2e} FLOPs ({share:.0%})"]
+        if snapshot.flops_here > 0 and snapshot.seconds > 0:
+            rate, mfu = snapshot.flops_here / snapshot.seconds, self._mfu(snapshot)
+            parts.append(f"{rate / 1e9:,.1f} GFLOP/s" + (f" (MFU {mfu:.0%})" if mfu else ""))
+            parts.append(f"about {duration((snapshot.flops_planned - snapshot.flops_done) / rate)} left")
+        if self._best:
+            last = self._best[-1]
+            at = f"{last.budget_flops:.3g} FLOPs" if last.budget_flops is not None else f"{last.samples:,} samples"
+            parts.append(f"best {last.loss:.4f} at {at} ({last.arm} {last.size})")
+        if self._notes:
+            parts.append(f"{len(self._notes)} faults and retries")
+        if snapshot.state.stopping:
+            parts.append("stopping: saving checkpoints")
+        elif not snapshot.progress:
+            parts.append("starting workers")
+        return ", ".join(parts)
 
 
 def _waiting_word(snapshot: Snapshot) -> str:
     return "packs" if any(len(pack) > 1 for pack in snapshot.packs.values()) else "trials"
-
-
-def _headline(snapshot: Snapshot) -> str:
-    share = snapshot.flops_done / snapshot.flops_planned
-    parts = [f"{snapshot.flops_done:.2e} of {snapshot.flops_planned:.2e} FLOPs ({share:.0%})"]
-    if snapshot.flops_here > 0 and snapshot.seconds > 0:
-        rate = snapshot.flops_here / snapshot.seconds
-        parts.append(f"{rate / 1e9:,.1f} GFLOP/s")
-        parts.append(f"about {duration((snapshot.flops_planned - snapshot.flops_done) / rate)} left")
-    if snapshot.state.stopping:
-        parts.append("stopping: saving checkpoints")
-    elif not snapshot.progress:
-        parts.append("starting workers")
-    return ", ".join(parts)

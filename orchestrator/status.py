@@ -26,6 +26,7 @@ DEFAULT_RETRIES = 2
 """Of a plan.json that does not say."""
 NUM_FAULTS = 5
 """Faults that are told, the latest."""
+BEST_COLUMNS = ["trial_id", "arm", "size", "samples", "budget_flops", "loss", "outcome"]
 CURVE_COLUMNS = ["trial_id", "attempt", "samples", "loss", "samples_per_second"]
 
 
@@ -44,6 +45,8 @@ class TrialStatus:
     reason: str | None
     loss: float | None
     samples_per_second: float | None
+    mfu: float | None
+    """Training FLOP/s over the peak of its gang's devices, while it trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,8 @@ class SweepStatus:
     attempts_failed: int
     flops_per_second: float | None
     samples_per_second: float | None
+    mfu: float | None
+    """Mean over the trials that run."""
     eta_seconds: float | None
     faults: Sequence[Fault]
     best: Sequence[Best]
@@ -155,6 +160,7 @@ class StatusReader:
             attempts_failed=int((attempts["outcome"] == "failed").sum()),
             flops_per_second=rate[0],
             samples_per_second=rate[1],
+            mfu=_mean([trial.mfu for trial in current if trial.mfu is not None]),
             eta_seconds=max(0.0, plan["flops_planned"] - done) / rate[0] if rate[0] else None,
             faults=_faults(attempts, {trial.trial_id: trial.name for trial in trials}),
             best=_best(rows),
@@ -220,6 +226,8 @@ class StatusReader:
         samples = last if ended else max(known.reached, point["samples"] if point else 0)
         reason = known.diverged or (known.attempts[-1]["reason"] if known.attempts and not ended else None)
         loss = point["loss"] if point else (known.measured[-1]["loss"] if known.measured else None)
+        rate = point["samples_per_second"] if point else None
+        peak = trial.get("peak_flops_per_second")
         return TrialStatus(
             trial_id=trial["trial_id"],
             name=trial["name"],
@@ -230,7 +238,8 @@ class StatusReader:
             failures=failures,
             reason=reason,
             loss=None if loss is None or pd.isna(loss) else float(loss),
-            samples_per_second=point["samples_per_second"] if point else None,
+            samples_per_second=rate,
+            mfu=rate * trial["flops_per_sample"] / peak if rate and peak else None,
         )
 
     def _open_attempt(self, trial_id: str, ran: Sequence[Mapping[str, Any]]) -> int | None:
@@ -323,6 +332,28 @@ def _faults(attempts: pd.DataFrame, names: Mapping[str, str]) -> list[Fault]:
         )
         for row in failed.to_dict("records")
     ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+class BestLosses:
+    """The lowest loss of each arm and budget of a folder, kept up to date by reading each part of measurements once."""
+
+    def __init__(self, folder: Location) -> None:
+        self._store = Store(folder)
+        self._seen: set[Location] = set()
+        self._rows = pd.DataFrame(columns=BEST_COLUMNS)
+
+    def read(self) -> list[Best]:
+        """By budget and arm, now."""
+        new = [part for part in self._store.parts("measurements") if part not in self._seen]
+        if new:
+            self._seen |= set(new)
+            fresh = read_parts(new, "measurements", BEST_COLUMNS).to_pandas()
+            self._rows = pd.concat([self._rows, fresh]) if len(self._rows) else fresh
+        return _best(self._rows)
 
 
 def _best(rows: pd.DataFrame) -> list[Best]:

@@ -21,7 +21,7 @@ def status_view(status: SweepStatus, every: bool = False) -> RenderableType:
     """All of it; where trials are many, those that run or failed, and how many others there are."""
     parts: list[RenderableType] = [_summary(status), Text(""), _trials(status.trials, every)]
     if status.best:
-        parts += [Text("\nbest loss"), _best(status.best)]
+        parts += [Text("\nbest loss"), best_table(status.best)]
     if status.faults:
         parts += [Text("\nlatest faults"), _faults(status)]
     return Group(*parts)
@@ -34,7 +34,8 @@ def headline(status: SweepStatus) -> str:
         f"{status.cells_measured}/{status.num_cells} measured, {status.flops_done:.2e} FLOPs ({_share(status)})"
     )
     if status.flops_per_second and status.eta_seconds is not None:
-        parts.append(f"{status.flops_per_second / 1e9:,.1f} GFLOP/s, about {duration(status.eta_seconds)} left")
+        mfu = f" (MFU {status.mfu:.0%})" if status.mfu else ""
+        parts.append(f"{status.flops_per_second / 1e9:,.1f} GFLOP/s{mfu}, about {duration(status.eta_seconds)} left")
     if status.attempts_failed:
         parts.append(f"{status.attempts_failed} failed attempts")
     return "; ".join(parts)
@@ -59,7 +60,9 @@ def _lines(status: SweepStatus) -> Iterator[tuple[str, str]]:
     spent = f"{status.flops_spent:.3g} FLOPs in attempts that have ended, {status.device_hours:.3g} device-hours"
     yield "spent", spent
     if status.flops_per_second and status.samples_per_second:
-        yield "speed", f"{status.flops_per_second / 1e9:,.1f} GFLOP/s, {status.samples_per_second:,.0f} samples/s"
+        mfu = f", {status.mfu:.0%} of the devices' peak (MFU)" if status.mfu else ""
+        rate = f"{status.flops_per_second / 1e9:,.1f} GFLOP/s, {status.samples_per_second:,.0f} samples/s"
+        yield "speed", f"{rate} with all that is waited for{mfu}"
     if status.eta_seconds is not None:
         yield "left", f"about {duration(status.eta_seconds)}"
     yield "attempts", f"{status.attempts:,}, of which {status.attempts_failed:,} failed"
@@ -79,8 +82,8 @@ def _trials(trials: Sequence[TrialStatus], every: bool) -> RenderableType:
     ordered = sorted(trials, key=lambda trial: ORDER.index(trial.state))
     shown = ordered if every else ordered[:MOST_TRIALS]
     table = Table(box=None, pad_edge=False)
-    for title in ("trial", "name", "state", "samples", "loss", "samples/s", "attempts", "reason"):
-        right = title in ("samples", "loss", "samples/s", "attempts")
+    for title in ("trial", "name", "state", "samples", "loss", "samples/s", "MFU", "attempts", "reason"):
+        right = title in ("samples", "loss", "samples/s", "MFU", "attempts")
         table.add_column(title, justify="right" if right else "left", no_wrap=title != "reason")
     for trial in shown:
         table.add_row(
@@ -90,6 +93,7 @@ def _trials(trials: Sequence[TrialStatus], every: bool) -> RenderableType:
             f"{count(trial.samples)}/{count(trial.last)}",
             f"{trial.loss:.4f}" if trial.loss is not None else "",
             f"{trial.samples_per_second:,.0f}" if trial.samples_per_second else "",
+            f"{trial.mfu:.0%}" if trial.mfu else "",
             f"{trial.attempts}" + (f" ({trial.failures} failed)" if trial.failures else ""),
             Text(trial.reason if trial.reason and trial.state in ("failed", "diverged") else ""),
         )
@@ -98,7 +102,8 @@ def _trials(trials: Sequence[TrialStatus], every: bool) -> RenderableType:
     return Group(table, Text(f"and {len(ordered) - len(shown):,} others (--all shows them)", style="dim"))
 
 
-def _best(best: Sequence[Best]) -> Table:
+def best_table(best: Sequence[Best]) -> Table:
+    """The lowest loss of each budget and arm."""
     table = Table(box=None, pad_edge=False)
     for title in ("budget", "arm", "loss", "size", "trial"):
         table.add_column(title, justify="right" if title in ("budget", "loss") else "left")

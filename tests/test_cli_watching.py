@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 from sweep_folder import drive, smoke
 
 from orchestrator.cli import main
+from orchestrator.console import CALM_SECONDS, LiveView
 from orchestrator.results.store import Store
-from orchestrator.status import StatusReader
+from orchestrator.scheduling.backend import Progress
+from orchestrator.scheduling.driver import Snapshot
+from orchestrator.status import BestLosses, StatusReader
 
 
 def ditlaw(*arguments: object) -> Result:
@@ -69,8 +75,50 @@ def test_an_attempt_runs_while_its_driver_holds_the_folder(folder):
         assert (status.state, now.state, now.samples, now.loss) == ("running", "running", 64, 1.25)
         assert (status.samples_per_second or 0) > 0
         assert (status.eta_seconds or 0) > 0
+        assert now.mfu == status.mfu == pytest.approx(100 * trial.flops_per_sample / plan.peak(trial))
         assert "process" in str(status.driver)
     assert StatusReader(folder).read().state == "stopped"
+
+
+def test_best_losses_are_those_of_the_status_and_each_part_is_read_once(folder):
+    plan = smoke()
+    drive(plan, folder)
+    best = BestLosses(folder)
+    assert best.read() == best.read() == list(StatusReader(folder).read().best)
+
+
+def test_the_view_of_a_run_tells_speed_best_loss_and_faults_in_a_line(folder):
+    plan = smoke()
+    state, trial = drive(plan, folder), plan.trials[0]
+    progress = Progress(
+        trial_id=trial.trial_id,
+        attempt=0,
+        phase="training",
+        samples=64,
+        samples_start=0,
+        loss=1.25,
+        samples_per_second=100.0,
+    )
+    out = StringIO()
+    with LiveView(Console(file=out, width=200), BestLosses(folder).read, {trial.trial_id: plan.peak(trial)}) as view:
+        view._last_line = -CALM_SECONDS
+        view.listen(
+            Snapshot(
+                state=state,
+                trials={known.trial_id: known for known in plan.trials},
+                progress={"gang-0": progress},
+                flops_done=5e8,
+                flops_planned=1e9,
+                seconds=10.0,
+                flops_here=5e8,
+                packs={},
+                notes=["gang-0 was lost: node gone"],
+            )
+        )
+    told = out.getvalue()
+    assert "! gang-0 was lost: node gone" in told
+    assert re.search(r"\(50%\), 0.1 GFLOP/s \(MFU \d+%\), about 10 s left, best [\d.]+ at 8e\+08 FLOPs", told)
+    assert "1 faults and retries" in told
 
 
 def test_a_driver_that_died_is_told_from_one_that_stopped(folder):
@@ -110,8 +158,3 @@ def test_names_lead_nowhere_but_below_results(tmp_path, monkeypatch, command, na
     done = ditlaw(*command, name)
     assert done.exit_code == 2
     assert "wanted a results folder" in done.output
-
-
-@pytest.mark.parametrize("command", ["run", "submit", "status", "logs", "cancel", "retry"])
-def test_help_has_an_example(command):
-    assert f"\n  ditlaw {command} " in ditlaw(command, "--help").output

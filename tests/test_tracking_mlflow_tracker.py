@@ -163,7 +163,11 @@ def test_shows_runs_metrics_tags_and_artifacts(shown: Path) -> None:
     parent, child = server.runs["sweep"], server.runs["aaaa"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.data.tags["team"] == parent.data.tags["team"] == "laws"
-    assert child.info.run_name == "sp S lr 0.001 aaaa"
+    assert child.data.tags["checkpoints"] == str(shown / "checkpoints" / "aaaa")
+    assert "Trial `aaaa`" in child.data.tags["mlflow.note.content"]
+    experiment = server.client.get_experiment(server.experiment_id)
+    assert "ditlaw sync" in experiment.tags["mlflow.note.content"]
+    assert server.history("aaaa", "eval_by_mflop/fid") == [(0, 12.0)]
     assert child.data.params["optimizer.learning_rate"] == "0.001"
     assert parent.data.params["num_trials"] == "2"
     assert server.artifacts("aaaa", "samples") == ["samples/aaaa-64.png"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.refusals import refusing
-from orchestrator.cli.sweeps import results_of, write_report
+from orchestrator.cli.sweeps import results_of
 
 COLUMNS_HELP = "Names of the columns in TABLE, as params=n,samples=d,flops=c,loss=l; sd=s weighs rows by their noise."
 RULE_HELP = "How a missing one of params, samples, flops follows from the other two; none: not at all."
@@ -127,8 +127,23 @@ def _columns(text: str | None) -> dict[str, str] | None:
 @click.command()
 @click.argument("sweep")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Where to write it; default: in the results folder.")
-def report(sweep: str, out: Path | None) -> None:
-    """Write the report of SWEEP (a name below results/, a results folder, or its URI) as one HTML file."""
+@click.option(
+    "--figures", type=click.Path(path_type=Path, file_okay=False), help="Folder for PDFs and what a paper needs."
+)
+@click.option("--target-flops", type=float, help="The budget of the first sentence; default: the largest run.")
+def report(sweep: str, out: Path | None, figures: Path | None, target_flops: float | None) -> None:
+    """Write the report of SWEEP (a name below results/, a results folder, or its URI) as one HTML file.
+
+    Beside it, in figures/, go its figures as SVG, the methods as LaTeX and their BibTeX; with --figures DIR they go
+    there, and as PDF too.
+
+    \b
+    ditlaw report quickstart
+    ditlaw report quickstart --target-flops 1e15
+    ditlaw report results/quickstart -o page.html --figures paper/figures
+    """
     folder = results_of(sweep)
     with refusing():
-        click.echo(f"Report:  {write_report(folder, out)}")
+        from analysis.report import write_report
+
+        click.echo(f"Report:  {write_report(folder, out, figures=figures, target_flops=target_flops)}")

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 @click.group()
 def bench() -> None:
-    """Measure this machine."""
+    """Measure this machine.
+
+    \b
+    ditlaw bench plan
+    ditlaw bench fit --json
+    ditlaw bench store --folder /shared/results
+    """
 
 
 @click.command()

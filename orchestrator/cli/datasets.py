@@ -11,7 +11,12 @@ from orchestrator.cli.refusals import refusing
 
 @click.group()
 def data() -> None:
-    """Datasets on this machine."""
+    """Datasets on this machine.
+
+    \b
+    ditlaw data list
+    ditlaw data fetch fashion-mnist
+    """
 
 
 @data.command("fetch")
@@ -19,7 +24,12 @@ def data() -> None:
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Folder that holds the files already.")
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="Where to put them; default: data/<dataset>.")
 def data_fetch(dataset: str, source: Path | None, folder: Path | None) -> None:
-    """Put DATASET's files in place, checksums verified. The only command that downloads."""
+    """Put DATASET's files in place, checksums verified. The only command that downloads.
+
+    \b
+    ditlaw data fetch fashion-mnist
+    ditlaw data fetch fashion-mnist --from /media/usb --to /scratch/fashion-mnist
+    """
     from orchestrator.spec.datasets import dataset_named, default_folder
     from orchestrator.training.data.fetch import fetch_fashion_mnist
 

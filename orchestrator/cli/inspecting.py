@@ -58,7 +58,11 @@ def coord_check(
 def solver_statistics(
     spec: Path, trial_id: str, results: Path | None, data: Path | None, images: int, grid: Path | None, out: Path
 ) -> None:
-    """Estimate DPM-Solver-v3's statistics of a trial's newest checkpoint."""
+    """Estimate DPM-Solver-v3's statistics of a trial's newest checkpoint.
+
+    \b
+    ditlaw solver-statistics sweeps/quickstart.yaml --trial 3fa85f64 -o statistics.safetensors
+    """
     planned = plan_of(spec)
     found = [trial for trial in planned.trials if trial.trial_id.startswith(trial_id)]
     if len(found) != 1:

@@ -98,7 +98,12 @@ def sample(
 
 @click.group()
 def encoders() -> None:
-    """What generated and real images are compared by."""
+    """What generated and real images are compared by.
+
+    \b
+    ditlaw encoders list
+    ditlaw encoders train -o fmnist_cnn.safetensors
+    """
 
 
 @encoders.command("list")
@@ -146,6 +151,9 @@ def noise(sweep: str, as_json: bool) -> None:
     """How much the measurements of SWEEP scatter between seeds, milestones and images; kept as noise.json beside them.
 
     The first two are `expect.seed_noise` and `expect.measurement_noise` of the next sweep's spec.
+
+    \b
+    ditlaw noise quickstart
     """
     folder = results_of(sweep)
     with refusing():

@@ -29,6 +29,11 @@ def plan(spec: Path, results: str | None, from_scratch: bool, picture: Path | No
     """Show the cells, trials, FLOPs, memory, hours and disk of SPEC. Touches nothing.
 
     What is measured already, by this or any other sweep beside its results folder, is not planned again.
+
+    \b
+    ditlaw plan sweeps/quickstart.yaml
+    ditlaw plan sweeps/quickstart.yaml --json
+    ditlaw plan sweeps/quickstart.yaml --map map.png
     """
     with _uncollected():
         whole = plan_of(spec)
@@ -97,7 +102,11 @@ def _draw(plan: Plan, path: Path) -> None:
 
 @click.command()
 def schema() -> None:
-    """Print the JSON schema of a sweep, for completion in editors."""
+    """Print the JSON schema of a sweep, for completion in editors.
+
+    \b
+    ditlaw schema > sweep.schema.json
+    """
     from orchestrator.spec.sweep import Sweep
 
     click.echo(json.dumps(Sweep.model_json_schema(), indent=2))

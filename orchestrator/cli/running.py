@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.refusals import fail, refusing
+from orchestrator.cli.speaking import is_quiet
 from orchestrator.cli.sweeps import SPEC, data_folder, plan_of, results_of, say_where, tracking_uri_of, write_report
 
 if TYPE_CHECKING:
@@ -95,6 +96,10 @@ def sync(sweep: str, tracking_uri: str | None) -> None:
     """Bring MLflow up to date with the results of SWEEP, after an outage or into another server.
 
     SWEEP is a name below results/, a results folder, or a URI as s3://bucket/prefix.
+
+    \b
+    ditlaw sync quickstart
+    ditlaw sync results/quickstart --tracking-uri http://mlflow:5000
     """
     folder = results_of(sweep)
     with refusing():
@@ -117,6 +122,9 @@ def compact(sweep: str) -> None:
     """Merge the many small Parquet files of SWEEP into few large ones, which reads faster.
 
     SWEEP is a name below results/, a results folder, or a URI as s3://bucket/prefix. It may be running.
+
+    \b
+    ditlaw compact quickstart
     """
     folder = results_of(sweep)
     with refusing():
@@ -162,8 +170,10 @@ def _refresh(plan: Plan, store: Store) -> None:
 def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str, wait: float) -> State:
     """Run what remains of `plan`. Ray comes first: if it does not answer, or cannot hold a gang, nothing is written."""
     from orchestrator.planning.priorities import priorities_of
+    from orchestrator.results.environment import write_environment
     from orchestrator.results.requests import drop_stops
     from orchestrator.results.store import write_json
+    from orchestrator.scheduling.fingerprint import fingerprint
     from orchestrator.scheduling.fitting import check_fit
     from orchestrator.scheduling.loopback import keep_to_loopback
 
@@ -181,6 +191,7 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
             drop_stops(folder)
             store.claim(plan.sweep.name, plan.digest)
             write_json(folder / "plan.json", planned)
+            write_environment(folder, fingerprint())
             _adopt(plan, store)
             tracker = MlflowTracker(folder, tracking_uri, plan.sweep.name)
             tracker.start(planned, files=[plan.source.path])
@@ -222,8 +233,11 @@ def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker) -> Stat
 
     from orchestrator.console import LiveView
     from orchestrator.scheduling.driver import Driver
+    from orchestrator.status import BestLosses
 
-    with LiveView(Console()) as view:
+    best = BestLosses(store.folder)
+    peaks = {trial.trial_id: plan.peak(trial) for trial in plan.trials}
+    with LiveView(Console(quiet=is_quiet()), best.read, peaks) as view:
 
         def listen(snapshot: Snapshot) -> None:
             view.listen(snapshot)

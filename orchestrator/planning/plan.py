@@ -204,6 +204,7 @@ class Plan:
         return {
             "sweep": self.sweep.name,
             "question": self.sweep.question,
+            "dataset": str(self.sweep.dataset),
             "digest": self.digest,
             "num_cells": self.num_cells,
             "num_trials": len(self.trials),
@@ -224,6 +225,12 @@ class Plan:
             "spec_path": str(self.source.path),
             "spec": self.source.text,
         }
+
+    def peak(self, trial: Trial) -> float:
+        """FLOP/s that the trial's gang could reach at most on the plan's device: what MFU is a share of."""
+        compute = self.sweep.compute
+        units = compute.gpus_per_worker if self.device.kind == "gpu" else compute.cpus_per_worker
+        return self.device.peak(trial.precision) * units * trial.num_workers
 
     def _trial_json(self, trial: Trial) -> dict[str, Any]:
         compute, start = self.sweep.compute, self.start(trial)
@@ -256,6 +263,7 @@ class Plan:
                 "zero_stage": trial.zero_stage,
                 "precision": trial.precision,
             },
+            "peak_flops_per_second": self.peak(trial),
         }
 
 

@@ -24,6 +24,7 @@ from orchestrator.results.location import Location, entries
 from orchestrator.results.parts import read_parts
 from orchestrator.results.schema import RUNNING, SCHEMAS, Kind
 from orchestrator.results.store import Store, read_attempts
+from orchestrator.tracking import describing
 from orchestrator.tracking.address import alone, artifact_location, ui_url, without_password
 from orchestrator.tracking.cursor import Cursor, load_cursor
 from orchestrator.tracking.points import (
@@ -44,6 +45,7 @@ _PARAMS_PER_BATCH = 100
 _PARTS_PER_PASS = 256
 _STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _LONGEST_WAIT_SECONDS = 60.0
+_LOAD_SECONDS = 10.0
 _TRIAL_TAG, _SWEEP_TAG = "ditlaw.trial_id", "ditlaw.sweep"
 
 
@@ -152,6 +154,8 @@ class _View:
         self._tags = dict(tags)
         self._files: list[Location] = list(files)
         self._sweep = str(plan.get("sweep") or self._store.owner() or cursor.experiment)
+        self._names = describing.run_names(plan)
+        self._load_shown = time.monotonic()
         self._client: Any = None
         self._connected = False
         self._starts: dict[str, int] = {}  # trial_id -> start of its run, ms
@@ -174,13 +178,16 @@ class _View:
         ):
             self._show_parts(kind, show, too_late)  # type: ignore[arg-type]
         self._show_images()
+        self._show_load()
 
     def finish(self, outcome: Outcome) -> None:
-        """Shows the report and ends the sweep's run."""
+        """Shows the report and its figures and ends the sweep's run."""
         parent = str(self._cursor.parent_run_id)
         report = self._results / "report.html"
         if report.exists():
             self._show_file(parent, report)
+        for figure in describing.figures(self._results):
+            self._show_file(parent, figure, "figures")
         self._client.set_tag(parent, "outcome", outcome)
         self._client.set_terminated(parent, _STATUS[outcome])
 
@@ -190,6 +197,8 @@ class _View:
         self._client = open_client(self._tracking_uri)
         cursor = self._cursor
         experiment_id = self._experiment()
+        note = describing.sweep_note(self._plan, self._results)
+        self._client.set_experiment_tag(experiment_id, describing.NOTE, note)
         runs = list(self._existing_runs(experiment_id))
         known = {run.data.tags[_TRIAL_TAG]: run for run in runs if _TRIAL_TAG in run.data.tags}
         parents = [run for run in runs if _TRIAL_TAG not in run.data.tags]
@@ -237,6 +246,8 @@ class _View:
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
         run_id = str(run.info.run_id)
+        self._client.set_tag(run_id, describing.NOTE, describing.sweep_note(self._plan, self._results))
+        self._show_dataset(run_id)
         summary = {key: value for key, value in self._plan.items() if isinstance(value, str | int | float)}
         self._log_params(run_id, summary, run.data.params)
         for file in [*self._files, self._results / "plan.json"]:
@@ -260,14 +271,34 @@ class _View:
         rate = trial.get("learning_rate") or (trial.get("optimizer") or {}).get("learning_rate")
         words = [*names.values(), *([f"lr {rate:g}"] if isinstance(rate, float) else [])]
         tags = {**self._tags, **_origin(), **names, "trial_id": trial_id, _TRIAL_TAG: trial_id, _SWEEP_TAG: self._sweep}
+        tags |= describing.trial_tags({**trial, "trial_id": trial_id}, self._results)
         run = self._client.create_run(
             self._cursor.experiment_id,
             tags={**tags, "mlflow.parentRunId": self._cursor.parent_run_id},
-            run_name=str(trial.get("name") or " ".join([*words, trial_id[:6]])),
+            run_name=self._names.get(trial_id) or " ".join([*words, trial_id[:6]]),
         )
+        self._show_dataset(str(run.info.run_id))
         self._adopt(trial_id, run)
         self._set_status(trial_id, "SCHEDULED")
         return str(run.info.run_id)
+
+    def _show_dataset(self, run_id: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        found = describing.dataset_of(self._plan)
+        if found is not None:
+            data = Dataset(name=found.name, digest=found.digest, source_type="ditlaw", source=found.source)
+            context = InputTag(key="mlflow.data.context", value="training")
+            self._client.log_inputs(run_id, [DatasetInput(dataset=data, tags=[context])])
+
+    def _show_load(self) -> None:
+        """The load of this machine, now and then while the sweep runs; unlike all else it is kept nowhere else."""
+        if time.monotonic() - self._load_shown < _LOAD_SECONDS:
+            return
+        self._load_shown = time.monotonic()
+        now = int(time.time() * 1000)
+        load = describing.machine_load(self._results)
+        self._log_points(str(self._cursor.parent_run_id), [Point(key, value, now, 0) for key, value in load])
 
     def _log_params(self, run_id: str, values: Mapping[str, Any], existing: Mapping[str, str]) -> None:
         """Parameters of a run cannot change in MLflow: what an extended sweep changes becomes a tag `plan.<name>`."""

@@ -11,6 +11,7 @@ EVAL_COLUMNS = (
     "loss", "loss_sd", "loss_train", "fid", "fd", "fd_sd", "fd_inf", "kid", "flops", "tokens", "wall_seconds",
     "gpu_hours", "flops_useful", "flops_wasted",
 )  # fmt: skip
+QUALITY_COLUMNS = ("loss", "fid", "fd")
 TRAIN_COLUMNS = ("loss", "learning_rate", "samples_per_second", "flops")
 COST_COLUMNS = ("wall_seconds", "train_seconds", "evaluation_seconds", "startup_seconds", "flops")
 
@@ -33,8 +34,13 @@ def curve_points(row: Mapping[str, Any], run_start: int) -> Iterator[Point]:
 
 
 def measurement_points(row: Mapping[str, Any]) -> Iterator[Point]:
-    """`eval/*` of a measurement."""
-    return _points(row, "eval", EVAL_COLUMNS, milliseconds(row["created_at"]), row["samples"])
+    """`eval/*` of a measurement against samples seen, and `eval_by_mflop/*` against 10^6 training FLOPs.
+
+    MLflow counts steps in whole numbers of 64 bits, which 1e21 FLOPs would leave.
+    """
+    timestamp = milliseconds(row["created_at"])
+    yield from _points(row, "eval", EVAL_COLUMNS, timestamp, row["samples"])
+    yield from _points(row, "eval_by_mflop", QUALITY_COLUMNS, timestamp, round(row["flops"] / 1e6))
 
 
 def attempt_points(row: Mapping[str, Any]) -> Iterator[Point]:
