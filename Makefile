@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DATA := data/fashion-mnist/.fetched
 
-.PHONY: demo test test-long lint format clean
+.PHONY: demo test test-long lint format docs browser clean
 
 demo: $(INSTALLED) $(DATA)  ## Run the quickstart sweep: a scaling law in a few minutes on two cores.
 	$(BIN)/ditlaw run sweeps/quickstart.yaml
@@ -24,6 +24,12 @@ lint: $(INSTALLED)  ## Check style and types.
 format: $(INSTALLED)  ## Put the code into shape.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)  ## Build the documentation into build/site.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+browser:  ## Install what the tests in a browser need, beside Node and Chromium.
+	cd tests/browser && npm install --no-package-lock --no-audit --no-fund
 
 clean:  ## Remove what was installed and built; results and data are kept.
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,131 @@
+"""The documentation: it builds, its links lead somewhere, its commands run, its notebook runs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from test_analysis_planted import write_results
+
+from orchestrator.cli import main
+
+PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
+DRY = ("run", "submit", "simulate", "soak", "bench", "coord-check", "solver-statistics", "cancel", "retry", "sync")
+"""Commands that take a cluster, minutes or a server: of these the words are checked and nothing is done."""
+ELSEWHERE = ("://", "/shared/", "/media/", "s3:", "--watch", "--follow", "data fetch", "logs", "completion")
+"""Marks of commands that need what is not here, or never end."""
+ROOT = click.Context(main, info_name="ditlaw")
+
+
+def commands() -> Iterator[tuple[Path, str]]:
+    """Every line of a page that is a command, without its comment."""
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            if re.match(r"( {4})?(\$ )?ditlaw [a-z]", line):
+                yield page, re.split(r"\s+#\s", line.strip().removeprefix("$ "))[0]
+
+
+COMMANDS = sorted({text for _, text in commands()})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the pages suppose it: sweeps, results of the quickstart, and a table of runs."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree("sweeps", folder / "sweeps")
+    results = write_results(
+        folder / "results" / "quickstart",
+        arms=("mup",),
+        sizes=("25K", "60K", "150K"),
+        budgets=(5e10, 1e11, 2e11),
+        rates=(1e-3,),
+        noise=0.0,
+    )
+    shutil.copytree(results, folder / "results" / "ladder")
+    shutil.copy("tests/data/chinchilla_points.csv", folder / "runs.csv")
+    text = (folder / "runs.csv").read_text().splitlines()
+    rows = [text[0] + ",samples"] + [f"{r},{float(r.split(',')[1]) / 6 / float(r.split(',')[0])}" for r in text[1:]]
+    (folder / "runs.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("text", COMMANDS)
+def test_every_command_of_the_pages_is_understood(text: str) -> None:
+    command, words, context = main, shlex.split(text)[1:], ROOT
+    while isinstance(command, click.Group):
+        name = words.pop(0)
+        found = command.get_command(context, name)
+        assert found is not None, f"there is no command {name}"
+        context = click.Context(found, parent=context, info_name=name)
+        command = found
+    command.make_context(context.info_name, words, parent=context.parent).close()
+
+
+def is_cheap(text: str) -> bool:
+    words = shlex.split(text)
+    placeholders = {"SPEC", "SWEEP", "sweep.yaml"} & set(words)
+    return words[1] not in DRY and not placeholders and not any(mark in text for mark in ELSEWHERE)
+
+
+@pytest.mark.parametrize("text", [text for text in COMMANDS if is_cheap(text)])
+def test_commands_that_need_no_cluster_do_what_the_pages_say(
+    text: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    words = shlex.split(text)[1:]
+    if words[0] == "fit" and "--resamples" not in words:
+        words += ["--resamples", "100"]  # enough to run every line of it
+    if words[0] in ("status", "suggest"):
+        pytest.skip("tests of its own run it on a folder that a driver left")
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+
+
+def test_links_between_pages_and_files_lead_somewhere() -> None:
+    made = {"sweep-reference.md", "commands.md"}
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if not re.match(r"[a-z]+:", target) and target not in made:
+                assert (page.parent / target).exists(), f"{page} links to {target}, which is not there"
+
+
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the documentation's tools are not installed: pip install -e .[docs]")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "site" / "sweep-reference.html").read_text()
+    assert all(name in reference for name in ("learning_rate", "budgets", "parameterization"))
+    pages = " ".join(path.read_text() for path in (tmp_path / "site").glob("*.html"))
+    assert not re.search(r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)"', pages), "the site loads from elsewhere"
+
+
+def test_the_notebook_runs_and_its_objects_show_themselves() -> None:
+    cells = json.loads(Path("docs/notebooks/analysis.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    shown = []
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            tree = ast.parse("".join(cell["source"]))
+            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, "cell", "exec"), names)
+            if isinstance(last, ast.Expr):
+                shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names))
+    pages = [value._repr_html_() for value in shown if hasattr(value, "_repr_html_")]
+    assert sum("<table>" in page for page in pages) >= 2
+    assert sum(type(value).__name__ == "Figure" for value in shown) == 3
