@@ -92,10 +92,10 @@ def test_a_batch_costs_less_than_the_smallest_models_step():
     try:
         render(torch.arange(64), 32, 1)
         costs = []
-        for step in range(15):
+        for step in range(30):
             began = time.thread_time()
             render(torch.arange(64 * step, 64 * step + 64), 32, 1)
             costs.append(time.thread_time() - began)
-        assert min(costs) < 10e-3
+        assert min(costs) < 6e-3
     finally:
         torch.set_num_threads(threads)

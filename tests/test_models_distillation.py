@@ -41,11 +41,11 @@ def test_a_student_learns_the_guided_prediction_at_every_scale() -> None:
 
 def test_scales_fill_their_range_and_tell_nothing_of_the_noise() -> None:
     objective = GuidanceDistillation(build_objective(RectifiedFlow()), teacher, null_class=10, scales=(1.0, 5.0))
-    noise = torch.randn(2000, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(20_000, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     scales = objective.guidance_scales(noise)
-    assert scales.mean() == pytest.approx(3.0, abs=0.1)
+    assert scales.mean() == pytest.approx(3.0, abs=0.03)
     assert 1.0 <= scales.min() < 1.05 < 4.95 < scales.max() <= 5.0
-    assert abs(torch.corrcoef(torch.stack([scales, noise.flatten(1).sum(1)]))[0, 1]) < 0.1
+    assert abs(torch.corrcoef(torch.stack([scales, noise.flatten(1).sum(1)]))[0, 1]) < 0.03, "4 deviations"
 
 
 def test_what_cannot_be_distilled_is_refused() -> None:

@@ -45,7 +45,7 @@ ENCODERS: dict[str, EncoderFacts] = {
             flops=7.5e6,
             preprocessing="mean of channels, antialiased bilinear to 28x28 where larger or smaller, x / 127.5 - 1",
             file="fmnist_cnn.safetensors",
-            sha256="57bcf130c3260dfdda8516ca7ea18556550adf8b7de0a061df6af6088f3c33fe",
+            sha256="ffe4b8b2b047933916139e52b13168618684eca2a08fece3b8fe92630ba53d55",
             published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train` makes it again",
         ),
         EncoderFacts(

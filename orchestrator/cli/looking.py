@@ -122,7 +122,7 @@ def encoders_list() -> None:
 
 
 @encoders.command("train")
-@click.option("--epochs", default=10, show_default=True, type=click.IntRange(min=1), help="Passes over the images.")
+@click.option("--epochs", default=30, show_default=True, type=click.IntRange(min=1), help="Passes over the images.")
 @click.option("--data", type=click.Path(path_type=Path), help="Fashion-MNIST's folder; default: data/fashion-mnist.")
 @click.option("--from", "start", type=click.Path(path_type=Path, exists=True), help="Go on from these weights.")
 @click.option("--seed", default=0, show_default=True, help="Of the first weights and the order of images.")

@@ -16,7 +16,10 @@ WORTH_IT = 1.15
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """Samples a second of a pack over those of its members one after the other, as measured."""
+    """Samples a second of a pack over those of its members one after the other, as measured.
+
+    On a GPU one after the other is with a CUDA graph each, which trials alone do not have: a lower bound.
+    """
 
     width: int
     tokens: int
@@ -25,8 +28,16 @@ class Gain:
     gain: float
 
 
-GAINS: dict[str, tuple[Gain, ...]] = {"cpu": ()}
-"""By device, from `ditlaw bench train --packed` (docs/training.md); of a CPU, on one thread."""
+GAINS: dict[str, tuple[Gain, ...]] = {
+    "cpu": (),
+    "h200-141gb": (
+        Gain(width=64, tokens=4096, members=8, gain=2.03),
+        Gain(width=128, tokens=4096, members=8, gain=1.83),
+        Gain(width=192, tokens=16384, members=8, gain=1.53),
+        Gain(width=192, tokens=16384, members=16, gain=1.68),
+    ),
+}
+"""By device, from `ditlaw bench train --no-steps` (docs/training.md); of a CPU, on one thread."""
 
 
 def members_worth(device: str, trial: Trial) -> int:
