@@ -332,10 +332,15 @@ def compute_multiplier(comparisons: Sequence[Comparison], *, title: str = "") ->
     return figure
 
 
+MOST_CURVES = 8
+"""Of one fan: more widths cannot be told apart."""
+
+
 @styled
 def learning_rate_fans(transfers: Sequence[RateTransfer], *, title: str = "") -> Figure:
     """Loss over the best loss against learning rate, one fan an arm and one curve a width; stars are the optima.
 
+    Of many widths a fan shows `MOST_CURVES`, from the smallest to the largest, and says so.
     The last panel shows the optima against width: level where a learning rate transfers.
     """
     figure = Figure(figsize=(3.1 * (len(transfers) + 1), 3.4), layout="constrained")
@@ -345,12 +350,14 @@ def learning_rate_fans(transfers: Sequence[RateTransfer], *, title: str = "") ->
     for k, transfer in enumerate(transfers):
         axes = figure.add_subplot(1, len(transfers) + 1, k + 1)
         dress(axes, transfer.arm, "learning rate", "loss above the best, %" if k == 0 else "")
-        colours = ordered_colours(len(transfer.optima))
-        for m, (optimum, colour) in enumerate(zip(transfer.optima, colours, strict=False)):
+        places = np.linspace(0, len(transfer.optima) - 1, min(len(transfer.optima), MOST_CURVES)).round().astype(int)
+        for m, (place, colour) in enumerate(zip(places, ordered_colours(len(places)), strict=True)):
+            optimum = transfer.optima[place]
             _fan(axes, m, optimum.rates, optimum, colour)
         log_axis(axes, "x", float(every.min()), float(every.max()), "{:.2g}".format, most=4)
         axes.set_ylim(-4 * worst, 110 * worst)
-        axes.legend(title=variable, title_fontsize=8.5, loc="best", fontsize=8)
+        of_all = "" if len(places) == len(transfer.optima) else f", {len(places)} of {len(transfer.optima)}"
+        axes.legend(title=f"{variable}{of_all}", title_fontsize=8.5, loc="best", fontsize=8)
     axes = figure.add_subplot(1, len(transfers) + 1, len(transfers) + 1)
     _drifts(axes, transfers)
     if title:

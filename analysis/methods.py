@@ -58,12 +58,16 @@ def _trained(findings: Findings) -> list[str]:
         f"{name}{_cite(PARAMETERIZATIONS.get(name.lower()))}" for name in _distinct(rows["parameterization"])
     )
     objectives = " and ".join(f"{name}{_cite(OBJECTIVES.get(name))}" for name in _distinct(rows["objective"]))
-    sizes, budgets = rows["params"], rows["budget_flops"].dropna()
-    at = f" at {budgets.nunique()} budgets from {scientific(budgets.min())} to {scientific(budgets.max())} FLOPs"
+    sizes, budgets = rows["params"], rows["budget_flops"].dropna()  # none where budgets are samples
+    at = (
+        ""
+        if budgets.empty
+        else f" at {budgets.nunique()} budgets from {scientific(budgets.min())} to {scientific(budgets.max())} FLOPs"
+    )
     stages = " and ".join(f"ZeRO-{stage}" for stage in sorted(rows["zero_stage"].unique()))
     return [
         f"**Training.** {rows['trial_id'].nunique()} trials of {rows['params'].nunique()} sizes of {families}, from "
-        f"{with_unit(sizes.min())} to {with_unit(sizes.max())} parameters, were trained{at if len(budgets) else ''}, "
+        f"{with_unit(sizes.min())} to {with_unit(sizes.max())} parameters, were trained{at}, "
         f"under the parameterizations {tables} and the objectives {objectives}, with batches of "
         f"{_list(rows['batch_size'])} samples, base learning rates {_list(rows['learning_rate'])}, seeds "
         f"{_list(rows['seed'])}, in {', '.join(_distinct(rows['precision']))} with {stages} [rajbhandari2020], "

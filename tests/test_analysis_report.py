@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from test_analysis_planted import write_results
 
+from analysis import methods
 from analysis.answer import answer
 from analysis.findings import find
 from analysis.report import write_report
@@ -222,3 +223,9 @@ def test_the_answer_is_about_the_first_arm_of_the_spec(folder: Path) -> None:
     named = found.plan["arms"]
     assert [arm.arm for arm in found.arms] == named
     assert (found.comparisons[0].first, found.comparisons[0].second) == tuple(named)
+
+
+def test_methods_of_a_sweep_budgeted_in_samples_name_no_flops(folder: Path) -> None:
+    found = find(folder)
+    found.measurements["budget_flops"] = np.nan
+    assert "parameters, were trained, under" in methods.paragraphs(found)[0]

@@ -14,7 +14,9 @@ of one trial are prefixes of each other, cooldowns begin on a trunk, and other s
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -42,37 +44,62 @@ def ledger(attempts: pd.DataFrame, measurements: pd.DataFrame) -> pd.DataFrame:
         attempts: as `read_attempts` gives them.
         measurements: as `read_measurements` gives them.
     """
-    trials = sorted({*attempts["trial_id"], *measurements["trial_id"]})
-    by_trial = dict(tuple(attempts.groupby("trial_id"))) if len(attempts) else {}
-    measured = dict(tuple(measurements.groupby("trial_id"))) if len(measurements) else {}
-    rows = [
-        _trial(trial, by_trial.get(trial, attempts.iloc[:0]), measured.get(trial, measurements.iloc[:0]))
-        for trial in trials
-    ]
+    attempted = _by_trial(_Attempted, attempts.sort_values("attempt"))
+    measured = _by_trial(_Measured, measurements)
+    trials = sorted({*attempted, *measured})
+    rows = [_trial(trial, attempted.get(trial, []), measured.get(trial, [])) for trial in trials]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _trial(trial_id: str, attempts: pd.DataFrame, measured: pd.DataFrame) -> dict[str, str | float]:
+class _Attempted(NamedTuple):
+    """What the ledger asks of an attempt; fields are columns."""
+
+    samples_start: int
+    samples_end: int
+    outcome: str
+    flops: float
+
+
+class _Measured(NamedTuple):
+    """What the ledger asks of a measurement; fields are columns."""
+
+    samples: int
+    outcome: str
+    flops: float
+
+
+Row = TypeVar("Row", _Attempted, _Measured)
+
+
+def _by_trial(kind: type[Row], table: pd.DataFrame) -> dict[str, list[Row]]:
+    """The rows of each trial, in the order of the table: pandas takes seconds to group thousands of trials."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    columns = (table[name].tolist() for name in kind._fields)
+    for trial, *values in zip(table["trial_id"].tolist(), *columns, strict=True):
+        found[trial].append(kind(*values))
+    return found
+
+
+def _trial(trial_id: str, attempts: Sequence[_Attempted], measured: Sequence[_Measured]) -> dict[str, str | float]:
     flops = _flops_per_sample(attempts, measured)
-    diverged = bool((measured["outcome"] == "diverged").any())
-    ok = [int(samples) for samples in measured.loc[measured["outcome"] == "ok", "samples"]]
+    num_diverged = sum(row.outcome == "diverged" for row in measured)
+    ok = [int(row.samples) for row in measured if row.outcome == "ok"]
     reached = max(ok, default=0)
     known: list[Span] = []
     samples = dict.fromkeys(("useful", "replayed", "failed", "pending"), 0)
-    ordered = attempts.sort_values("attempt")
-    spans = zip(ordered["samples_start"].astype(int), ordered["samples_end"].astype(int), strict=True)
-    for span, outcome in zip(spans, ordered["outcome"], strict=True):
+    for attempt in attempts:
+        span, outcome = (int(attempt.samples_start), int(attempt.samples_end)), attempt.outcome
         fresh = _subtract(span, known)
         new = sum(end - start for start, end in fresh)
-        useful = new if diverged else sum(max(0, min(end, reached) - start) for start, end in fresh)
+        useful = new if num_diverged else sum(max(0, min(end, reached) - start) for start, end in fresh)
         samples["replayed"] += span[1] - span[0] - new
         samples["useful"] += useful
         samples["pending" if outcome in ("stopped", "completed", RUNNING) else "failed"] += new - useful
         known = _union([*known, span])
     separate = sum(ok)
-    if diverged:  # its cells asked for no more than the way to where it diverged
+    if num_diverged:  # its cells asked for no more than the way to where it diverged
         last = max((end for _, end in known), default=0)
-        separate += last * int((measured["outcome"] == "diverged").sum())
+        separate += last * num_diverged
     return {
         "trial_id": trial_id,
         "flops_spent": sum(samples.values()) * flops,
@@ -81,13 +108,12 @@ def _trial(trial_id: str, attempts: pd.DataFrame, measured: pd.DataFrame) -> dic
     }
 
 
-def _flops_per_sample(attempts: pd.DataFrame, measured: pd.DataFrame) -> float:
+def _flops_per_sample(attempts: Sequence[_Attempted], measured: Sequence[_Measured]) -> float:
     """What one sample costs; all rows of a trial say the same."""
-    if len(measured):
-        return float(measured["flops"].iloc[0] / measured["samples"].iloc[0])
-    trained = attempts["samples_end"] - attempts["samples_start"]
-    told = attempts[trained > 0]
-    return float(told["flops"].iloc[0] / trained[trained > 0].iloc[0]) if len(told) else 0.0
+    if measured:
+        return measured[0].flops / measured[0].samples
+    told = [row for row in attempts if row.samples_end > row.samples_start]
+    return told[0].flops / (told[0].samples_end - told[0].samples_start) if told else 0.0
 
 
 def _subtract(span: Span, known: Sequence[Span]) -> list[Span]:
