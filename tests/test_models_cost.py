@@ -217,9 +217,8 @@ def test_matmul_parameters_weigh_adaln_once_per_image() -> None:
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(ValueError, match=r"no cost for str; wanted one of \['DiTConfig', .*'UNetConfig', .*\]"):
         cost("dit")  # type: ignore[arg-type]
-    with pytest.raises(
-        ValueError, match=r"no activation bytes for str; wanted one of \['DiTConfig', .*'UNetConfig', .*\]"
-    ):
+    unbounded = r"no activation bytes for str; wanted one of \['DiTConfig', .*'UNetConfig', .*\]"
+    with pytest.raises(ValueError, match=unbounded):
         activation_bytes("dit", "fp32", False)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"no working bytes for str; wanted one of \['DiTConfig'\]"):
+    with pytest.raises(ValueError, match=unbounded):  # which bounds it where a family says no better
         working_bytes("dit", "fp32")  # type: ignore[arg-type]
