@@ -71,7 +71,7 @@ def cluster(tmp_path_factory) -> Iterator[Local]:
                         left.kill()
 
 
-def wait_for(what: str, condition: object, seconds: float = 60) -> None:
+def wait_for(what: str, condition: object, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
@@ -99,12 +99,12 @@ def test_a_submitted_sweep_runs_once_and_goes_on_after_a_cancel(cluster, tmp_pat
         if connection.status == "LISTEN" and not connection.laddr.ip.removeprefix("::ffff:").startswith("127.")
     ]
     assert not beyond, "every port is on loopback"
-    cancelled = ditlaw("cancel", results, "--wait", 60)
+    cancelled = ditlaw("cancel", results, "--wait", 120)
     assert cancelled.output.endswith("Stopped. The same command goes on from here.\n"), cancelled.output
     # Its sweep has stopped; Ray may take a moment more to see that the job's process has gone.
     wait_for("the job's end", lambda: f"Submitted job as {name}-2." in ditlaw(*arguments).output)
     wait_for("the second attempt", lambda: StatusReader(results).read().counts["running"])
-    stopped = ditlaw("cancel", "job", "--address", cluster.dashboard, "--wait", 60)
+    stopped = ditlaw("cancel", "job", "--address", cluster.dashboard, "--wait", 120)
     assert (stopped.exit_code, stopped.output) == (0, f"{name}-2: stopped\n")
     one, two = read_attempts(results).to_dict("records")
     assert (one["outcome"], two["outcome"]) == ("stopped", "stopped"), "Ray gave it the time to save"

@@ -33,7 +33,7 @@ DATA = ["trial_id", "cell_id", "arm", "size", "samples", "flops", "loss", "loss_
 """Columns of a measurement that must not depend on how the sweep was run."""
 
 
-def ditlaw(*arguments: object, timeout: float = 150, **environment: str) -> subprocess.CompletedProcess[str]:
+def ditlaw(*arguments: object, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, check=False
