@@ -36,7 +36,7 @@ def test_a_study_has_an_interval_of_everything_that_was_planted(name: str) -> No
 
 def test_a_run_is_continued_not_repeated(tmp_path: Path) -> None:
     raw = tmp_path / "coverage.json"
-    run(10, 1, raw, "power, normal, 24")
+    run(10, 1, raw, "power, normal, 24", processes=2)
     result = run(20, 2, raw, "power, normal, 24")
     assert json.loads(raw.read_text()) == result
     tallies = {method: Tally(**tally) for method, tally in result["table"]["power, normal, 24"].items()}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,9 +19,10 @@ import scipy
 from analysis.recipes import IntervalMethod
 from analysis.uncertainty import Method
 from orchestrator.bench.coverage_cases import BEYOND, NOISES, RESAMPLES, SIGMA, Case, PowerCase, SurfaceCase, cases
+from orchestrator.results.atomic import write_bytes
 
 METHODS: tuple[Method, ...] = get_args(Method)
-AUTO = "auto"
+AUTO: IntervalMethod = "auto"
 REPETITIONS = 500
 BATCH = 10
 """Repetitions of one case before the next has its turn: a run that is cut short has done all cases alike."""
@@ -33,16 +37,12 @@ class Tally:
     repetitions: int = 0
     cpu_seconds: float = 0.0
 
-    def count(self, case: Case, number: int, interval: IntervalMethod) -> None:
-        """One study more, of its own seed."""
-        rng = np.random.default_rng([number, case.num_points, NOISES.index(case.noise)])
-        began = time.process_time()
-        bands = case.bands(rng, interval, number)
-        self.cpu_seconds += time.process_time() - began
-        self.repetitions += 1
-        for name, value in case.truth.items():
-            band = bands.get(name)
-            self.held[name] = self.held.get(name, 0) + bool(band is not None and band[0] <= value <= band[1])
+    def add(self, other: Tally) -> None:
+        """The studies of another tally of the same case and method."""
+        for name, count in other.held.items():
+            self.held[name] = self.held.get(name, 0) + count
+        self.repetitions += other.repetitions
+        self.cpu_seconds += other.cpu_seconds
 
     @property
     def coverage(self) -> dict[str, float]:
@@ -53,35 +53,71 @@ class Tally:
         return float(np.mean(list(self.coverage.values())))
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Studies `start` to `stop` (not included) of a case by one method; each has a seed of its own."""
+
+    case: Case
+    method: IntervalMethod
+    start: int
+    stop: int
+
+    def tally(self) -> Tally:
+        began = time.process_time()
+        held = dict.fromkeys(self.case.truth, 0)
+        for number in range(self.start, self.stop):
+            rng = np.random.default_rng([number, self.case.num_points, NOISES.index(self.case.noise)])
+            bands = self.case.bands(rng, self.method, number)
+            for name, value in self.case.truth.items():
+                band = bands.get(name)
+                held[name] += bool(band is not None and band[0] <= value <= band[1])
+        return Tally(held, self.stop - self.start, time.process_time() - began)
+
+
 def run(
-    repetitions: int = REPETITIONS, all_methods: int = 100, raw: Path | None = None, only: str = ""
+    repetitions: int = REPETITIONS,
+    all_methods: int = 100,
+    raw: Path | None = None,
+    only: str = "",
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Coverage of the default in every case whose name holds `only`, and of every method in the first `all_methods`
-    repetitions of laws with normal noise.
+    repetitions of power laws and surfaces.
 
     `raw` is written after each batch; what it holds already is not run again. Studies have seeds of their own: a run
-    that is cut short has the first studies of a longer one.
+    that is cut short has the first studies of a longer one, and any number of processes makes the same figures.
     """
     tallies = _read(raw)
-    for start in range(0, repetitions, BATCH):
-        for case in cases():
-            if only not in case.name:
-                continue
-            _advance(case, tallies.setdefault(case.name, {}), min(start + BATCH, repetitions), all_methods)
+    batches = list(_missing(tallies, repetitions, all_methods, only))
+    with _mapping(processes) as mapped:
+        for batch, tally in zip(batches, mapped(Batch.tally, batches), strict=True):
+            tallies.setdefault(batch.case.name, {}).setdefault(batch.method, Tally()).add(tally)
             if raw is not None:
-                raw.write_text(json.dumps(_result(tallies), indent=1) + "\n")
+                write_bytes(raw, (json.dumps(_result(tallies), indent=1) + "\n").encode())
     return _result(tallies)
 
 
-def _advance(case: Case, tallies: dict[str, Tally], until: int, all_methods: int) -> None:
-    """Every method of the case up to so many repetitions."""
-    compared = case.noise == "normal" and type(case) in (PowerCase, SurfaceCase)
-    for method in (AUTO, *METHODS) if compared else (AUTO,):
-        tally = tallies.setdefault(method, Tally()) if method == AUTO or all_methods else None
-        last = until if method == AUTO else min(until, all_methods)
-        for number in range(tally.repetitions if tally else last, last):
-            assert tally is not None
-            tally.count(case, number, method)  # type: ignore[arg-type]
+def _missing(tallies: dict[str, dict[str, Tally]], repetitions: int, all_methods: int, only: str) -> Iterator[Batch]:
+    """The studies that are not there yet, a batch of each case in turn."""
+    chosen = [case for case in cases() if only in case.name]
+    for start in range(0, repetitions, BATCH):
+        for case in chosen:
+            for method in (AUTO, *METHODS) if isinstance(case, PowerCase | SurfaceCase) else (AUTO,):
+                done = tallies.get(case.name, {}).get(method, Tally()).repetitions
+                stop = min(start + BATCH, repetitions if method == AUTO else all_methods)
+                if max(start, done) < stop:
+                    yield Batch(case, method, max(start, done), stop)
+
+
+@contextmanager
+def _mapping(processes: int) -> Iterator[Callable[..., Iterable[Tally]]]:
+    """A map whose results come in order: in this process, or over others of one thread each."""
+    if processes == 1:
+        yield map
+        return
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    with get_context("spawn").Pool(processes) as pool:
+        yield pool.imap
 
 
 def _read(raw: Path | None) -> dict[str, dict[str, Tally]]:

@@ -144,15 +144,24 @@ def fit(repeats: int, baseline_refits: int, as_json: bool) -> None:
 @click.option("--only", default="", help="Cases whose name holds this, as 'surface, normal'.")
 @click.option("--raw", type=click.Path(path_type=Path), help="All figures, as they come; such a file is continued.")
 @click.option("--page", type=click.Path(path_type=Path, exists=True), help="Write the tables between the page's marks.")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(min=1), help="Side by side.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def coverage(repetitions: int, all_methods: int, only: str, raw: Path | None, page: Path | None, as_json: bool) -> None:
+def coverage(
+    repetitions: int,
+    all_methods: int,
+    only: str,
+    raw: Path | None,
+    page: Path | None,
+    processes: int,
+    as_json: bool,
+) -> None:
     """How often 95% intervals hold what was planted, by law, noise, number of points and method.
 
-    The defaults take about half an hour of one core.
+    The defaults take more than an hour of one core; any number of processes makes the same figures.
     """
     from orchestrator.bench.coverage import flat, run, write_tables
 
-    figures = run(repetitions, all_methods, raw, only)
+    figures = run(repetitions, all_methods, raw, only, processes)
     if page is not None:
         write_tables(figures, page)
     _show(flat(figures), as_json)
