@@ -179,3 +179,6 @@ def test_a_trained_trial_without_checkpoints_is_named(drive, plan, tmp_path):
     shorter = dataclasses.replace(trial, milestones=(32, *trial.milestones), budgets=(None, *trial.budgets))
     below = dataclasses.replace(plan, trials=(shorter, *plan.trials[1:]))
     assert Books(below, store).to_retrain() == [shorter], "its checkpoints are past what is lacking"
+    compute = plan.sweep.compute.model_copy(update={"finished": "drop"})
+    dropped = dataclasses.replace(below, sweep=plan.sweep.model_copy(update={"compute": compute}))
+    assert Books(dropped, store).to_retrain() == [], "its spec says that none is kept"

@@ -12,7 +12,7 @@ import torch
 
 from models.config import DDPM, EDM
 from orchestrator.planning.plan import make
-from orchestrator.results.checkpoints import checkpoint_folders
+from orchestrator.results.checkpoints import checkpoint_folders, checkpoints_folder
 from orchestrator.results.logs import log_of
 from orchestrator.results.store import Store, read_attempts, read_curves, read_measurements
 from orchestrator.scheduling.backend import Assignment
@@ -98,6 +98,35 @@ def test_an_attempt_that_was_replaced_writes_nothing_more(trial, member):
     assert len(measured(late)) <= 1
     points_at = [int(folder.name) for folder in checkpoint_folders(late.results, trial.trial_id)]
     assert points_at in ([], [trial.milestones[0]])
+
+
+def checkpoints_seen(member: GangMember, trial: Trial, job: Assignment, monkeypatch) -> list[int]:
+    seen: list[int] = []
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, one: (seen.append(one.samples), save(self, one))[1])
+    assert run_attempt(job, member) == ("completed", None)
+    return seen
+
+
+def test_a_trial_that_keeps_no_checkpoints_measures_the_same_and_writes_none_in_vain(
+    trial, member, undisturbed, monkeypatch
+):
+    bare = member("bare")
+    job = dataclasses.replace(assignment(trial, bare), keep_finished=False)
+
+    assert checkpoints_seen(bare, trial, job, monkeypatch) == []
+    pd.testing.assert_frame_equal(measured(bare), measured(undisturbed), check_exact=True)
+    assert not checkpoint_folders(bare.results, trial.trial_id)
+
+
+def test_a_long_one_writes_checkpoints_and_drops_them_when_it_is_measured(trial, member, undisturbed, monkeypatch):
+    long = member("long")
+    job = dataclasses.replace(assignment(trial, long, seconds=0), keep_finished=False)
+
+    assert set(trial.milestones) <= set(checkpoints_seen(long, trial, job, monkeypatch))
+    pd.testing.assert_frame_equal(measured(long), measured(undisturbed), check_exact=True)
+    folder = checkpoints_folder(long.results, trial.trial_id)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_full_disk_is_waited_for_and_costs_no_step(trial, member, undisturbed, monkeypatch):

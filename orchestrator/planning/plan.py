@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from orchestrator.planning import makespan
 from orchestrator.planning.devices import GPUS, REFERENCE, Device, host, named
 from orchestrator.planning.grid import Grid
+from orchestrator.planning.packing import packs_of
 from orchestrator.planning.placement import checkpoint_bytes, state_bytes, trial_seconds
 from orchestrator.planning.sharing import share
 from orchestrator.spec.evaluation_cost import distances, evaluation_flops
@@ -149,8 +150,11 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of all trials' checkpoints."""
-        return sum(checkpoint_bytes(trial) for trial in self.trials)
+        """Bytes of all trials' checkpoints; where finished trials keep none, of the largest on all gangs at a time."""
+        if self.sweep.compute.finished == "keep":
+            return sum(map(checkpoint_bytes, self.trials))
+        packs = (sum(map(checkpoint_bytes, pack)) for pack in packs_of(self.sweep.compute, self.trials))
+        return sum(sorted(packs, reverse=True)[: self.gangs])
 
     @property
     def results_bytes(self) -> int:

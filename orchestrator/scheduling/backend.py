@@ -28,6 +28,8 @@ class Assignment:
     samples_spent: int
     """Samples that earlier attempts trained, lost ones included."""
     checkpoint_seconds: float
+    keep_finished: bool = True
+    """Whether checkpoints outlive the last measurement; if not, there need not be one at every milestone either."""
     mlflow_run_id: str | None
     mates: tuple[Assignment, ...] = ()
     """Attempts of other trials of its shape that are trained with it, as one stacked model."""

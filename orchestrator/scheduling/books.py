@@ -156,7 +156,12 @@ class Books:
         self._spent[trial_id] = self.spent(trial_id) + samples
 
     def to_retrain(self) -> list[Trial]:
-        """Trials that were trained before and would have to start at 0: no checkpoint is left to go on from."""
+        """Trials that were trained before and would have to start at 0: no checkpoint is left to go on from.
+
+        None of a sweep whose spec says not to keep them.
+        """
+        if self._plan.sweep.compute.finished == "drop":
+            return []
         found = []
         for trial in self.waiting:
             have, first = self.checkpoints(trial.trial_id), self.stops(trial)[0]

@@ -233,6 +233,7 @@ class Driver:
             branch_points=self._books.needed(trial),
             samples_spent=self._books.spent(trial.trial_id),
             checkpoint_seconds=60 * self._plan.sweep.compute.checkpoint_minutes,
+            keep_finished=self._plan.sweep.compute.finished == "keep",
             mlflow_run_id=self._run_id(trial.trial_id),
         )
 

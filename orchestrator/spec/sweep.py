@@ -256,6 +256,9 @@ class Compute(Section):
     pay on the device. Their results are those that they have alone, to rounding."""
     checkpoint_minutes: PositiveFloat = 5.0
     """Longest time between checkpoints; every budget makes one too."""
+    finished: Literal["keep", "drop"] = "keep"
+    """Checkpoints of trials that are measured: keep the newest, so that longer budgets go on from them, or drop them,
+    and do not write any at a budget that comes within `checkpoint_minutes` of the last one."""
     hang_minutes: PositiveFloat = 10.0
     """A gang that gives no sign of life for so long (no step, no batch of an evaluation) is replaced."""
     retries: int = Field(default=2, ge=0, le=1000)

@@ -8,6 +8,7 @@ checkpoints points to the one that was saved last, so that its loss does not go 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -67,6 +68,10 @@ class Checkpoints:
         """Write a checkpoint so that it is there whole or not at all, then drop those that are not kept."""
         size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
         self.outbox.put(partial(self._write, checkpoint), size)
+
+    def drop(self) -> None:
+        """Delete those off which nothing branches, once all that was handed in before is written."""
+        self.outbox.put(self._drop)
 
     def at(self, samples: int) -> Checkpoint:
         """The checkpoint at exactly `samples`, from which another trial branches off.
@@ -134,6 +139,13 @@ class Checkpoints:
         for old in self._folders()[KEEP:]:
             if old != final and old.name not in self.keep:
                 drop_checkpoint(old)
+
+    def _drop(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / POINTER).unlink()  # first: a pointer says that a checkpoint is to be here
+        for folder in self._folders():
+            if folder.name not in self.keep:
+                drop_checkpoint(folder)
 
     def _write_folder(self, final: Path, files: dict[str, bytes]) -> None:
         folder = final.parent

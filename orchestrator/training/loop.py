@@ -153,7 +153,8 @@ class Attempt:
             if self.counters.diverged is not None:
                 self._write_diverged(left)
                 return "diverged", self.counters.diverged
-            self._save()
+            if stopped or self._has_to_save(stop):
+                self._save()
             if stopped:
                 return "stopped", "asked to stop"
             if stop not in milestones:
@@ -162,6 +163,8 @@ class Attempt:
             if self.counters.diverged is not None:
                 self._write_diverged(left)
                 return "diverged", self.counters.diverged
+        if not self.assignment.keep_finished and self.member.rank == 0:
+            self.checkpoints.drop()
         return "completed", None
 
     @property
@@ -314,6 +317,17 @@ class Attempt:
             reason = self.counters.diverged
             rows = [self._measurement_row(m, "diverged", reason, None) for m in milestones]
             self._keep(lambda: self.store.append_measurements(rows))
+
+    def _has_to_save(self, stop: int) -> bool:
+        """Whether there is to be a checkpoint at a milestone or branch point. Collective.
+
+        Where finished trials keep none, one is written only if a fault in the measurement would cost more than the
+        time between two checkpoints.
+        """
+        if self.assignment.keep_finished or stop in self.trial.branch_points:
+            return True
+        (due,) = self.member.agree(time.perf_counter() - self.last_save > self.assignment.checkpoint_seconds)
+        return due
 
     def _save(self) -> None:
         began = time.perf_counter()
