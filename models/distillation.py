@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.objectives import Denoiser, Objective
+from models.paths import over
 
 
 @final
@@ -63,7 +64,7 @@ class GuidanceDistillation(Objective):
         with torch.no_grad():
             conditional = self.base.predict(self.teacher, x_t, t, y)
             unconditional = self.base.predict(self.teacher, x_t, t, torch.full_like(y, self.null_class))
-            target = torch.lerp(unconditional, conditional, w.view(-1, 1, 1, 1))
+            target = torch.lerp(unconditional, conditional, over(w, conditional))
         return (self.base.predict(_at(model, w), x_t, t, y) - target).square().flatten(1).mean(1)
 
 

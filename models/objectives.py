@@ -1,8 +1,9 @@
 """Training objectives: how images are noised, what the model predicts, and the flow that a prediction implies.
 
 An objective is a Gaussian path (`models.paths`), a kind of prediction (`models.predictions`) and a distribution of
-training times. It draws nothing: uniform numbers and noise come from outside, so that the caller decides what they
-depend on. Time runs from 0 (data) to 1 (noise), and the model gets times in [0, 1].
+training times. Samples are images [b, c, h, w] or clips [b, c, f, h, w]. It draws nothing: uniform numbers and noise
+come from outside, so that the caller decides what they depend on. Time runs from 0 (data) to 1 (noise), and the model
+gets times in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from models import config
 from models.configs.base import Predicts
 from models.learned_variance import bound
-from models.paths import BETAS, INTERPOLANTS, NUM_STEPS, Linear, Path, VarianceExploding
+from models.paths import BETAS, INTERPOLANTS, NUM_STEPS, Linear, Path, VarianceExploding, over
 from models.predictions import Epsilon, Preconditioned, Prediction, V, Velocity, X
 
 HIGHEST_HALF_LOG_SNR = 5.1
@@ -30,8 +31,8 @@ class Denoiser(Protocol):
     """A model, or anything with its call: noised images, times and labels to a prediction."""
 
     def __call__(
-        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], y: Int[Tensor, " b"], /
-    ) -> Float[Tensor, "b c_out h w"]: ...
+        self, x: Float[Tensor, "b c *size"], t: Float[Tensor, " b"], y: Int[Tensor, " b"], /
+    ) -> Float[Tensor, "b c_out *size"]: ...
 
 
 class Objective(ABC):
@@ -56,8 +57,8 @@ class Objective(ABC):
         """Training times from numbers uniform in [0, 1)."""
 
     def inputs(
-        self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
+        self, x_t: Float[Tensor, "b c *size"], t: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c *size"], Float[Tensor, " b"]]:
         """What the model is given for x_t and t: they themselves, unless an objective scales them."""
         return x_t, t
 
@@ -75,32 +76,32 @@ class Objective(ABC):
 
     @final
     def noised(
-        self, x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+        self, x: Float[Tensor, "b c *size"], noise: Float[Tensor, "b c *size"], t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c *size"]:
         """x_t = alpha x + sigma noise, the images at time t."""
-        t = t.view(-1, 1, 1, 1)
+        t = over(t, x)
         return self.path.alpha(t) * x + self.path.sigma(t) * noise
 
     @final
     def target(
-        self, x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+        self, x: Float[Tensor, "b c *size"], noise: Float[Tensor, "b c *size"], t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c *size"]:
         """What the model should predict."""
-        return self.prediction.target(self.path, x, noise, t.view(-1, 1, 1, 1))
+        return self.prediction.target(self.path, x, noise, over(t, x))
 
     @final
     def x0_and_eps(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        self, prediction: Float[Tensor, "b c *size"], x_t: Float[Tensor, "b c *size"], t: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c *size"], Float[Tensor, "b c *size"]]:
         """The image and the noise that a prediction implies; not finite where the prediction leaves one open."""
-        return self.prediction.x0_and_eps(self.path, prediction, x_t, t.view(-1, 1, 1, 1))
+        return self.prediction.x0_and_eps(self.path, prediction, x_t, over(t, x_t))
 
     @final
     def velocity(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+        self, prediction: Float[Tensor, "b c *size"], x_t: Float[Tensor, "b c *size"], t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c *size"]:
         """dx_t/dt that a prediction implies."""
-        return self.prediction.velocity(self.path, prediction, x_t, t.view(-1, 1, 1, 1))
+        return self.prediction.velocity(self.path, prediction, x_t, over(t, x_t))
 
     @final
     @property
@@ -110,8 +111,8 @@ class Objective(ABC):
 
     @final
     def outputs(
-        self, model: Denoiser, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c2 h w"]]:
+        self, model: Denoiser, x_t: Float[Tensor, "b c *size"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c *size"], Float[Tensor, "b c2 *size"]]:
         """The model's prediction and its further channels (none without `learn_sigma`), in float32 at least.
 
         Raises:
@@ -129,18 +130,18 @@ class Objective(ABC):
 
     @final
     def predict(
-        self, model: Denoiser, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+        self, model: Denoiser, x_t: Float[Tensor, "b c *size"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c *size"]:
         """The model's prediction, without the second set of channels of a model with `learn_sigma`."""
         return self.outputs(model, x_t, t, y)[0]
 
     def loss(
         self,
         model: Denoiser,
-        x: Float[Tensor, "b c h w"],
+        x: Float[Tensor, "b c *size"],
         y: Int[Tensor, " b"],
         t: Float[Tensor, " b"],
-        noise: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b c *size"],
     ) -> Float[Tensor, " b"]:
         """Mean squared error of each sample over its pixels and channels, in float32.
 
@@ -156,7 +157,7 @@ class Objective(ABC):
         if not self.learn_variance:
             return error
         x0 = self.x0_and_eps(prediction.detach(), x_t, t)[0]
-        return error + bound(self.path, x, x_t, x0, rest, t.view(-1, 1, 1, 1))
+        return error + bound(self.path, x, x_t, x0, rest, over(t, x))
 
 
 @final
@@ -266,10 +267,10 @@ class EDM(Objective):
         return (sigma / VarianceExploding.sigma_max).clamp(self.t_min, 1.0)
 
     def inputs(
-        self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
+        self, x_t: Float[Tensor, "b c *size"], t: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c *size"], Float[Tensor, " b"]]:
         assert isinstance(self.prediction, Preconditioned)
-        c_in = self.prediction.c_in(self.path, t.view(-1, 1, 1, 1))
+        c_in = self.prediction.c_in(self.path, over(t, x_t))
         return c_in * x_t, 1 - torch.log(t.clamp(self.t_min, 1.0)) / math.log(self.t_min)
 
     def times(self, steps: int, start: float, *, by_log_snr: bool = False) -> list[float]:

@@ -23,6 +23,11 @@ NUM_STEPS = 1000
 Times = Float[Tensor, "*shape"]
 
 
+def over(t: Float[Tensor, " b"], x: Float[Tensor, "b c *size"]) -> Tensor:
+    """Numbers of samples, such as their times, shaped to be multiplied with the samples: [b, 1, ...]."""
+    return t.view(-1, *(1 for _ in x.shape[1:]))
+
+
 class Path(ABC):
     """alpha and sigma as functions of t in [0, 1], with their derivatives; results have the dtype of t."""
 

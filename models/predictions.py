@@ -1,7 +1,7 @@
 """What a model's output stands for, and how it becomes an image, a noise and a velocity.
 
 At a time t the noised images x_t = alpha x + sigma eps are known, so one prediction fixes both x and eps. Coefficients
-broadcast over images: the times here have shape [b, 1, 1, 1].
+broadcast over images: the times here have shape [b, 1, ...].
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from models.paths import Path
 
-Images = Float[Tensor, "b c h w"]
-Times = Float[Tensor, "b 1 1 1"]
+Images = Float[Tensor, "b c *size"]
+Times = Float[Tensor, "b *ones"]
 
 
 class Prediction(ABC):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 
 Predicts = Literal["images", "tokens"]
 
-DATA_FIELDS = ("image_size", "channels", "num_classes", "class_names", "dataset")
+DATA_FIELDS = ("image_size", "channels", "frames", "frame_counts", "num_classes", "class_names", "dataset")
 """Fields that the dataset gives, to the families that have them; users choose the others."""
 
 

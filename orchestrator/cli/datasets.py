@@ -36,7 +36,7 @@ def data_fetch(dataset: str, source: Path | None, folder: Path | None) -> None:
     with refusing():
         known = dataset_named(dataset)
         if known.form != "idx":
-            made = "is made as it is needed" if known.form == "procedural" else "was encoded here"
+            made = "is made as it is needed" if known.train_images is None else "was encoded here"
             click.echo(f"{dataset} {made}: there is nothing to fetch")
             return
         click.echo(f"{dataset} is in {fetch_fashion_mnist(folder or default_folder(dataset), source)}")
@@ -93,15 +93,18 @@ def data_list() -> None:
     for name in (*DATASETS, *encoded_names()):
         with refusing():
             dataset = dataset_named(name)
-        shape = f"{dataset.image_size} x {dataset.image_size} x {dataset.channels}, {dataset.num_classes} classes"
+        frames = "" if dataset.frames is None else f"{dataset.frames} frames of "
+        shape = f"{frames}{dataset.image_size} x {dataset.image_size} x {dataset.channels}"
+        shape += f", {dataset.num_classes} classes"
+        kind = "images" if dataset.frames is None else "clips"
         if dataset.train_images is None:
-            click.echo(f"{name}  images without end of {shape}  needs no files")
+            click.echo(f"{name}  {kind} without end of {shape}  needs no files")
             continue
         remedy = f"ditlaw data fetch {name}" if dataset.form == "idx" else "encode it again, under another name"
         where = default_folder(name)
         missing = ", ".join(file.name for file in find(name, where))
         here = f"not here ({missing}); {remedy}" if missing else f"in {where}"
-        click.echo(f"{name}  {dataset.train_images:,} images of {shape}  {here}")
+        click.echo(f"{name}  {dataset.train_images:,} {kind} of {shape}  {here}")
 
 
 @data.command("captions")

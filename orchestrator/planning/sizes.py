@@ -242,6 +242,14 @@ class Sizing:
         data = self._dataset
         facts = {"dataset": data.name, **{key: getattr(data, key) for key in DATA_FIELDS if key != "dataset"}}
         given = {key: value for key, value in facts.items() if key in self._fields}
+        if ("frames" in self._fields) != (data.frames is not None):
+            kinds = ["still images", "clips"] if data.frames is not None else ["clips", "still images"]
+            message = (
+                f"is {self._models.family}, whose samples are {kinds[0]}, and those of dataset {data.name} are "
+                f"{kinds[1]}; choose another family or another dataset"
+            )
+            self._problem(("family",), message)
+            return None
         try:
             config = self._family(**{**given, **self._options, **shape})
         except ValueError as error:

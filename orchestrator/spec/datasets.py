@@ -23,7 +23,7 @@ class DataFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A dataset of labelled images."""
+    """A dataset of labelled images, or of clips where it has frames."""
 
     name: str
     image_size: int
@@ -33,10 +33,21 @@ class Dataset:
     """None: without end, every sample of a training is another image."""
     validation_images: int
     files: tuple[DataFile, ...]
-    form: Literal["idx", "procedural", "latents"] = "idx"
-    """Where images come from: MNIST's files, a function of their index, or what `ditlaw data encode` wrote."""
+    form: Literal["idx", "procedural", "moving", "latents"] = "idx"
+    """Where samples come from: MNIST's files, images or clips that are a function of their index, or what `ditlaw data
+    encode` wrote."""
+    frames: int | None = None
+    """Frames of a clip; None: the samples are still images."""
+    frame_counts: tuple[int, ...] = ()
+    """Frames that the clips of training batches have, batch by batch in turn; empty: all are whole."""
     max_epochs: float = 1000.0
     """Most passes over the training images that a sweep may ask for unasked: beyond, nothing new is learnt."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample: channels, frames of a clip, height, width."""
+        frames = () if self.frames is None else (self.frames,)
+        return self.channels, *frames, self.image_size, self.image_size
 
     @property
     def num_classes(self) -> int:
@@ -101,7 +112,36 @@ def _procedural(size: int, channels: int) -> Dataset:
 PROCEDURAL = tuple(_procedural(size, channels) for size in (16, 32, 64) for channels in (3, 1))
 """Shapes on backgrounds, drawn as they are needed: data without end, of three sizes, in colour and grey."""
 
-DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (FASHION_MNIST, *PROCEDURAL)}
+MOTIONS = ("drifting", "turning", "growing", "shrinking", "swinging")
+FIGURES = ("disc", "square")
+FRAMES = 8
+"""Of a procedural clip."""
+
+
+def _moving(size: int, channels: int, frame_counts: tuple[int, ...] = ()) -> Dataset:
+    return Dataset(
+        name=f"moving-{size}" + ("-grey" if channels == 1 else "") + ("-varied" if frame_counts else ""),
+        image_size=size,
+        channels=channels,
+        class_names=tuple(f"{motion} {figure}" for motion in MOTIONS for figure in FIGURES),
+        train_images=None,
+        validation_images=2048,
+        files=(),
+        form="moving",
+        max_epochs=math.inf,
+        frames=FRAMES,
+        frame_counts=frame_counts,
+    )
+
+
+MOVING = (
+    *(_moving(size, channels) for size in (16, 32) for channels in (3, 1)),
+    *(_moving(size, 1, (FRAMES // 2, FRAMES)) for size in (16, 32)),
+)
+"""Figures that move over a drifting background, drawn as they are needed: clips without end of known optical flow, of
+two sizes, in colour and grey; `-varied` has training clips of 4 frames and of 8 in turn."""
+
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (FASHION_MNIST, *PROCEDURAL, *MOVING)}
 
 MANIFEST = "dataset.json"
 """The file that makes a folder an encoded dataset, written last."""

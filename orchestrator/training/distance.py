@@ -23,6 +23,7 @@ from models.fid.encoders import Encoder, to_bytes
 from models.fid.frechet import BLOCKS, extrapolated_distance, frechet_distance, sampling_sd
 from models.fid.kid import SUBSET_SIZE, SUBSETS, kernel_distance
 from models.fid.moments import Moments
+from models.paths import over
 from orchestrator.results.location import Location
 from orchestrator.results.partials import read_partials
 from orchestrator.spec.identity import canonical_json
@@ -143,7 +144,7 @@ def generated_features(
 def _encoded(images: Tensor, encoder: Encoder) -> Tensor:
     """Features; NaN for images that are not finite."""
     finite = torch.isfinite(images).flatten(1).all(dim=1)
-    features = encoder.features(to_bytes(torch.where(finite[:, None, None, None], images, 0.0)))
+    features = encoder.features(to_bytes(torch.where(over(finite, images), images, 0.0)))
     return torch.where(finite[:, None], features, math.nan)
 
 

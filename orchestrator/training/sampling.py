@@ -26,11 +26,10 @@ BATCH = {"cpu": 4 * BLOCK, "cuda": 16 * BLOCK}
 
 
 def first_noise(config: ModelConfig, evaluation: Evaluation, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """Noise [n, c, h, w] and labels [n] of images `start` to `stop` (not included); labels take turns."""
-    shape = (config.channels, config.image_size, config.image_size)
+    """Noise [n, *shape of a sample] and labels [n] of images `start` to `stop` (not included); labels take turns."""
     first, last = start // BLOCK, -(-stop // BLOCK)
     blocks = [
-        torch.randn((BLOCK, *shape), generator=torch_generator(evaluation.seed, "image", block))
+        torch.randn((BLOCK, *config.shape), generator=torch_generator(evaluation.seed, "image", block))
         for block in range(first, last)
     ]
     noise = torch.cat(blocks)[start - first * BLOCK :][: stop - start]
@@ -54,7 +53,7 @@ class Generator:
 
     @torch.no_grad()
     def images(self, start: int, stop: int) -> Tensor:
-        """Images `start` to `stop` [n, c, h, w] in float32, about in [-1, 1]; `start` begins a block.
+        """Images `start` to `stop` [n, *shape of a sample] in float32, about in [-1, 1]; `start` begins a block.
 
         A compiled model always gets a whole batch, so that it is compiled once.
         """

@@ -10,12 +10,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.spec.datasets import Dataset, dataset_named, latents_name
 from orchestrator.training.data.fetch import find
+from orchestrator.training.data.moving import render_clips
 from orchestrator.training.data.procedural import FIRST_VALIDATION, render
 
 Split = Literal["train", "validation"]
@@ -24,8 +25,8 @@ _IDX_NAMES = {"train": "train", "validation": "t10k"}
 _RENDERED_AT_ONCE = 256
 
 
-def load(dataset_name: str, split: Split, folder: Path) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
-    """The images [n, c, h, w] as bytes 0 to 255, and their labels [n], of one split.
+def load(dataset_name: str, split: Split, folder: Path) -> tuple[Shaped[Tensor, "n c *size"], Int64[Tensor, " n"]]:
+    """The images [n, c, h, w] as bytes 0 to 255, and their labels [n], of one split; clips and latents are floats.
 
     Raises ValueError when files are missing (it says how to get them), damaged, or of an unexpected shape.
     """
@@ -38,20 +39,20 @@ def load(dataset_name: str, split: Split, folder: Path) -> tuple[UInt8[Tensor, "
             f"dataset {dataset_name} is not in {folder.absolute()}: {', '.join(file.name for file in missing)} missing "
             f"or of a wrong size. {remedy}"
         )
-    if dataset.form == "procedural":
+    if dataset.form in ("procedural", "moving"):
         if split == "train":
             raise ValueError(f"{dataset_name} has no end; wanted its validation split, or batches of `training_data`")
-        return _rendered(dataset)
+        return _validation(dataset)
     if dataset.form == "latents":
         return _latents(dataset, split, folder)
     return load_idx(dataset, split, folder)
 
 
-def _latents(dataset: Dataset, split: Split, folder: Path) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]:
+def _latents(dataset: Dataset, split: Split, folder: Path) -> tuple[Float[Tensor, "n c *size"], Int64[Tensor, " n"]]:
     """Encoded images and their labels, mapped into memory."""
     count = dataset.train_images if split == "train" else dataset.validation_images
     assert count is not None, "what lies in files has an end"
-    shape = (count, dataset.channels, dataset.image_size, dataset.image_size)
+    shape = (count, *dataset.shape)
     mapped = [
         # Copy on write, so that torch may have it: nothing is written.
         torch.from_numpy(np.memmap(folder / latents_name(split, kind), dtype=dtype, mode="c", shape=form))
@@ -60,10 +61,17 @@ def _latents(dataset: Dataset, split: Split, folder: Path) -> tuple[Float[Tensor
     return mapped[0], mapped[1]
 
 
-def _rendered(dataset: Dataset) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
-    """The validation images of a procedural dataset."""
+def rendered(dataset: Dataset, indices: Int64[Tensor, " n"]) -> tuple[Tensor, Int64[Tensor, " n"]]:
+    """Samples [n, *shape] and labels [n] of a dataset without end: bytes, or floats of clips."""
+    if dataset.frames is None:
+        return render(indices, dataset.image_size, dataset.channels)
+    return render_clips(indices, dataset.image_size, dataset.frames, dataset.channels)
+
+
+def _validation(dataset: Dataset) -> tuple[Tensor, Int64[Tensor, " n"]]:
+    """The validation samples of a dataset without end."""
     indices = torch.arange(FIRST_VALIDATION, FIRST_VALIDATION + dataset.validation_images)
-    parts = [render(some, dataset.image_size, dataset.channels) for some in indices.split(_RENDERED_AT_ONCE)]
+    parts = [rendered(dataset, some) for some in indices.split(_RENDERED_AT_ONCE)]
     images, labels = zip(*parts, strict=True)
     return torch.cat(images), torch.cat(labels)
 
@@ -103,6 +111,6 @@ def _read_idx(dataset: Dataset, path: Path, shape: tuple[int, ...]) -> NDArray[n
     return np.frombuffer(data, dtype=np.uint8, offset=len(header)).reshape(shape).copy()
 
 
-def to_float(images: Tensor) -> Float[Tensor, "n c h w"]:
+def to_float(images: Tensor) -> Float[Tensor, "n c *size"]:
     """Bytes 0 to 255 as float32 in [-1, 1]; latents, which are floats already, as they are."""
     return images.float() if images.is_floating_point() else images.float() / 127.5 - 1

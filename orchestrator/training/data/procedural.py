@@ -31,7 +31,7 @@ def render(
     An index gives the same image whatever the batch, but for the last bit of a byte where devices or numbers of threads
     round differently.
     """
-    draws = iter(_uniforms(indices, 7 + (3 + channels) * (_WAVES + 1) + 2 * channels).unbind(1))
+    draws = iter(uniforms(indices, 7 + (3 + channels) * (_WAVES + 1) + 2 * channels).unbind(1))
 
     def take(count: int, low: float, high: float) -> Tensor:
         """[n, count] uniform numbers."""
@@ -124,7 +124,7 @@ def _polygon(corners: int) -> list[float]:
     return [float(spectrum[0]), *(float(2.0 * value) for value in spectrum[1:9])]
 
 
-def _uniforms(indices: Int64[Tensor, " n"], count: int) -> Float[Tensor, "n k"]:
+def uniforms(indices: Int64[Tensor, " n"], count: int) -> Float[Tensor, "n k"]:
     """Numbers in [0, 1) that depend on the index alone: integer hashing, the same on every device.
 
     Both halves of the index go through a bijection, so that different indices never share all their numbers.

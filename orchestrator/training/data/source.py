@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,12 +10,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from models.warping import Flow, estimated_flow
 from orchestrator.spec.datasets import Dataset
-from orchestrator.training.data.images import to_float
+from orchestrator.training.data.images import rendered, to_float
+from orchestrator.training.data.moving import optical_flow
 from orchestrator.training.data.order import batch_indices, first_index
-from orchestrator.training.data.procedural import render
 
-Batch = tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]
+Batch = tuple[Float[Tensor, "b c *size"], Int64[Tensor, " b"]]
 
 
 class TrainingData(Protocol):
@@ -25,7 +27,14 @@ class TrainingData(Protocol):
         """Where batches are made."""
 
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
-        """Images in [-1, 1] and labels of a part of the batch that begins at `samples_seen`."""
+        """Samples in [-1, 1] and labels of a part of the batch that begins at `samples_seen`."""
+
+    def flow(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Flow:
+        """The optical flow of the clips of that part: true where the dataset knows it, else estimated.
+
+        Raises:
+            ValueError: the samples are still images.
+        """
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class HeldImages:
         indices = torch.from_numpy(chosen).to(self.device)
         return to_float(self.images[indices]), self.labels[indices]
 
+    def flow(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Flow:
+        if self.images.dim() != 5:
+            raise ValueError("still images have no optical flow; wanted a dataset of clips")
+        return estimated_flow(self.batch(seed, samples_seen, batch_size, part)[0])
+
 
 @dataclass(frozen=True)
 class EndlessImages:
@@ -55,8 +69,28 @@ class EndlessImages:
     device: torch.device
 
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
+        samples, labels = rendered(
+            self._at(samples_seen, batch_size), self._indices(seed, samples_seen, batch_size, part)
+        )
+        return to_float(samples), labels
+
+    def flow(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Flow:
+        dataset = self._at(samples_seen, batch_size)
+        if dataset.frames is None:
+            raise ValueError(
+                f"{dataset.name} holds still images, which have no optical flow; wanted a dataset of clips"
+            )
+        indices = self._indices(seed, samples_seen, batch_size, part)
+        return optical_flow(indices, dataset.image_size, dataset.frames)
+
+    def _indices(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Int64[Tensor, " b"]:
         first, last, _ = part.indices(batch_size)
         begin = first_index(seed) + samples_seen
-        indices = torch.arange(begin + first, begin + last, device=self.device)
-        images, labels = render(indices, self.dataset.image_size, self.dataset.channels)
-        return to_float(images), labels
+        return torch.arange(begin + first, begin + last, device=self.device)
+
+    def _at(self, samples_seen: int, batch_size: int) -> Dataset:
+        """The dataset with clips as long as those of this batch."""
+        counts = self.dataset.frame_counts
+        if not counts:
+            return self.dataset
+        return dataclasses.replace(self.dataset, frames=counts[samples_seen // batch_size % len(counts)])
