@@ -11,6 +11,8 @@ from models.fid import encoders
 from models.fid.catalog import ENCODERS
 from models.fid.classifier import Classifier, classifier_flops, mirrored
 from models.fid.encoders import load_encoder, to_bytes
+from orchestrator.training.data.procedural import FIRST_VALIDATION, render
+from orchestrator.training.encoder_training import accuracy
 
 
 def images(n: int, channels: int, size: int) -> torch.Tensor:
@@ -18,24 +20,44 @@ def images(n: int, channels: int, size: int) -> torch.Tensor:
     return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
-def test_the_shipped_encoder_takes_images_of_any_size(tmp_path):
-    encoder = load_encoder("fmnist-cnn", tmp_path)
+SMALL = [facts for facts in ENCODERS.values() if facts.input is not None]
+
+
+@pytest.mark.parametrize("facts", SMALL, ids=lambda facts: facts.name)
+def test_the_shipped_encoders_take_images_of_any_size(tmp_path, facts):
+    encoder = load_encoder(facts.name, tmp_path)
     for channels, size in ((1, 28), (3, 32), (1, 64)):
         features = encoder.features(images(3, channels, size))
-        assert features.shape == (3, encoder.dim)
+        assert features.shape == (3, encoder.dim) == (3, facts.dim)
         assert features.dtype == torch.float32
     grey = images(2, 1, 28)
     assert torch.allclose(encoder.features(grey), encoder.features(grey.expand(-1, 3, -1, -1)), atol=1e-6)
-    assert (encoders.SHIPPED / "fmnist_cnn.safetensors").stat().st_size < 2_000_000
+    assert (encoders.SHIPPED / facts.file).stat().st_size < 2_000_000
 
 
-def test_its_flops_are_those_that_planning_counts():
+def test_only_the_encoder_of_shapes_sees_colours(tmp_path):
+    """The same pictures with their channels exchanged."""
+    colour = images(4, 3, 32)
+    for name, same in (("fmnist-cnn", True), ("shapes-cnn", False)):
+        encoder = load_encoder(name, tmp_path)
+        assert torch.allclose(encoder.features(colour), encoder.features(colour.flip(1)), atol=1e-4) == same
+
+
+def test_the_encoder_of_shapes_classifies_them(tmp_path):
+    network = load_encoder("shapes-cnn", tmp_path).network.classifier
+    pictures, labels = render(torch.arange(300) + FIRST_VALIDATION, 32, 3)
+    assert accuracy(network, pictures, labels) > 0.98
+
+
+@pytest.mark.parametrize("facts", SMALL, ids=lambda facts: facts.name)
+def test_their_flops_are_those_that_planning_counts(facts):
     from torch.utils.flop_counter import FlopCounterMode
 
+    channels, size = facts.input
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        Classifier(1, 10).features(torch.zeros(1, 1, 28, 28))
-    assert counter.get_total_flops() == classifier_flops(28, 1)
-    assert ENCODERS["fmnist-cnn"].flops == pytest.approx(classifier_flops(28, 1), rel=0.01)
+        Classifier(channels, 10).features(torch.zeros(1, channels, size, size))
+    assert counter.get_total_flops() == classifier_flops(size, channels)
+    assert facts.flops == pytest.approx(classifier_flops(size, channels), rel=0.01)
 
 
 def test_half_of_the_training_images_are_mirrored():
@@ -66,7 +88,9 @@ def test_bytes_of_floats():
 
 
 def test_missing_or_wrong_weights_say_which_file_is_wanted(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"no encoder 'vgg'; known are inception, fmnist-cnn, dinov2, clip"):
+    with pytest.raises(
+        ValueError, match=r"no encoder 'vgg'; known are inception, fmnist-cnn, shapes-cnn, dinov2, clip"
+    ):
         load_encoder("vgg", tmp_path)
     with pytest.raises(ValueError, match=r"pt_inception-2015-12-05-6726825d.pth is missing; .*SHA-256 6726825d0af5f7"):
         load_encoder("inception", tmp_path)

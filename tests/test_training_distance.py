@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -200,3 +201,21 @@ def test_fewer_images_than_features_are_warned_about(caplog, trial, member, tmp_
     assert found.fd_inf < found.frechet
     with pytest.raises(NotFinite, match="1 of 40 generated images are not finite"):
         distances_of(torch.cat([real.pool[:39], torch.full((1, 64), math.nan)]), real, "fmnist-cnn", 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_images_of_a_gpu_are_those_of_a_cpu_to_the_digits_of_bf16(trial, model, compiled):
+    """In bf16, in batches of 1,024, of which the second has places left over."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    evaluation = dataclasses.replace(trial.evaluation, sampler="dpmpp-2m", sampler_steps=10)
+    trial = dataclasses.replace(trial, evaluation=evaluation, compiled=compiled)
+    wanted = torch.cat([generator_of(trial, model).images(s, s + 64) for s in (0, 1024)])
+    on_gpu = generator_of(trial, copy.deepcopy(model).cuda())
+    assert on_gpu.batch == 1024
+    first, second = on_gpu.images(0, 1024), on_gpu.images(1024, 1100)
+    assert second.shape[0] == 76
+    found = torch.cat([first[:64], second[:64]]).cpu()
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().mean() < 0.01 * wanted.abs().mean()

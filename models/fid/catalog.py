@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-EncoderName = Literal["inception", "fmnist-cnn", "dinov2", "clip"]
+EncoderName = Literal["inception", "fmnist-cnn", "shapes-cnn", "dinov2", "clip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,9 @@ class EncoderFacts:
     """Of the file, where there is only one right one; a folder's digest is of what lies in it."""
     published: str = ""
     """Where the weights are to be had, for messages."""
+    input: tuple[int, int] | None = None
+    """Channels and side of the pictures that a classifier of `models.fid.classifier` takes, whose weights come with
+    ditlaw; None: another network, with weights from elsewhere."""
 
 
 ENCODERS: dict[str, EncoderFacts] = {
@@ -46,7 +49,19 @@ ENCODERS: dict[str, EncoderFacts] = {
             preprocessing="mean of channels, antialiased bilinear to 28x28 where larger or smaller, x / 127.5 - 1",
             file="fmnist_cnn.safetensors",
             sha256="ffe4b8b2b047933916139e52b13168618684eca2a08fece3b8fe92630ba53d55",
-            published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train` makes it again",
+            published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train fmnist-cnn` makes it again",
+            input=(1, 28),
+        ),
+        EncoderFacts(
+            name="shapes-cnn",
+            dim=64,
+            flops=10.3e6,
+            preprocessing="three equal channels of a grey one, antialiased bilinear to 32x32 where larger or smaller, "
+            "x / 127.5 - 1",
+            file="shapes_cnn.safetensors",
+            sha256="48ce82dd761e5b1aaeaf55ad3932bcefa7745ae91d478bf70198275c72b7f54d",
+            published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train shapes-cnn` makes it again",
+            input=(3, 32),
         ),
         EncoderFacts(
             name="dinov2",

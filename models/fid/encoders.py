@@ -82,8 +82,8 @@ def load_encoder(name: str, folder: Path, device: torch.device | str = "cpu") ->
         raise ValueError(f"no encoder {name!r}; known are {', '.join(ENCODERS)}. Correct the name.")
     facts = ENCODERS[name]
     network: nn.Module
-    if name == "fmnist-cnn":
-        network, digest, dim = _Grey(_classifier(facts)), str(facts.sha256), facts.dim
+    if facts.input is not None:
+        network, digest, dim = _Small(_classifier(facts, facts.input[0]), *facts.input), str(facts.sha256), facts.dim
     elif name == "inception":
         network, digest, dim = _Colour(_inception(facts, folder)), str(facts.sha256), facts.dim
     else:
@@ -139,22 +139,23 @@ def _inception(facts: EncoderFacts, folder: Path) -> nn.Module:
     return network
 
 
-class _Grey(nn.Module):
-    """The classifier's features of any image: channels averaged, resized to 28 x 28."""
+class _Small(nn.Module):
+    """A classifier's features of any image: its channels averaged or repeated as wanted, resized."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, channels: int, size: int) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.channels, self.size = classifier, channels, size
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.float().mean(dim=1, keepdim=True)
-        if x.shape[2:] != (28, 28):
-            x = nn.functional.interpolate(x, size=(28, 28), mode="bilinear", antialias=True)
+        x = images.float()
+        x = x.mean(dim=1, keepdim=True) if self.channels == 1 else x.expand(-1, self.channels, -1, -1)
+        if x.shape[2:] != (self.size, self.size):
+            x = nn.functional.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         return self.classifier.features(x / 127.5 - 1)
 
 
-def _classifier(facts: EncoderFacts) -> Classifier:
-    classifier = Classifier(channels=1, num_classes=10)
+def _classifier(facts: EncoderFacts, channels: int) -> Classifier:
+    classifier = Classifier(channels=channels, num_classes=10)
     classifier.load_state_dict(load_file(_verified(facts, SHIPPED)))
     return classifier
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.refusals import refusing
-from orchestrator.cli.sweeps import data_folder, plan_of
-from orchestrator.cli.terminal import wide_console
+from orchestrator.cli.benching_distances import evaluation, frechet
+from orchestrator.cli.terminal import show_figures, wide_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -83,7 +82,7 @@ def plan(repeats: int, as_json: bool) -> None:
     """Time and memory of planning 10,000 cells."""
     from orchestrator.bench.plan import run
 
-    _show(run(repeats), as_json)
+    show_figures(run(repeats), as_json)
 
 
 @click.command()
@@ -106,7 +105,7 @@ def suggest(laws: int, repeats: int, raw: Path | None, figure: Path | None, as_j
         raw.write_text(json.dumps(figures, indent=1) + "\n")
     if figure is not None:
         draw(figures).savefig(figure, dpi=110)
-    _show({name: value for name, value in figures.items() if name != "table"}, as_json)
+    show_figures({name: value for name, value in figures.items() if name != "table"}, as_json)
 
 
 @click.command()
@@ -124,7 +123,7 @@ def store(parts: int, mlflow_points: int, repeats: int, folder: Path, as_json: b
     """Durable metric points a second into Parquet, beside MLflow in SQLite."""
     from orchestrator.bench.store import run
 
-    _show(run(parts, mlflow_points, repeats, folder), as_json)
+    show_figures(run(parts, mlflow_points, repeats, folder), as_json)
 
 
 @click.command()
@@ -135,7 +134,7 @@ def fit(repeats: int, baseline_refits: int, as_json: bool) -> None:
     """Time of a surface fit and of 4000 refits, beside scipy with the same recipe, and of a table of 10,000 rows."""
     from orchestrator.bench.fit import run
 
-    _show(run(repeats, baseline_refits), as_json)
+    show_figures(run(repeats, baseline_refits), as_json)
 
 
 @click.command()
@@ -164,17 +163,7 @@ def coverage(
     figures = run(repetitions, all_methods, raw, only, processes)
     if page is not None:
         write_tables(figures, page)
-    _show(flat(figures), as_json)
-
-
-def _show(figures: dict[str, Any], as_json: bool) -> None:
-    """A flat object: as JSON for programs, a line a figure for people."""
-    if as_json:
-        click.echo(json.dumps(figures))
-        return
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        click.echo(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+    show_figures(flat(figures), as_json)
 
 
 @click.command()
@@ -187,73 +176,7 @@ def overhead(trials: int, busy_trials: int, gangs: int, peers: bool, as_json: bo
     """What a trial costs that does nothing, beside Ray Tune and Ray Train; takes some minutes."""
     from orchestrator.bench.overhead import run
 
-    _show(run(trials, busy_trials, gangs, peers), as_json)
-
-
-@click.command()
-@click.option("--dim", default=2048, show_default=True, type=click.IntRange(min=2), help="Number of features.")
-@click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="Times; the median counts.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def frechet(dim: int, repeats: int, as_json: bool) -> None:
-    """Time of a Frechet distance, beside the published formula with scipy's sqrtm; takes minutes for the latter."""
-    from orchestrator.bench.frechet import run
-
-    _show(run(dim, repeats), as_json)
-
-
-@click.command()
-@click.argument("results", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--spec", type=click.Path(path_type=Path), required=True, help="The sweep that the results are of.")
-@click.option("--images", default=10_000, show_default=True, type=click.IntRange(min=500), help="Of each protocol.")
-@click.option("--checkpoints", default=28, show_default=True, type=click.IntRange(min=1), help="How many at most.")
-@click.option("--raw", type=click.Path(path_type=Path), help="Write all figures to this JSON file, as they come.")
-@click.option("--figure", type=click.Path(path_type=Path), help="Draw rank correlation and noise to this file.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as one JSON list.")
-def evaluation(
-    results: Path, spec: Path, images: int, checkpoints: int, raw: Path | None, figure: Path | None, as_json: bool
-) -> None:
-    """What sampler, steps and images do to the Frechet distance of the checkpoints in RESULTS.
-
-    Made for a GPU: 10,000 images of 28 checkpoints by seven protocols.
-    """
-    from orchestrator.bench import evaluation as study
-
-    plan = plan_of(spec)
-    rows = []
-    with refusing():
-        import torch
-
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        data = data_folder(plan, None)
-        for row in study.run(plan, results, data, images=images, checkpoints=checkpoints, device=device):
-            rows.append(row)
-            click.echo(f"{len(rows)}: {row['arm']} {row['size']} {row['sampler']} {row['steps']}", err=True)
-            if raw is not None:
-                figures = {**study.environment(device), "dataset": plan.sweep.dataset, "rows": rows}
-                raw.write_text(json.dumps(figures) + "\n")
-    table = study.summary(rows)
-    if figure is not None:
-        study.draw(table).savefig(figure, dpi=110)
-    if as_json:
-        click.echo(json.dumps(table))
-        return
-    wide_console(120).print(_study_table(table))
-
-
-def _study_table(rows: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("sampler", "steps", "images", "rank", "FD ratio", "noise", "cost", "largest cost"):
-        table.add_column(title, justify="left" if title == "sampler" else "right", no_wrap=True)
-    for row in rows:
-        rank = row["rank_correlation"]
-        table.add_row(
-            row["sampler"], str(row["steps"]), f"{row['images']:,}", "" if rank is None else f"{rank:.3f}",
-            f"{row['median_ratio']:.3f}", f"{row['noise_estimated']:.1%}", f"{row['median_cost']:.1%}",
-            f"{row['largest_cost']:.1%}",
-        )  # fmt: skip
-    return table
+    show_figures(run(trials, busy_trials, gangs, peers), as_json)
 
 
 @click.command()

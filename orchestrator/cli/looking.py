@@ -102,7 +102,7 @@ def encoders() -> None:
 
     \b
     ditlaw encoders list
-    ditlaw encoders train -o fmnist_cnn.safetensors
+    ditlaw encoders train fmnist-cnn -o fmnist_cnn.safetensors
     """
 
 
@@ -116,30 +116,35 @@ def encoders_list() -> None:
     folder = encoders_folder(default_folder("any").parent)
     for facts in ENCODERS.values():
         path = folder / facts.file
-        here = "shipped" if facts.name == "fmnist-cnn" else "here" if path.exists() else f"wanted as {path}"
+        here = "shipped" if facts.input else "here" if path.exists() else f"wanted as {path}"
         click.echo(f"{facts.name:11} {facts.dim:5} features, {facts.flops:.2g} FLOPs an image; {here}")
         click.echo(f"            {facts.published}" + (f", SHA-256 {facts.sha256}" if facts.sha256 else ""))
 
 
 @encoders.command("train")
-@click.option("--epochs", default=30, show_default=True, type=click.IntRange(min=1), help="Passes over the images.")
-@click.option("--data", type=click.Path(path_type=Path), help="Fashion-MNIST's folder; default: data/fashion-mnist.")
+@click.argument("name", type=click.Choice(["fmnist-cnn", "shapes-cnn"]))
+@click.option("--epochs", default=30, show_default=True, type=click.IntRange(min=1), help="Of 60,000 images each.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of its images; default: data/<dataset>.")
 @click.option("--from", "start", type=click.Path(path_type=Path, exists=True), help="Go on from these weights.")
 @click.option("--seed", default=0, show_default=True, help="Of the first weights and the order of images.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where to write the weights.")
-def encoders_train(epochs: int, data: Path | None, start: Path | None, seed: int, out: Path) -> None:
-    """Train the encoder fmnist-cnn, as the weights that come with ditlaw were (docs/evaluation.md).
+def encoders_train(name: str, epochs: int, data: Path | None, start: Path | None, seed: int, out: Path) -> None:
+    """Train the encoder NAME as the weights that come with ditlaw were (docs/evaluation.md): fmnist-cnn on
+    Fashion-MNIST, shapes-cnn on procedural images.
 
-    A minute of one core an epoch, or a few seconds on a GPU.
+    A minute or two of one core an epoch, or a few seconds on a GPU.
+
+    \b
+    ditlaw encoders train fmnist-cnn -o fmnist_cnn.safetensors
     """
     from orchestrator.spec.datasets import default_folder
 
     with refusing():
         from models.fid.encoders import file_digest
-        from orchestrator.training.encoder_training import train
+        from orchestrator.training.encoder_training import RECIPES, train
 
-        folder = data or default_folder("fashion-mnist")
-        for epoch in train(folder, out, epochs, start=start, device=_device(), seed=seed):
+        folder = data or default_folder(RECIPES[name].dataset)
+        for epoch in train(name, folder, out, epochs, start=start, device=_device(), seed=seed):
             click.echo(f"epoch {epoch.number}: loss {epoch.loss:.3f}, test accuracy {epoch.accuracy:.2%}")
         click.echo(f"{out}: SHA-256 {file_digest(out)}")
 

@@ -1,8 +1,11 @@
-"""The terminal that commands print tables to."""
+"""The terminal that commands print tables and figures to."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,3 +17,13 @@ def wide_console(columns: int) -> Console:
 
     console = Console()
     return console if console.is_terminal else Console(width=columns)
+
+
+def show_figures(figures: dict[str, Any], as_json: bool) -> None:
+    """A flat object: as JSON for programs, a line a figure for people."""
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        click.echo(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")

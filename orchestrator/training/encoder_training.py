@@ -1,4 +1,9 @@
-"""Trains the encoder `fmnist-cnn`, a small classifier of Fashion-MNIST: the same weights each time on one machine."""
+"""Trains the small encoders that come with ditlaw: the same weights each time on one machine.
+
+Both are classifiers. What tells classes apart says little of colours and places, by which procedural images differ
+most: there the features must also give the picture's coarse layout, its mean colours on a 4 x 4 grid, through a linear
+map that is thrown away afterwards.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +15,43 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from models.fid.catalog import ENCODERS
 from models.fid.classifier import Classifier, mirrored
 from orchestrator.results.atomic import write_bytes
+from orchestrator.spec.datasets import DATASETS
 from orchestrator.training.data.images import load, to_float
-from orchestrator.training.data.order import batch_indices, torch_generator
+from orchestrator.training.data.order import torch_generator
+from orchestrator.training.data.source import EndlessImages, HeldImages, TrainingData
 
 BATCH = 128
+EPOCH = 60_000
+"""Images of an epoch, also of data without end."""
 LEARNING_RATE = 4e-3
 WARMUP_SHARE = 0.15
 WEIGHT_DECAY = 0.02
 LABEL_SMOOTHING = 0.05
+LAYOUT = 4
+"""Rows and columns of the coarse picture that features must give."""
+LAYOUT_WEIGHT = 5.0
+"""Of the layout's mean squared error (about 0.1 where nothing is known of it) beside the cross-entropy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What an encoder is trained on, and to do what."""
+
+    dataset: str
+    mirror: bool
+    """Half of the images are mirrored: there are few of them."""
+    layout: bool
+    """Features must give the coarse layout too."""
+
+
+RECIPES = {
+    "fmnist-cnn": Recipe(dataset="fashion-mnist", mirror=True, layout=False),
+    "shapes-cnn": Recipe(dataset="procedural-32", mirror=False, layout=True),
+}
+"""By the name of the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +66,7 @@ class Epoch:
 
 
 def train(
+    name: str,
     data: Path,
     out: Path,
     epochs: int,
@@ -42,39 +75,56 @@ def train(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Iterator[Epoch]:
-    """Train and write the weights to `out`, a safetensors file; yields after each epoch.
+    """Train the encoder `name` and write its weights to `out`, a safetensors file; yields after each epoch.
 
     Rates rise and fall once over the epochs (Smith & Topin 2019, arXiv 1708.07120), to half the height where training
     goes on from the weights in `start`.
 
     Raises:
-        ValueError: Fashion-MNIST is not in the folder `data`.
+        ValueError: its images are not in the folder `data`.
     """
-    images, labels = load("fashion-mnist", "train", data)
-    test_images, test_labels = load("fashion-mnist", "validation", data)
-    steps = epochs * (len(images) // BATCH)
+    recipe, facts = RECIPES[name], ENCODERS[name]
+    assert facts.input is not None, "only classifiers have a recipe"
+    training = _training_data(recipe.dataset, data, torch.device(device))
+    test_images, test_labels = load(recipe.dataset, "validation", data)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Classifier(channels=1, num_classes=10)
+        model = Classifier(channels=facts.input[0], num_classes=10)
+        layout = nn.Linear(facts.dim, facts.input[0] * LAYOUT**2)
     if start is not None:
         model.load_state_dict(load_file(start))
     model.to(device)
-    highest = LEARNING_RATE if start is None else LEARNING_RATE / 2
-    optimizer = torch.optim.AdamW(model.parameters(), lr=highest, weight_decay=WEIGHT_DECAY)
+    layout.to(device)
+    steps_of_epoch = EPOCH // BATCH
+    steps, highest = epochs * steps_of_epoch, LEARNING_RATE if start is None else LEARNING_RATE / 2
+    parameters = [*model.parameters(), *(layout.parameters() if recipe.layout else ())]
+    optimizer = torch.optim.AdamW(parameters, lr=highest, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=steps, pct_start=WARMUP_SHARE)
     for step in range(steps):
-        chosen = torch.from_numpy(batch_indices(seed, step * BATCH, BATCH, len(images)))
-        x = mirrored(to_float(images[chosen]), torch_generator(seed, "encoder", step))
-        y = labels[chosen].to(device)
-        loss = nn.functional.cross_entropy(model(x.to(device)), y, label_smoothing=LABEL_SMOOTHING)
+        x, y = training.batch(seed, step * BATCH, BATCH, slice(0, BATCH))
+        if recipe.mirror:
+            x = mirrored(x, torch_generator(seed, "encoder", step))
+        features = model.features(x)
+        loss = nn.functional.cross_entropy(model.head(features), y, label_smoothing=LABEL_SMOOTHING)
+        if recipe.layout:
+            coarse = nn.functional.adaptive_avg_pool2d(x, LAYOUT).flatten(1)
+            loss = loss + LAYOUT_WEIGHT * nn.functional.mse_loss(layout(features), coarse)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        if (step + 1) % (len(images) // BATCH) == 0:
-            number = (step + 1) // (len(images) // BATCH)
+        if (step + 1) % steps_of_epoch == 0:
+            number = (step + 1) // steps_of_epoch
             yield Epoch(number=number, loss=float(loss.detach()), accuracy=accuracy(model, test_images, test_labels))
     write_bytes(out, save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}))
+
+
+def _training_data(name: str, data: Path, device: torch.device) -> TrainingData:
+    """The training images of a dataset, on the device."""
+    if DATASETS[name].train_images is None:
+        return EndlessImages(DATASETS[name], device)
+    images, labels = load(name, "train", data)
+    return HeldImages(images.to(device), labels.to(device))
 
 
 @torch.no_grad()
