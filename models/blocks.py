@@ -118,27 +118,28 @@ class PatchEmbed(nn.Module):
         return self.proj(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch))
 
 
-class TimestepEmbedder(nn.Module):
-    """Sinusoidal features of the time and a two-layer MLP.
+def time_features(t: Float[Tensor, " b"], size: int) -> Float[Tensor, "b f"]:
+    """Cosines, then sines, of 1000 t 10000^(-i / half). float32 always: bfloat16 cannot tell 999 from 1000.
 
     Time is in [0, 1]; it is multiplied by 1000, so that the frequencies see the range that DiT was designed for.
     """
+    half = size // 2
+    index = torch.arange(half, dtype=torch.float32, device=t.device)
+    angle = torch.outer(1000.0 * t.float(), torch.exp(index * (-math.log(10000.0) / half)))
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoidal features of the time and a two-layer MLP."""
 
     def __init__(self, *, width: int, frequency_size: int) -> None:
         super().__init__()
         self.frequency_size = frequency_size
         self.mlp = nn.Sequential(Linear(frequency_size, width), nn.SiLU(), Linear(width, width))
 
-    def features(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:
-        """Cosines, then sines, of 1000 t 10000^(-i / half). float32 always: bfloat16 cannot tell 999 from 1000."""
-        half = self.frequency_size // 2
-        index = torch.arange(half, dtype=torch.float32, device=t.device)
-        angle = torch.outer(1000.0 * t.float(), torch.exp(index * (-math.log(10000.0) / half)))
-        return torch.cat([angle.cos(), angle.sin()], dim=-1)
-
     def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         precision = next(self.mlp.parameters()).dtype
-        return self.mlp(self.features(t).to(precision))
+        return self.mlp(time_features(t, self.frequency_size).to(precision))
 
 
 class LabelEmbedder(nn.Module):
@@ -183,11 +184,18 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, *, width: int, heads: int, bias: bool = True, qk_norm: bool = False, project: bool = True
+        self,
+        *,
+        width: int,
+        heads: int,
+        bias: bool = True,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        project: bool = True,
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias and qkv_bias)
         self.proj = Linear(width, width, bias=bias) if project else nn.Identity()
         self.q_norm = HeadNorm(width // heads) if qk_norm else None
         self.k_norm = HeadNorm(width // heads) if qk_norm else None
@@ -319,8 +327,6 @@ def vectors(module: nn.Module, condition: Float[Tensor, "b d"], num: int) -> tup
 class FinalLayer(nn.Module):
     """adaLN and the readout of every token."""
 
-    norm = staticmethod(modulated_norm)
-
     def __init__(self, *, width: int, outputs: int, multiplier: float) -> None:
         super().__init__()
         self.multiplier = multiplier
@@ -329,7 +335,13 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n o"]:
         shift, scale = vectors(self.adaLN_modulation, condition, 2)
-        return self.linear(self.norm(x, shift, scale), self.multiplier)
+        return self.linear(self.modulated(x, shift, scale), self.multiplier)
+
+    def modulated(
+        self, x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 1 d"], scale: Float[Tensor, "b 1 d"]
+    ) -> Float[Tensor, "b n d"]:
+        """The normed and modulated stream."""
+        return modulated_norm(x, shift, scale)
 
 
 def unpatched(x: Float[Tensor, "b n o"], side: int, patch: int) -> Float[Tensor, "b c h w"]:

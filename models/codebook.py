@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -24,17 +25,23 @@ class Codebook(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("patches", torch.rand(codes, values, generator=generator) * 2 - 1, persistent=False)
 
-    def equip(self, folder: Path, name: str) -> None:
+    def equip(self, folder: Path, name: str, sha256: str) -> None:
         """Read the file `name` from the dataset's folder, or the one that comes with ditlaw.
 
         Raises:
-            ValueError: there is none, or it is of another shape.
+            ValueError: there is none, or it is not the one of the checksum, or of another shape.
         """
         path = next((place / name for place in (Path(folder), FOLDER) if (place / name).is_file()), None)
         if path is None:
             raise ValueError(f"no codebook {name} in {folder} or {FOLDER}; run: ditlaw data codebook --help")
+        data = path.read_bytes()
+        if (digest := hashlib.sha256(data).hexdigest()) != sha256:
+            raise ValueError(
+                f"{path} has sha256 {digest}; wanted {sha256}, whose tokens the trial is of. Put the right codebook "
+                "there, or correct models.codebook_sha256."
+            )
         try:
-            patches = load(path.read_bytes())["patches"]
+            patches = load(data)["patches"]
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path} holds no codebook: {error}") from error
         if patches.shape != self.patches.shape:
@@ -73,7 +80,8 @@ def k_means(x: Float[Tensor, "n v"], *, codes: int, rounds: int = 30, seed: int 
     return book.patches.clone()
 
 
-def write(path: Path, patches: Float[Tensor, "k v"]) -> None:
-    """Keep a codebook in a file."""
+def write(path: Path, patches: Float[Tensor, "k v"]) -> str:
+    """Keep a codebook in a file; returns its checksum."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"patches": patches.contiguous()}, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()

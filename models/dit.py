@@ -5,6 +5,7 @@ Parameter names follow the published checkpoints, so that loading one is a matte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -33,6 +34,8 @@ from models.config import Parameterization
 from models.configs.dit import DiTConfig
 from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, branch_multiplier, readout_multiplier
 
+ModulatedNorm = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 def _attention(config: DiTConfig) -> Attention:
     return Attention(width=config.width, heads=config.heads, bias=config.bias, qk_norm=config.qk_norm)
@@ -57,8 +60,6 @@ class _Block(nn.Module):
 class DiTBlock(_Block):
     """A transformer block with adaLN-Zero conditioning (DiT, figure 3)."""
 
-    norm = staticmethod(modulated_norm)
-
     def forward(
         self,
         x: Float[Tensor, "b n d"],
@@ -67,9 +68,14 @@ class DiTBlock(_Block):
         context: Float[Tensor, "b m d"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = vectors(self.adaLN_modulation, condition, 6)
-        x = torch.addcmul(x, gate, self.attn(self.norm(x, shift, scale), rotation), value=self.branch)
+        norm, norm_mlp = self.norms()
+        x = torch.addcmul(x, gate, self.attn(norm(x, shift, scale), rotation), value=self.branch)
         x = self.between(x, context)
-        return torch.addcmul(x, gate_mlp, self.mlp(self.norm(x, shift_mlp, scale_mlp)), value=self.branch)
+        return torch.addcmul(x, gate_mlp, self.mlp(norm_mlp(x, shift_mlp, scale_mlp)), value=self.branch)
+
+    def norms(self) -> tuple[ModulatedNorm, ModulatedNorm]:
+        """The modulated norms before attention and MLP, called with (x, shift, scale): without parameters here."""
+        return modulated_norm, modulated_norm
 
     def between(self, x: Float[Tensor, "b n d"], context: Tensor | None) -> Float[Tensor, "b n d"]:
         """What a family adds between attention and MLP: nothing here."""

@@ -17,33 +17,53 @@ from models.blocks import (
     Linear,
     TimestepEmbedder,
     check_shape,
+    positions_2d,
     rotations_2d,
     unpatched,
 )
 from models.config import Parameterization
 from models.configs.jit import JiTConfig
-from models.dit import DiTBlock
+from models.dit import DiTBlock, ModulatedNorm
 from models.mmdit import BLOCK_TAGS
 from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, branch_multiplier, readout_multiplier
 
 
-def modulated_rms_norm(
-    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 1 d"], scale: Float[Tensor, "b 1 d"]
-) -> Float[Tensor, "b n d"]:
-    """RMSNorm(x) (1 + scale) + shift, the norm without a gain of its own."""
-    return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+class ModulatedRmsNorm(nn.Module):
+    """RMSNorm(x) gain (1 + scale) + shift."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 1 d"], scale: Float[Tensor, "b 1 d"]
+    ) -> Float[Tensor, "b n d"]:
+        return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], self.weight, NORM_EPS), 1 + scale)
 
 
 class JiTBlock(DiTBlock):
-    """A DiT block with RMS norms."""
+    """A DiT block with RMS norms that have gains."""
 
-    norm = staticmethod(modulated_rms_norm)
+    def __init__(self, config: JiTConfig, branch: float) -> None:
+        super().__init__(config.plain, branch)
+        self.norm1 = ModulatedRmsNorm(config.width)
+        self.norm2 = ModulatedRmsNorm(config.width)
+
+    def norms(self) -> tuple[ModulatedNorm, ModulatedNorm]:
+        return self.norm1, self.norm2
 
 
 class JiTFinalLayer(FinalLayer):
-    """DiT's readout with an RMS norm."""
+    """DiT's readout with an RMS norm that has a gain."""
 
-    norm = staticmethod(modulated_rms_norm)
+    def __init__(self, *, width: int, outputs: int, multiplier: float) -> None:
+        super().__init__(width=width, outputs=outputs, multiplier=multiplier)
+        self.norm = ModulatedRmsNorm(width)
+
+    def modulated(
+        self, x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 1 d"], scale: Float[Tensor, "b 1 d"]
+    ) -> Float[Tensor, "b n d"]:
+        return self.norm(x, shift, scale)
 
 
 class BottleneckEmbed(nn.Module):
@@ -68,9 +88,12 @@ class JiT(TaggedModule):
         ("x_embedder.narrow.weight", Tag(Role.INPUT, Start.LINEAR)),
         ("context", Tag(Role.VECTOR, Start.EMBEDDING)),
         ("y_embedder.embedding_table.weight", Tag(Role.INPUT, Start.EMBEDDING)),
+        ("blocks.*.norm[12].weight", Tag(Role.VECTOR, Start.ONE, branch=True)),
+        ("final_layer.norm.weight", Tag(Role.VECTOR, Start.ONE)),
         *BLOCK_TAGS,
     )
     activations: ClassVar[str] = r"[xt]_embedder|blocks\.\d+(\.(attn|mlp))?"
+    positions: Tensor
     rotation: Tensor
 
     def __init__(self, config: JiTConfig, parameterization: Parameterization) -> None:
@@ -81,9 +104,10 @@ class JiT(TaggedModule):
         self.t_embedder = TimestepEmbedder(width=width, frequency_size=config.frequency_size)
         self.y_embedder = LabelEmbedder(num_classes=config.num_classes, width=width)
         self.context = nn.Parameter(torch.zeros(config.context_tokens, width))
-        self.blocks = nn.ModuleList(JiTBlock(config.plain, branch) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(JiTBlock(config, branch) for _ in range(config.depth))
         readout = readout_multiplier(parameterization, width)
         self.final_layer = JiTFinalLayer(width=width, outputs=config.patch_values, multiplier=readout)
+        self.register_buffer("positions", positions_2d(config.side, width), persistent=False)
         turned = rotations_2d(config.side, config.head_dim)
         still = torch.stack([torch.ones(config.context_tokens, config.head_dim // 2)] * 2)
         still[1] = 0  # tokens of the class are not turned
@@ -96,6 +120,7 @@ class JiT(TaggedModule):
         config = self.config
         check_shape(x, config)
         x = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))
+        x = x + self.positions.to(x.dtype)
         label = self.y_embedder(y)
         condition = F.silu(self.t_embedder(t) + label)
         for index, block in enumerate(self.blocks):

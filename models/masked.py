@@ -52,7 +52,7 @@ class MaskedTransformer(TaggedModule):
         self.final_layer = FinalLayer(width=width, outputs=config.codes, multiplier=readout)
 
     def equip(self, folder: Path) -> None:
-        self.codebook.equip(folder, self.config.codebook)
+        self.codebook.equip(folder, self.config.codebook, self.config.checksum)
 
     def inputs(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         return self.tokens_of(x), y

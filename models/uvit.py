@@ -15,8 +15,8 @@ from models.blocks import (
     Linear,
     Mlp,
     PatchEmbed,
-    TimestepEmbedder,
     check_shape,
+    time_features,
     unpatched,
 )
 from models.config import Parameterization
@@ -42,7 +42,7 @@ class PlainBlock(nn.Module):
         super().__init__()
         self.branch = branch
         self.norm1 = nn.LayerNorm(config.width, NORM_EPS)
-        self.attn = Attention(width=config.width, heads=config.heads)
+        self.attn = Attention(width=config.width, heads=config.heads, qkv_bias=False)
         self.norm2 = nn.LayerNorm(config.width, NORM_EPS)
         self.mlp = Mlp(width=config.width, hidden=config.mlp_hidden)
 
@@ -58,8 +58,6 @@ class UViT(TaggedModule):
     tags: ClassVar[TagTable] = (
         ("positions", Tag(Role.VECTOR, Start.EMBEDDING)),
         ("x_embedder.proj.weight", Tag(Role.INPUT, Start.LINEAR)),
-        ("t_embedder.mlp.0.weight", Tag(Role.INPUT, Start.TIMESTEP)),
-        ("t_embedder.mlp.2.weight", Tag(Role.HIDDEN, Start.TIMESTEP)),
         ("y_embedder.embedding_table.weight", Tag(Role.INPUT, Start.EMBEDDING)),
         ("joins.*.weight", Tag(Role.HIDDEN, Start.LINEAR)),
         ("blocks.*.bias", Tag(Role.BIAS, Start.ZERO, branch=True)),
@@ -72,14 +70,13 @@ class UViT(TaggedModule):
         ("blocks.*.weight", Tag(Role.HIDDEN, Start.LINEAR, branch=True)),
         ("readout.weight", Tag(Role.OUTPUT, Start.ZERO)),
     )
-    activations: ClassVar[str] = r"[xt]_embedder|(blocks|joins)\.\d+(\.(attn|mlp))?"
+    activations: ClassVar[str] = r"x_embedder|(blocks|joins)\.\d+(\.(attn|mlp))?"
 
     def __init__(self, config: UViTConfig, parameterization: Parameterization) -> None:
         super().__init__()
         self.config = config
         width, branch = config.width, branch_multiplier(parameterization, config.depth)
         self.x_embedder = PatchEmbed(channels=config.channels, patch=config.patch, width=width)
-        self.t_embedder = TimestepEmbedder(width=width, frequency_size=config.frequency_size)
         self.y_embedder = LabelEmbedder(num_classes=config.num_classes, width=width)
         self.positions = nn.Parameter(torch.zeros(config.tokens + EXTRA, width))
         self.blocks = nn.ModuleList(PlainBlock(config, branch) for _ in range(config.depth))
@@ -95,7 +92,8 @@ class UViT(TaggedModule):
         config = self.config
         check_shape(x, config)
         x = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))
-        x = torch.cat([self.t_embedder(t)[:, None], self.y_embedder(y)[:, None], x], dim=1) + self.positions
+        time = time_features(t, config.width).to(x.dtype)
+        x = torch.cat([time[:, None], self.y_embedder(y)[:, None], x], dim=1) + self.positions
         half = config.depth // 2
         skips: list[Tensor] = []
         for index, block in enumerate(self.blocks):

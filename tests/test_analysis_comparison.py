@@ -98,3 +98,13 @@ def test_compare_takes_a_table_and_names_its_arms() -> None:
     mixed = frame.assign(flops_definition=np.where(frame["arm"] == "a", "6ND", "counted"))
     with pytest.raises(ValueError, match="mix FLOP definitions"):
         compare(mixed)
+
+
+def test_the_multiplier_of_laws_without_a_slope_is_drawn() -> None:
+    """Its interval reaches from nothing to beyond all numbers."""
+    table = two_arms()
+    flat = table.assign(loss=1.0 + 0.05 * np.random.default_rng(1).standard_normal(len(table)))
+    found = compare_arms(pd.concat([flat, flat.assign(params=2e7, loss=flat["loss"] + 1)]), "a", "b")
+    (axes,) = found.plot().axes
+    low, high = axes.get_ylim()
+    assert 1e-4 < low < 1 < high < 1e4

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.blocks import gelu_tanh, rotated, rotations_2d
+from models.blocks import gelu_tanh, rotated, rotations_2d, time_features
 from models.config import SP, DiTConfig, MuP, RectifiedFlow
 from models.dit import DiT
 from models.families import build
@@ -250,11 +250,11 @@ def test_the_published_checkpoints_names_are_kept() -> None:
 def test_bfloat16_model_keeps_its_timestep_features() -> None:
     model = randomised(DiT(SMALL, SP()))
     x, y, t = torch.randn(2, 2, 12, 12), torch.tensor([0, 1]), torch.tensor([0.999, 0.998])
-    features = model.t_embedder.features(t)
-    model.bfloat16()
-    assert torch.equal(model.t_embedder.features(t), features)
-    assert not torch.equal(features[0], features[1])
-    assert model(x, t, y).dtype == torch.bfloat16
+    given: list[Tensor] = []
+    model.t_embedder.mlp.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    assert model.bfloat16()(x, t, y).dtype == torch.bfloat16
+    assert torch.equal(given[0], time_features(t, model.config.frequency_size).bfloat16())
+    assert not torch.equal(given[0][0], given[0][1])
 
 
 def test_golden_loss_trace() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.codebook import Codebook, k_means, write
 from models.config import SP, RectifiedFlow
-from models.configs.masked import MaskedConfig
+from models.configs.masked import SHIPPED, MaskedConfig
 from models.families import build
 from models.masked import MaskedTokens, MaskedTransformer, decode, masked_share, patches
 from models.objectives import build_objective
@@ -104,14 +104,26 @@ def test_k_means_comes_to_rest_with_every_centre_the_mean_of_what_is_nearest() -
 
 
 def test_codebooks_come_from_the_datasets_folder_or_with_ditlaw(tmp_path: Path) -> None:
-    book = Codebook(codes=512, values=16)
-    book.equip(tmp_path, "fashion-mnist-p4-c512.safetensors")
-    shipped = book.patches.clone()
-    assert shipped.min() >= -1.001
-    write(tmp_path / "fashion-mnist-p4-c512.safetensors", torch.zeros(512, 16))
-    book.equip(tmp_path, "fashion-mnist-p4-c512.safetensors")
+    book, name = Codebook(codes=512, values=16), "fashion-mnist-p4-c512.safetensors"
+    book.equip(tmp_path, name, SHIPPED[name])
+    assert book.patches.min() >= -1.001
+    own = write(tmp_path / name, torch.zeros(512, 16))
+    book.equip(tmp_path, name, own)
     assert not book.patches.any()
+    with pytest.raises(ValueError, match=rf"{name} has sha256 {own}; wanted {SHIPPED[name]}, whose tokens"):
+        book.equip(tmp_path, name, SHIPPED[name])
     with pytest.raises(ValueError, match=r"no codebook moons-p4-c512.safetensors in .*; run: ditlaw data codebook"):
-        book.equip(tmp_path, "moons-p4-c512.safetensors")
+        book.equip(tmp_path, "moons-p4-c512.safetensors", own)
     with pytest.raises(ValueError, match=r"holds patches \[512, 16\]; wanted \[512, 4\]"):
-        Codebook(codes=512, values=4).equip(tmp_path, "fashion-mnist-p4-c512.safetensors")
+        Codebook(codes=512, values=4).equip(tmp_path, name, own)
+
+
+def test_which_codebook_it_is_is_part_of_the_configuration() -> None:
+    data = {"image_size": 28, "channels": 1, "num_classes": 10, "width": 16, "depth": 1, "heads": 2}
+    shipped = MaskedConfig(dataset="fashion-mnist", patch=4, **data)
+    assert shipped.codebook_sha256 == SHIPPED[shipped.codebook]
+    assert shipped == MaskedConfig(dataset="fashion-mnist", patch=4, codebook_sha256=shipped.checksum, **data)
+    with pytest.raises(ValueError, match=r"^codebook_sha256 is not given, and no fashion-mnist-p7-c512.safetensors"):
+        MaskedConfig(dataset="fashion-mnist", patch=7, **data)
+    with pytest.raises(ValueError, match=r"^codebook_sha256 has 3 characters"):
+        MaskedConfig(dataset="fashion-mnist", patch=4, codebook_sha256="abc", **data)

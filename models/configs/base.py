@@ -92,7 +92,7 @@ class ModelConfig(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig(ModelConfig):
+class PatchConfig(ModelConfig):
     """A model of square patches as tokens, with heads of one size."""
 
     patch: int
@@ -101,14 +101,11 @@ class TransformerConfig(ModelConfig):
     """Attention heads."""
     mlp_ratio: int = 4
     """Hidden size of the MLP over `width`; a SwiGLU's is 2/3 of that, see `mlp_hidden`."""
-    frequency_size: int = 256
-    """Size of the sinusoidal timestep features; even."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_heads(self.width, self.heads)
         check_patch(self.image_size, self.patch)
-        check_frequencies(self.frequency_size)
 
     @classmethod
     def example(cls, *, width: int, depth: int, head_dim: int, **options: Any) -> Self:
@@ -148,6 +145,18 @@ class TransformerConfig(ModelConfig):
         return self.channels * self.patch**2
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(PatchConfig):
+    """A model of patches whose time goes through a two-layer MLP."""
+
+    frequency_size: int = 256
+    """Size of the sinusoidal timestep features; even."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_frequencies(self.frequency_size)
+
+
 def swiglu_hidden(ratio: int, width: int) -> int:
     """Hidden size of a SwiGLU, which has three matrices for two: 2/3 of `ratio` x `width` to the nearest multiple of 8
     (at least 8), so that it has about the parameters of a GELU MLP."""
@@ -173,6 +182,12 @@ def check_patch(image_size: int, patch: int) -> None:
             f"patch {patch} does not divide image_size {image_size}; wanted one of "
             f"{[p for p in range(1, image_size + 1) if image_size % p == 0]}"
         )
+
+
+def check_fixed_positions(width: int) -> None:
+    """Refuse widths that sines and cosines of two axes do not fill."""
+    if width % 4:
+        raise ValueError(f"width {width} is not divisible by 4, which 2-D sin-cos positions need")
 
 
 def check_rotation(head_dim: int) -> None:

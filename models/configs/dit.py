@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from models.configs.base import TransformerConfig, check_rotation, swiglu_hidden
+from models.configs.base import TransformerConfig, check_fixed_positions, check_rotation, swiglu_hidden
 from models.cost import Cost, Precision, activation_bytes, cost, inference_bytes, working_bytes
 
 Positions = Literal["sincos", "learned", "rope"]
@@ -54,8 +54,8 @@ class DiTConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.positions == "sincos" and self.width % 4:
-            raise ValueError(f"width {self.width} is not divisible by 4, which 2-D sin-cos positions need")
+        if self.positions == "sincos":
+            check_fixed_positions(self.width)
         if self.positions == "rope":
             check_rotation(self.head_dim)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from models.configs.base import TransformerConfig, check_rotation, swiglu_hidden
+from models.configs.base import TransformerConfig, check_fixed_positions, check_rotation, swiglu_hidden
 from models.configs.dit import DiTConfig
 from models.configs.mmdit import ends_values
 from models.cost import Cost, Precision, activation_bytes, cost
@@ -17,9 +17,9 @@ from models.tally import Tally, block_values
 class JiTConfig(TransformerConfig):
     """A plain transformer on large patches of pixels, which predicts the image (Li & He 2025, arXiv 2511.13720).
 
-    Patches go through a narrow linear map first; blocks have RMS norms, SwiGLU, QK-norm, rotary positions and
-    adaLN-Zero; copies of the class embedding stand in the sequence from one block on. Train it with the objective
-    x-prediction-velocity-loss.
+    Patches go through a narrow linear map first and get fixed sin-cos positions; blocks have RMS norms with gains,
+    SwiGLU, QK-norm, rotary positions and adaLN-Zero; copies of the class embedding stand in the sequence from one block
+    on. Train it with the objective x-prediction-velocity-loss.
     """
 
     family: ClassVar[str] = "jit"
@@ -35,7 +35,7 @@ class JiTConfig(TransformerConfig):
     }  # fmt: skip
     """Published sizes (its table 9) by patch: 16 for images of 256 pixels, 32 for 512."""
     refusals: ClassVar[Mapping[str, str]] = {
-        "positions": "it always rotates queries and keys",
+        "positions": "it always adds sin-cos positions and rotates queries and keys",
         "qk_norm": "its queries and keys are always normed",
         "mlp": "its MLP is always a SwiGLU",
         "block": "its blocks are serial",
@@ -52,6 +52,7 @@ class JiTConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_fixed_positions(self.width)
         check_rotation(self.head_dim)
         if self.context_start > self.depth:
             raise ValueError(f"context_start is {self.context_start}; wanted at most the depth, {self.depth}")
@@ -87,7 +88,7 @@ def _jit_cost(config: JiTConfig) -> Cost:
     tally.linear(config.bottleneck, width, uses=config.tokens)
     tally.timestep(config.frequency_size, width)
     tally.tables += (config.num_classes + 1) * width
-    tally.vectors += config.context_tokens * width
+    tally.vectors += config.context_tokens * width + (2 * config.depth + 1) * width  # and gains
     for block in range(config.depth):
         tokens = config.tokens_of(block)
         tally.linear(width, 6 * width, uses=1)

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from models.configs.base import Predicts, TransformerConfig
+from models.configs.base import PatchConfig, Predicts
 from models.configs.dit import DiTConfig
 from models.cost import Cost, Precision, activation_bytes, cost
 from models.tally import Tally, block_values
 
+SHIPPED = {"fashion-mnist-p4-c512.safetensors": "9fda378dc3aa7fc8e7dd0f47c3505b05217e67318765e5140307525c5847bdfd"}
+"""Checksums of the codebooks that come with ditlaw, by file."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedConfig(TransformerConfig):
+class MaskedConfig(PatchConfig):
     """A bidirectional transformer that fills in masked tokens (Chang et al. 2022, arXiv 2202.04200; Patil et al. 2024,
     arXiv 2401.01808).
 
@@ -29,24 +32,48 @@ class MaskedConfig(TransformerConfig):
         "learn_sigma": "it predicts tokens",
         "text": "it is conditioned on class labels",
         "block": "its blocks are serial",
+        "frequency_size": "it is not told the time, which the number of masked tokens tells",
     }
 
     dataset: str
     """The dataset that the codebook is of."""
     codes: int = 512
     """Patches of the codebook."""
+    codebook_sha256: str | None = None
+    """Checksum of the codebook's file, as `ditlaw data codebook` prints it: it, not the name, says which tokens these
+    are. Of a codebook that comes with ditlaw it is known."""
     qk_norm: bool = False
     """RMS norm of queries and keys over each head, with a learned gain."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.codebook_sha256 is None:
+            if self.codebook not in SHIPPED:
+                raise ValueError(
+                    f"codebook_sha256 is not given, and no {self.codebook} comes with ditlaw; wanted the checksum that "
+                    f"`ditlaw data codebook {self.dataset} --patch {self.patch} --codes {self.codes}` prints"
+                )
+            object.__setattr__(self, "codebook_sha256", SHIPPED[self.codebook])
+        elif len(self.codebook_sha256) != 64:
+            raise ValueError(
+                f"codebook_sha256 has {len(self.codebook_sha256)} characters; wanted 64 hexadecimal digits"
+            )
+
     @classmethod
     def example(cls, *, width: int, depth: int, head_dim: int, **options: Any) -> Self:
-        small = {"dataset": "blobs", "codes": 24, **options}
+        small = {"dataset": "blobs", "codes": 24, "codebook_sha256": "0" * 64, **options}
         return super().example(width=width, depth=depth, head_dim=head_dim, **small)
 
     @property
     def codebook(self) -> str:
         """Name of the file of the codebook."""
         return f"{self.dataset}-p{self.patch}-c{self.codes}.safetensors"
+
+    @property
+    def checksum(self) -> str:
+        """Checksum of the codebook's file."""
+        assert self.codebook_sha256 is not None, "resolved at construction"
+        return self.codebook_sha256
 
     @property
     def plain(self) -> DiTConfig:

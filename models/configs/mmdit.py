@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from models.configs.base import TransformerConfig
+from models.configs.base import TransformerConfig, check_fixed_positions
 from models.configs.dit import DiTConfig
 from models.configs.text import Text, TextConditioned
 from models.cost import Cost, Precision, activation_bytes, cost
@@ -25,7 +25,8 @@ class MMDiTConfig(TextConditioned):
 
     family: ClassVar[str] = "mmdit"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        f"d{depth}/2": {"patch": 2, "width": 64 * depth, "depth": depth, "heads": depth} for depth in (15, 18, 24, 38)
+        f"d{depth}/2": {"patch": 2, "width": 64 * depth, "depth": depth, "heads": depth}
+        for depth in (15, 18, 21, 24, 30, 38)
     }
     """The paper's ladder (section 5.3): width 64 x depth, as many heads as blocks; d24 is SD3-medium's size."""
     refusals: ClassVar[Mapping[str, str]] = {
@@ -43,8 +44,7 @@ class MMDiTConfig(TextConditioned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % 4:
-            raise ValueError(f"width {self.width} is not divisible by 4, which 2-D sin-cos positions need")
+        check_fixed_positions(self.width)
 
     @property
     def plain(self) -> DiTConfig:

@@ -40,8 +40,21 @@ class UNetConfig(ModelConfig):
 
     family: ClassVar[str] = "unet"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "DDPM-32": {"width": 128, "depth": 2, "multipliers": (1, 2, 2, 2), "attention": (16,), "head_dim": 256},
-        "ADM-64": {"width": 192, "depth": 3, "multipliers": (1, 2, 3, 4), "attention": (32, 16, 8)},
+        "DDPM-32": {
+            "width": 128,
+            "depth": 2,
+            "multipliers": (1, 2, 2, 2),
+            "attention": (16,),
+            "head_dim": 256,
+            "frequency_size": 128,
+        },
+        "ADM-64": {
+            "width": 192,
+            "depth": 3,
+            "multipliers": (1, 2, 3, 4),
+            "attention": (32, 16, 8),
+            "frequency_size": 192,
+        },
         "ADM-128": {"width": 256, "depth": 2, "multipliers": (1, 1, 2, 3, 4), "attention": (32, 16, 8)},
         "ADM-256": {"width": 256, "depth": 2, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (32, 16, 8)},
     }

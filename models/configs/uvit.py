@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from models.configs.base import TransformerConfig
+from models.configs.base import PatchConfig
 from models.cost import Cost, Precision, activation_bytes, cost
 from models.tally import Tally, block_values
 
@@ -15,11 +15,12 @@ EXTRA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class UViTConfig(TransformerConfig):
+class UViTConfig(PatchConfig):
     """A transformer with long skip connections, as a U-Net has them (Bao et al. 2022, arXiv 2209.12152).
 
-    Time and class are tokens, positions are learned, and blocks are plain. `depth` is odd: as many blocks before the
-    middle one as after it, each of which is joined with the one that mirrors it. Without the paper's last convolution.
+    Time and class are tokens, positions are learned, and blocks are plain, without biases of queries, keys and values.
+    `depth` is odd: as many blocks before the middle one as after it, each of which is joined with the one that mirrors
+    it. Without the last convolution, which the largest of the published models (H/2 on latents) does not have either.
     """
 
     family: ClassVar[str] = "uvit"
@@ -34,6 +35,7 @@ class UViTConfig(TransformerConfig):
         "positions": "its positions are learned, of patches and of the tokens of time and class",
         "block": "its blocks are serial",
         "text": "it is conditioned on class labels",
+        "frequency_size": "its time is a token of sines and cosines, as wide as the model",
     }
 
     zero_init: bool = False
@@ -45,6 +47,8 @@ class UViTConfig(TransformerConfig):
             raise ValueError(
                 f"depth is {self.depth}; wanted an odd number: blocks before and after the middle one mirror each other"
             )
+        if self.width % 2:
+            raise ValueError(f"width is {self.width}; wanted an even number, for the sines and cosines of the time")
 
     @classmethod
     def example(cls, *, width: int, depth: int, head_dim: int, **options: Any) -> Self:
@@ -55,11 +59,10 @@ class UViTConfig(TransformerConfig):
 def _uvit_cost(config: UViTConfig) -> Cost:
     tally, width, all_tokens = Tally(), config.width, config.tokens + EXTRA
     tally.linear(config.patch_values, width, uses=config.tokens)
-    tally.timestep(config.frequency_size, width)
     tally.tables += (config.num_classes + 1) * width + all_tokens * width
     for _ in range(config.depth):
         tally.vectors += 4 * width  # norms
-        tally.linear(width, 3 * width, uses=all_tokens)
+        tally.linear(width, 3 * width, uses=all_tokens, bias=False)
         tally.linear(width, width, uses=all_tokens)
         tally.linear(width, config.mlp_hidden, uses=all_tokens)
         tally.linear(config.mlp_hidden, width, uses=all_tokens)
@@ -78,5 +81,5 @@ def _uvit_activation_bytes(config: UViTConfig, precision: Precision, checkpointi
     block = block_values(tokens=tokens, width=width, hidden=config.mlp_hidden, heads=config.heads) - 5 * tokens * width
     joins = config.depth // 2 * 2 * tokens * width
     kept = config.depth * tokens * width + block if checkpointing else config.depth * block
-    outer = config.tokens * config.patch_values + config.frequency_size + 8 * width + 4 * tokens * width
+    outer = config.tokens * config.patch_values + 8 * width + 4 * tokens * width
     return size * (outer + kept + joins) + 4 * config.channels * config.image_size**2

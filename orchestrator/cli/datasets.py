@@ -144,5 +144,6 @@ def data_codebook(dataset: str, patch: int, codes: int, images: int, folder: Pat
 
     with refusing():
         place = default_folder(dataset)
-        path, error = make_codebook(dataset_named(dataset), place, folder or place, patch, codes, images)
+        path, sha256, error = make_codebook(dataset_named(dataset), place, folder or place, patch, codes, images)
         click.echo(f"{path}: root mean square error {error:.4f} of numbers in [-1, 1]")
+        click.echo(f"models: {{family: masked, patch: {patch}, codes: {codes}, codebook_sha256: {sha256}}}")

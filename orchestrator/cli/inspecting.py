@@ -81,25 +81,43 @@ def solver_statistics(
 @click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")
 @click.option("--images", default=2000, show_default=True, type=click.IntRange(min=100), help="Validation images.")
 @click.option("--time", "t", default=0.3, show_default=True, type=click.FloatRange(0, 1), help="How noised they are.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Draw separability against FLOPs here.")
+@click.option("--directions", type=click.Path(path_type=Path), help="Write every trial's directions (safetensors).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
-def concepts(spec: Path, results: Path | None, data: Path | None, images: int, t: float, as_json: bool) -> None:
+def concepts(
+    spec: Path,
+    results: Path | None,
+    data: Path | None,
+    images: int,
+    t: float,
+    out: Path | None,
+    directions: Path | None,
+    as_json: bool,
+) -> None:
     """Tell how well a line tells the classes in the middle features of a sweep's checkpoints, against compute.
 
-    The direction of a class is the difference of mean features with and without it. 0.5 is chance.
+    The direction of a class is the difference of mean features with and without it. 0.5 is chance. Of a trial its last
+    checkpoint counts: a sweep with cooldowns, such as sweeps/concepts.yaml, has one for every budget.
 
     \b
-    ditlaw concepts sweeps/quickstart.yaml
+    ditlaw concepts sweeps/concepts.yaml -o concepts.png
     """
-    from dataclasses import asdict
-
     planned = plan_of(spec)
     with refusing():
-        from orchestrator.training.concept_study import study
+        import pandas as pd
+
+        from analysis.concept_plot import concept_plot
+        from analysis.drawing import save
+        from orchestrator.training import concept_study
 
         folder = results or Path("results") / planned.sweep.name
-        found = list(study(planned.trials, folder, data_folder(planned, data), images=images, t=t))
+        found = list(concept_study.study(planned.trials, folder, data_folder(planned, data), images=images, t=t))
+        if out is not None:
+            save(concept_plot(pd.DataFrame([row.measured() for row in found])), out)
+        if directions is not None:
+            concept_study.save_directions(found, directions)
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in found], indent=2))
+        click.echo(json.dumps([row.measured() for row in found], indent=2))
         return
     click.echo("arm         size           FLOPs  separability  worst class")
     for row in sorted(found, key=lambda row: (row.arm, row.flops, row.size)):

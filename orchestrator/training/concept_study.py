@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save
+from torch import Tensor
 
 from models.concepts import concepts, features
 from models.objectives import build_objective
+from orchestrator.results.atomic import write_bytes
 from orchestrator.results.location import location
 from orchestrator.spec.trial import Trial
 from orchestrator.training.data.images import load, to_float
@@ -31,17 +35,23 @@ class Separability:
     """Mean over classes of the area under the ROC curve; 0.5 is chance."""
     least: float
     """That of the worst class."""
+    directions: Tensor
+    """A unit vector a class: [classes, width of the middle block]."""
+
+    def measured(self) -> dict[str, Any]:
+        """Everything but the directions, by name."""
+        return {name: value for name, value in vars(self).items() if name != "directions"}
 
 
 def study(trials: Sequence[Trial], results: Path, data: Path, *, images: int, t: float) -> Iterator[Separability]:
     """One row a trial, in their order: half of `images` validation images make the directions, half try them.
 
-    Images and noise are the same for every trial.
+    Images and noise are the same for every trial. Trunks, which are not measured anywhere, are left out.
 
     Raises:
         ValueError: a trial has no checkpoint, or there are fewer validation images.
     """
-    for trial in trials:
+    for trial in (trial for trial in trials if trial.milestones):
         pixels, labels = load(trial.dataset, "validation", data)
         if images > len(pixels):
             raise ValueError(f"got {images} images; {trial.dataset} has {len(pixels)} for validation")
@@ -53,13 +63,19 @@ def study(trials: Sequence[Trial], results: Path, data: Path, *, images: int, t:
         noise = torch.randn(x.shape, generator=generator)
         found = features(model, build_objective(trial.objective), x, noise, t=t)
         half, y = images // 2, labels[chosen]
-        separability = concepts(found[:half], y[:half], found[half:], y[half:], trial.model.num_classes).separability
+        learned = concepts(found[:half], y[:half], found[half:], y[half:], trial.model.num_classes)
         yield Separability(
             trial_id=trial.trial_id,
             arm=trial.arm,
             size=trial.size,
             samples=samples,
             flops=samples * trial.flops_per_sample,
-            mean=float(separability.mean()),
-            least=float(separability.min()),
+            mean=float(learned.separability.mean()),
+            least=float(learned.separability.min()),
+            directions=learned.directions,
         )
+
+
+def save_directions(found: Sequence[Separability], path: Path) -> None:
+    """Write the directions of every trial to a safetensors file, by trial_id."""
+    write_bytes(path, save({row.trial_id: row.directions.contiguous() for row in found}))

@@ -13,9 +13,9 @@ from orchestrator.training.data.images import load, to_float
 
 def make_codebook(
     dataset: Dataset, data: Path, folder: Path, patch: int, codes: int, images: int
-) -> tuple[Path, float]:
-    """Fit a codebook to the first `images` training images in `data`; returns its path in `folder` and the root mean
-    square error of the patches that it was fitted to.
+) -> tuple[Path, str, float]:
+    """Fit a codebook to the first `images` training images in `data`; returns its path in `folder`, its checksum, and
+    the root mean square error of the patches that it was fitted to.
 
     Raises:
         ValueError: the patch does not divide the images, or they have fewer different patches than codes.
@@ -27,5 +27,4 @@ def make_codebook(
     book.patches.copy_(fitted)
     error = float((book.patches[book.nearest(x)] - x).square().mean().sqrt())
     path = folder / f"{dataset.name}-p{patch}-c{codes}.safetensors"
-    write(path, fitted)
-    return path, error
+    return path, write(path, fitted), error
