@@ -52,6 +52,11 @@ class Conv(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def forward(self, x: Float[Tensor, "b i h w"], multiplier: float = 1.0) -> Float[Tensor, "b o h2 w2"]:
+        """The multiplier is of the product, not of the bias; see `Linear`."""
+        weight = self.weight if multiplier == 1.0 else self.weight * multiplier
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
 
 def modulated_norm(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 1 d"], scale: Float[Tensor, "b 1 d"]

@@ -18,9 +18,21 @@ from models.configs.jit import JiTConfig
 from models.configs.masked import MaskedConfig
 from models.configs.mmdit import MMDiTConfig
 from models.configs.unet import UNetConfig
+from models.configs.unet3d import UNet3DConfig
 from models.configs.uvit import UViTConfig
+from models.configs.video_dit import VideoDiTConfig
 
-_CONFIGS = (DiTConfig, UNetConfig, MMDiTConfig, FluxConfig, UViTConfig, JiTConfig, MaskedConfig)
+_CONFIGS = (
+    DiTConfig,
+    UNetConfig,
+    MMDiTConfig,
+    FluxConfig,
+    UViTConfig,
+    JiTConfig,
+    MaskedConfig,
+    VideoDiTConfig,
+    UNet3DConfig,
+)
 FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in _CONFIGS}
 """Every family by its name."""
 
@@ -37,6 +49,8 @@ def preset_fields(family: type[ModelConfig], name: str) -> Mapping[str, int]:
     """
     prefix, _, rest = name.partition("-")
     short = rest if prefix.lower() in (family.family, *family.aliases) else name
+    if not family.presets:
+        raise ValueError(f"preset {name!r} is not known: family {family.family} has no published sizes; give its width")
     if short not in family.presets:
         nearest = difflib.get_close_matches(short, family.presets, n=1, cutoff=0.0)[0]
         raise ValueError(

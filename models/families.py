@@ -12,7 +12,9 @@ from models.configs.jit import JiTConfig
 from models.configs.masked import MaskedConfig
 from models.configs.mmdit import MMDiTConfig
 from models.configs.unet import UNetConfig
+from models.configs.unet3d import UNet3DConfig
 from models.configs.uvit import UViTConfig
+from models.configs.video_dit import VideoDiTConfig
 from models.dit import DiT
 from models.flux import Flux
 from models.jit import JiT
@@ -20,7 +22,9 @@ from models.masked import MaskedTransformer
 from models.mmdit import MMDiT
 from models.parameterization import TaggedModule, initialise
 from models.unet import UNet
+from models.unet3d import UNet3D
 from models.uvit import UViT
+from models.video_dit import VideoDiT
 
 MODULES: dict[type[ModelConfig], Any] = {
     DiTConfig: DiT,
@@ -30,6 +34,8 @@ MODULES: dict[type[ModelConfig], Any] = {
     UViTConfig: UViT,
     JiTConfig: JiT,
     MaskedConfig: MaskedTransformer,
+    VideoDiTConfig: VideoDiT,
+    UNet3DConfig: UNet3D,
 }
 """The module of every family, which is made from a configuration and a parameterization."""
 

@@ -26,10 +26,10 @@ class Tally:
         self.multiply_adds += inputs * outputs * uses
         self.vectors += outputs if bias else 0
 
-    def convolution(self, inputs: int, outputs: int, *, side: int, uses: int) -> None:
-        """A square convolution; `uses` are the pixels of its output."""
-        self.weights += side**2 * inputs * outputs
-        self.multiply_adds += side**2 * inputs * outputs * uses
+    def convolution(self, inputs: int, outputs: int, *, side: int, uses: int, frames: int = 1) -> None:
+        """A square convolution over `frames` frames; `uses` are the pixels of its output."""
+        self.weights += frames * side**2 * inputs * outputs
+        self.multiply_adds += frames * side**2 * inputs * outputs * uses
         self.vectors += outputs
 
     def attention(self, queries: int, keys: int, width: int) -> None:

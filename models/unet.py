@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -20,18 +21,21 @@ GROUP_NORM_EPS = 1e-5
 class ResidualBlock(nn.Module):
     """x + conv(silu(modulated norm(conv(silu(norm(x)))))), scale and shift from the condition."""
 
-    def __init__(self, config: UNetConfig, stage: Stage, branch: float) -> None:
+    def __init__(
+        self, config: UNetConfig, stage: Stage, branch: float, conv: Callable[[int, int, int], nn.Module] = Conv
+    ) -> None:
         super().__init__()
         self.branch = branch
         self.norm1 = nn.GroupNorm(config.groups, stage.inputs, GROUP_NORM_EPS)
-        self.conv1 = Conv(stage.inputs, stage.outputs, 3)
+        self.conv1 = conv(stage.inputs, stage.outputs, 3)
         self.modulation = Linear(CONDITION * config.width, 2 * stage.outputs)
         self.norm2 = nn.GroupNorm(config.groups, stage.outputs, GROUP_NORM_EPS)
-        self.conv2 = Conv(stage.outputs, stage.outputs, 3)
-        self.shortcut = Conv(stage.inputs, stage.outputs, 1) if stage.inputs != stage.outputs else None
+        self.conv2 = conv(stage.outputs, stage.outputs, 3)
+        self.shortcut = conv(stage.inputs, stage.outputs, 1) if stage.inputs != stage.outputs else None
 
-    def forward(self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c2 h w"]:
-        scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
+    def forward(self, x: Float[Tensor, "b c *size"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c2 *size"]:
+        modulation = self.modulation(condition)
+        scale, shift = modulation.view(*modulation.shape, *(1 for _ in x.shape[2:])).chunk(2, dim=1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
         x = x if self.shortcut is None else self.shortcut(x)
@@ -90,34 +94,43 @@ class UNet(TaggedModule):
     activations: ClassVar[str] = r"[xty]_embedder|stages\.\d+(\.(residual|attention))?"
 
     trunk: ClassVar[str] = "stages"
+    conv: ClassVar[type[Conv | nn.Conv3d]] = Conv
+    """What it begins, changes its resolution, and ends with."""
+    stage: ClassVar[type[nn.Module]] = UNetStage
+    growth: ClassVar[tuple[float, ...]] = (2.0, 2.0)
+    """What nearest neighbours multiply each axis by on the way up."""
 
     def __init__(self, config: UNetConfig, parameterization: Parameterization) -> None:
         super().__init__()
         self.config = config
         branch = branch_multiplier(parameterization, config.depth)
         condition = CONDITION * config.width
-        self.x_embedder = Conv(config.channels, config.width, 3)
+        self.x_embedder = self.conv(config.channels, config.width, 3)
         self.t_embedder = TimestepEmbedder(width=condition, frequency_size=config.frequency_size)
         self.y_embedder = LabelEmbedder(num_classes=config.num_classes, width=condition)
         after = config.middle._replace(attention=False)
         self._plan = [*config.encoder, config.middle, after, *config.decoder]
-        self.stages = nn.ModuleList(UNetStage(config, stage, branch) for stage in self._plan)
+        self.stages = nn.ModuleList(self.stage(config, stage, branch) for stage in self._plan)
         self.resamplers = nn.ModuleDict(
             {
-                str(index): Conv(stage.outputs, stage.outputs, 3, stride=2 if index < len(config.encoder) else 1)
+                str(index): self.conv(stage.outputs, stage.outputs, 3, stride=2 if index < len(config.encoder) else 1)
                 for index, stage in enumerate(self._plan)
                 if stage.resample
             }
         )
-        self.readout = Readout(config, readout_multiplier(parameterization, config.width))
+        self.readout = Readout(config, readout_multiplier(parameterization, config.width), self.conv)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse samples that it is not for."""
+        check_shape(x, self.config)
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
-    ) -> Float[Tensor, "b c_out h w"]:
+        self, x: Float[Tensor, "b c *size"], t: Float[Tensor, " b"], y: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c_out *size"]:
         """Prediction for noised images; see `models.dit.DiT.forward`."""
         config = self.config
-        check_shape(x, config)
-        x = self.x_embedder(x.to(self.x_embedder.weight.dtype))
+        self.check(x)
+        x = self.x_embedder(x.to(self.readout.conv.weight.dtype))
         condition = F.silu(self.t_embedder(t) + self.y_embedder(y))  # [b, e]
         skips, down = [x], len(config.encoder)
         for index, stage in enumerate(self.stages):
@@ -128,7 +141,7 @@ class UNet(TaggedModule):
                 skips.append(x)
             if self._plan[index].resample:
                 if index >= down:
-                    x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+                    x = F.interpolate(x, scale_factor=self.growth, mode="nearest")
                 x = self.resamplers[str(index)](x)
                 if index < down:
                     skips.append(x)
@@ -138,12 +151,14 @@ class UNet(TaggedModule):
 class Readout(nn.Module):
     """The last norm and convolution. The multiplier is of the product, not of the bias."""
 
-    def __init__(self, config: UNetConfig, multiplier: float) -> None:
+    def __init__(
+        self, config: UNetConfig, multiplier: float, conv: Callable[[int, int, int], Conv | nn.Conv3d]
+    ) -> None:
         super().__init__()
         self.multiplier = multiplier
         channels = config.decoder[-1].outputs
         self.norm = nn.GroupNorm(config.groups, channels, GROUP_NORM_EPS)
-        self.conv = Conv(channels, config.out_channels, 3)
+        self.conv = conv(channels, config.out_channels, 3)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h w"]:
-        return F.conv2d(F.silu(self.norm(x)), self.conv.weight * self.multiplier, self.conv.bias, padding=1)
+    def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c_out *size"]:
+        return self.conv(F.silu(self.norm(x)), self.multiplier)

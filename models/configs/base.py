@@ -178,10 +178,12 @@ def check_heads(width: int, heads: int) -> None:
 def check_patch(image_size: int, patch: int) -> None:
     """Refuse patches that do not divide the image."""
     if image_size % patch:
-        raise ValueError(
-            f"patch {patch} does not divide image_size {image_size}; wanted one of "
-            f"{[p for p in range(1, image_size + 1) if image_size % p == 0]}"
-        )
+        raise ValueError(f"patch {patch} does not divide image_size {image_size}; wanted one of {divisors(image_size)}")
+
+
+def divisors(number: int) -> list[int]:
+    """What divides a number, 1 and itself included."""
+    return [p for p in range(1, number + 1) if number % p == 0]
 
 
 def check_fixed_positions(width: int) -> None:

@@ -72,6 +72,9 @@ class TextConditioned(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_text()
+
+    def _check_text(self) -> None:
         if self.text is None:
             raise ValueError(
                 f"family {self.family} is conditioned on text, and no embeddings of it are given; wanted "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -174,49 +174,95 @@ def _residuals(config: UNetConfig) -> Iterator[Stage]:
 
 @cost.register
 def _unet_cost(config: UNetConfig) -> Cost:
+    def convolution(tally: Tally, inputs: int, outputs: int, positions: int) -> None:
+        tally.convolution(inputs, outputs, side=3, uses=positions)
+
+    def attention(tally: Tally, outputs: int, places: int) -> None:
+        attention_tally(tally, outputs, positions=places, seen=places)
+
+    return unet_tally(config, convolution, attention).cost(config.tokens)
+
+
+def attention_tally(tally: Tally, outputs: int, *, positions: int, seen: int) -> None:
+    """Attention of `positions` of a feature map, each over `seen` of them, with its norm."""
+    tally.vectors += 2 * outputs
+    tally.linear(outputs, 3 * outputs, uses=positions)
+    tally.linear(outputs, outputs, uses=positions)
+    tally.attention(positions, seen, outputs)
+
+
+def unet_tally(
+    config: UNetConfig,
+    convolution: Callable[[Tally, int, int, int], None],
+    attention: Callable[[Tally, int, int], None],
+    frames: int = 1,
+) -> Tally:
+    """What a U-Net is made of.
+
+    Args:
+        convolution: adds one of a residual block, of inputs, outputs and positions.
+        attention: adds what follows a residual block with attention, of outputs and the places of a frame.
+        frames: of a sample; what is not of residual blocks sees each alone.
+    """
     width, condition = config.width, CONDITION * config.width
-    last, pixels, tally = config.decoder[-1].outputs, config.image_size**2, Tally()
+    last, pixels, tally = config.decoder[-1].outputs, frames * config.image_size**2, Tally()
     tally.convolution(config.channels, width, side=3, uses=pixels)
     tally.timestep(config.frequency_size, condition)
     tally.tables += (config.num_classes + 1) * condition
     for stage in _residuals(config):
-        inputs, outputs, positions = stage.inputs, stage.outputs, stage.side**2
-        tally.convolution(inputs, outputs, side=3, uses=positions)
-        tally.convolution(outputs, outputs, side=3, uses=positions)
+        inputs, outputs, positions = stage.inputs, stage.outputs, frames * stage.side**2
+        convolution(tally, inputs, outputs, positions)
+        convolution(tally, outputs, outputs, positions)
         if inputs != outputs:
             tally.convolution(inputs, outputs, side=1, uses=positions)
         tally.linear(condition, 2 * outputs, uses=1)
         tally.vectors += 2 * inputs + 2 * outputs  # norms
         if stage.attention:
-            tally.vectors += 2 * outputs
-            tally.linear(outputs, 3 * outputs, uses=positions)
-            tally.linear(outputs, outputs, uses=positions)
-            tally.attention(positions, positions, outputs)
+            attention(tally, outputs, stage.side**2)
     for stages, growth in ((config.encoder, 0.5), (config.decoder, 2)):
         for stage in stages:
             if stage.resample:
-                tally.convolution(stage.outputs, stage.outputs, side=3, uses=int(stage.side * growth) ** 2)
+                tally.convolution(stage.outputs, stage.outputs, side=3, uses=frames * int(stage.side * growth) ** 2)
     tally.vectors += 2 * last
     tally.convolution(last, config.out_channels, side=3, uses=pixels)
-    return tally.cost(config.tokens)
+    return tally
 
 
 @activation_bytes.register
 def _unet_activation_bytes(config: UNetConfig, precision: Precision, checkpointing: bool) -> int:
     """A bound: every input of a norm, a non-linearity, a convolution or a matrix product as a tensor of its own."""
+    return unet_bytes(config, precision, checkpointing)
+
+
+def unet_bytes(
+    config: UNetConfig,
+    precision: Precision,
+    checkpointing: bool,
+    *,
+    frames: int = 1,
+    attentions: int = 1,
+    halves: bool = False,
+) -> int:
+    """A bound of what autograd saves of a sample of `frames` frames.
+
+    Args:
+        attentions: that follow a residual block with attention.
+        halves: each convolution of a residual block is two, one behind the other.
+    """
     size = 2 if precision == "bf16" else 4
-    stages = [_stage_values(config, stage) for stage in _residuals(config)]
-    inputs = [stage.inputs * stage.side**2 for stage in _residuals(config)]
-    ends = config.image_size**2 * (config.channels + 3 * config.decoder[-1].outputs) + 8 * CONDITION * config.width
+    stages = [frames * _stage_values(config, stage, attentions, halves) for stage in _residuals(config)]
+    inputs = [frames * stage.inputs * stage.side**2 for stage in _residuals(config)]
+    pixels = frames * config.image_size**2
+    ends = pixels * (config.channels + 3 * config.decoder[-1].outputs) + 8 * CONDITION * config.width
     kept = sum(inputs) + max(stages) if checkpointing else sum(stages)
-    return size * (ends + config.frequency_size + kept) + 4 * config.channels * config.image_size**2
+    return size * (ends + config.frequency_size + kept) + 4 * config.channels * pixels
 
 
-def _stage_values(config: UNetConfig, stage: Stage) -> int:
+def _stage_values(config: UNetConfig, stage: Stage, attentions: int, halves: bool) -> int:
     """Numbers that one stage keeps: in and out of both norms and non-linearities, and what convolutions are given."""
-    each = 3 * stage.inputs + 5 * stage.outputs
+    each = 3 * stage.inputs + (7 if halves else 5) * stage.outputs
     if stage.attention:
-        each += 6 * stage.outputs + stage.outputs // config.head_dim
+        each += attentions * (6 * stage.outputs + stage.outputs // config.head_dim)
     if stage.resample:
         each += 4 * stage.outputs
     return each * stage.side**2 + 2 * config.groups * 2 + 4 * stage.outputs
