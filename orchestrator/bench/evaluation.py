@@ -86,7 +86,7 @@ def run(
         raise ValueError(f"{results} has no checkpoint of sweep {plan.sweep.name}; run it first")
     for trial, samples in chosen:
         real = member.real_images(trial.dataset, encoder).reference
-        reference = Reference(real.moments.to("cpu"), real.sqrt_covariance.cpu())  # small matrices are slow on a GPU
+        reference = Reference(real.moments.to("cpu"), real.factor.cpu())  # small matrices are slow on a GPU
         model, _ = averaged_model(trial, results, samples)
         model.equip(data)
         model = model.to(device)
@@ -141,11 +141,12 @@ def _flops_per_image(evaluation: Evaluation, trial: Trial, encoder: str) -> floa
 def _figures(features: torch.Tensor, n: int, reference: Reference) -> dict[str, Any]:
     """Of disjoint sets of n: the distance of each; what the first tells of its error. NaN rows make no figures."""
     sets = [features[start : start + n] for start in range(0, len(features) - n + 1, n)][:MOST_SETS]
-    limit = extrapolated_distance(sets[0], reference)
+    sd = sampling_sd(sets[0], reference)
+    limit = extrapolated_distance(sets[0], reference, sd)
     return {
         "images": n,
         "fd": [frechet_distance(Moments.of(part), reference) for part in sets],
-        "fd_sd": sampling_sd(sets[0], reference),
+        "fd_sd": sd,
         "fd_inf": limit.value,
         "fd_inf_low": limit.low,
         "fd_inf_high": limit.high,

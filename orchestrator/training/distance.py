@@ -195,13 +195,14 @@ def distances_of(features: Tensor, real: RealImages, encoder: str, seed: int) ->
         subset_size=min(SUBSET_SIZE, images // 2),
     )
     assert images >= 2 * BLOCKS, "the sweep language asks for as many"
-    limit = extrapolated_distance(features, real.reference)
+    sd = sampling_sd(features, real.reference)
+    limit = extrapolated_distance(features, real.reference, sd)
     return Distances(
         encoder=encoder,
         encoder_digest=real.encoder_digest,
         images=images,
         frechet=frechet_distance(Moments.of(features), real.reference),
-        frechet_sd=sampling_sd(features, real.reference),
+        frechet_sd=sd,
         kid=kernel.value,
         kid_subset_sd=kernel.subset_sd,
         fd_inf=limit.value,

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from models.fid.encoders import Encoder, to_bytes
-from models.fid.frechet import Reference
+from models.fid.frechet import Reference, symmetric_root
 from models.fid.moments import Moments
 from orchestrator.results.atomic import write_bytes
 from orchestrator.results.location import Location, entries
@@ -85,8 +85,8 @@ def real_images(
         if rank == 0:
             write_bytes(path, save({name: tensor.cpu().contiguous() for name, tensor in known.items()}))
             log.info("%s holds the features of %d images of %s", path, int(known["count"]), dataset.name)
-    moments = Moments(int(known["count"]), known["mean"], known["scatter"])
-    reference = Reference(moments.to(device), known["sqrt_covariance"].to(device))
+    moments = Moments(int(known["count"]), known["mean"], known["scatter"]).to(device)
+    reference = Reference.from_root(moments, known["sqrt_covariance"].to(device))
     return RealImages(reference=reference, pool=known["pool"].to(device), encoder_digest=encoder.digest)
 
 
@@ -115,7 +115,7 @@ def _made(
     if world_size > 1:
         moments = moments.over_workers()
         torch.distributed.all_reduce(pool)
-    root = Reference.of(moments).sqrt_covariance
+    root = symmetric_root(moments.covariance)
     count = torch.tensor(moments.count)
     return {
         "count": count, "mean": moments.mean, "scatter": moments.scatter, "sqrt_covariance": root, "pool": pool,
