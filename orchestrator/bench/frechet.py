@@ -22,10 +22,10 @@ def run(dim: int = 2048, repeats: int = 3) -> dict[str, Any]:
     """Distances of two sets of `dim` features whose spectra fall as those of Inception do, each of 3 x `dim` images.
 
     Returns:
-        seconds (of a distance; the reference's factor is there, as it is from the second evaluation on; the median of
-        `repeats`; cpu_seconds likewise), reference_seconds (the factor, once a results folder), sqrtm_seconds (the published formula with
-        scipy's sqrtm, once; sqrtm_cpu_seconds), ratio, cpu_ratio, relative_error (of the distance), gpu_seconds and gpu (the same on the first GPU;
-        None without one), and what it was measured with.
+        seconds of a distance (the reference's factor is there, as it is from the second evaluation on; the median of
+        `repeats`), sqrtm_seconds (the published formula with scipy's sqrtm, once), their ratio, all three of CPU time
+        too; relative_error of the distance; reference_seconds (the factor, once a results folder); gpu_seconds and gpu
+        (the same distance on the first GPU; None without one); and what it was measured with.
     """
     generator = torch.Generator().manual_seed(0)
     one, two = (Moments.of(_features(dim, generator, shift)) for shift in (0.0, 0.02))
