@@ -135,14 +135,28 @@ def find_columns(
         like = without_unit(given)[0] if given else None
         quantity = next((q for q in CHOICES if like in NAMES[q]), "loss") if given else None
     by_name: dict[str, str] = {}
+    by_end: dict[str, str] = {}
     for name in present:
         by_name.setdefault(without_unit(name)[0], name)
-    for wanted in SCALE:
-        _guess(frame, wanted, wanted, by_name, found)
-    for choice in CHOICES if quantity is None else (quantity,):
-        if "loss" not in found and _guess(frame, "loss", choice, by_name, found):
-            quantity = choice
+        if (end := _end(name)) is not None:
+            by_end.setdefault(end, name)
+    choices = CHOICES if quantity is None else (quantity,)
+    for names in (by_name, by_end):  # whole names before the ends of names with a path
+        for wanted in SCALE:
+            _guess(frame, wanted, wanted, names, found)
+        for choice in choices:
+            if "loss" not in found and _guess(frame, "loss", choice, names, found):
+                quantity = choice
     return found, quantity or "loss"
+
+
+def _end(name: str) -> str | None:
+    """The last part of a name with a path, as `params` of `config.params`; None of others, and of `train/loss`: what is
+    fitted is never guessed to be a loss in training."""
+    *path, last = re.split(r"[/.]", name)
+    end = without_unit(last)[0]
+    is_trained = any("train" in part.lower() for part in path) and "loss" in end
+    return end if path and not is_trained else None
 
 
 def _given(columns: Mapping[str, str] | None, present: list[str]) -> dict[str, str]:

@@ -89,7 +89,7 @@ class Comparison:
         Raises:
             ValueError: an arm has too few budgets for one.
         """
-        from analysis.law_plots import compute_multiplier
+        from analysis.arm_plots import compute_multiplier
 
         if self.compute is None:
             raise ValueError(f"there is no compute multiplier to draw: {self.reason}.")

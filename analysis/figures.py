@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.allocation import CostRelation
+from analysis.arm_plots import learning_rate_fans
 from analysis.backtest import largest_budget, split_power
 from analysis.fitting import Fit
 from analysis.isoflop import IsoflopFit
@@ -17,7 +18,6 @@ from analysis.law_plots import (
     backtest_of_surface,
     bootstrap_cloud,
     exponents_side_by_side,
-    learning_rate_fans,
     residual_panels,
     surface_contours,
 )

@@ -154,7 +154,7 @@ def load_table(
     flops_rule: str | None = None,
     force: bool = False,
 ) -> Table:
-    """The runs in a CSV or Parquet file or folder, a results folder, or a frame.
+    """The runs in a CSV, JSON or Parquet file or folder, a results folder, or a frame.
 
     `columns` says which column holds params, samples, flops, loss (guessed by name where absent), and sd, the standard
     deviation of each loss (none where absent). `quantity` is what `loss` means: loss, fid or fd (default: the first
@@ -243,13 +243,23 @@ def _select_arm(raw: pd.DataFrame, arm: str) -> pd.DataFrame:
 def _drop_duplicates(raw: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     keys = ["trial_id", "samples"]
     known = set(keys) <= set(raw.columns)
-    order = raw.sort_values("attempt", kind="stable") if known and "attempt" in raw else raw
-    data = [name for name in raw.columns if name != "row number"]
-    kept = (order.drop_duplicates(keys, keep="last") if known else raw.drop_duplicates(data)).sort_index()
+    if known:
+        order = raw.sort_values("attempt", kind="stable") if "attempt" in raw else raw
+        kept = order.drop_duplicates(keys, keep="last").sort_index()
+    else:
+        kept = raw[~_comparable(raw.drop(columns="row number")).duplicated()]
     if len(kept) < len(raw):
         what = "same trial and samples" if known else "identical rows"
         warnings.append(f"{_count(len(raw) - len(kept), 'duplicate')} dropped ({what})")
     return kept
+
+
+def _comparable(data: pd.DataFrame) -> pd.DataFrame:
+    """The table with lists and maps within its cells as text: rows are compared by what they hold."""
+    objects = data.select_dtypes("object")
+    has_inside = objects.map(lambda cell: isinstance(cell, list | dict | np.ndarray)).any()
+    nested = list(has_inside.index[has_inside])
+    return data.astype(dict.fromkeys(nested, str))
 
 
 def _derive(frame: pd.DataFrame, raw: pd.DataFrame, rule: str | None, warnings: list[str]) -> str | None:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.comparison import Comparison
 from analysis.drawing import (
     INK,
     LINES,
@@ -183,36 +182,6 @@ def _optimum_label(arm: str, fit: IsoflopFit, letter: str) -> str:
     band = fit.ci95.get(f"{letter}_exponent")
     words = f" ({band[0]:.2f} to {band[1]:.2f})" if band else ""
     return f"{arm}: {letter}* ∝ C^{fit.params[f'{letter}_exponent']:.3f}{words}"
-
-
-@styled
-def arm_differences(comparison: Comparison, *, title: str = "") -> Figure:
-    """Relative loss of one arm over another against size, one line a budget; below 0 the first arm is better."""
-    name = f"loss of {comparison.first} over {comparison.second}, %"
-    figure, axes = blank(title, "parameters N (backbone)", name)
-    pairs = pd.DataFrame(
-        [{"params": p.params, "flops": p.flops, "gap": p.loss / p.other_loss - 1} for p in comparison.pairs]
-    )
-    values = sorted(pairs["flops"].unique())
-    colours = ordered_colours(len(values))
-    for k, (value, colour) in enumerate(zip(values, colours, strict=False)):
-        part = pairs[pairs["flops"] == value].sort_values("params")
-        axes.plot(
-            part["params"],
-            100 * part["gap"],
-            marker=MARKS[k % len(MARKS)],
-            color=colour,
-            markersize=5,
-            linewidth=1.2,
-            label=f"{scientific(value)} FLOPs",
-        )
-    axes.axhline(0, color=INK, linewidth=1)
-    reach = 1.25 * max(0.05, float(100 * pairs["gap"].abs().max()))
-    low = -reach if (pairs["gap"] < 0).any() else -0.2 * reach
-    axes.set_ylim(low, reach if (pairs["gap"] > 0).any() else 0.2 * reach)
-    log_axis(axes, "x", float(pairs["params"].min()), float(pairs["params"].max()), with_unit)
-    axes.legend(ncols=2)
-    return figure
 
 
 def named_sizes(sizes: Sequence[float], most: int = 9) -> dict[float, str]:

@@ -1,12 +1,15 @@
-"""Files into rows: CSV with whatever delimiter, Parquet, folders of them, and our results folders."""
+"""Files into rows: CSV with whatever delimiter, JSON, Parquet, folders of them, and our results folders."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import json
 import re
 import warnings as python_warnings
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,12 +24,14 @@ OURS = {"schema_version", "trial_id", "samples", "flops", "loss"}
 
 _PARQUET = (".parquet", ".pq")
 _TEXT = (".csv", ".csv.gz", ".tsv", ".txt")
-_OTHER = (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".pkl", ".pickle", ".feather", ".npz", ".npy", ".h5", ".html")
+_JSON = (".jsonl", ".ndjson", ".json")
+_OTHER = (".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".feather", ".npz", ".npy", ".h5", ".html")
+_NAMED = "CSV, JSON lines or Parquet"
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def read_rows(path: Location, warnings: list[str]) -> tuple[pd.DataFrame, bool]:
-    """The rows of a results folder, a CSV or Parquet file, or a folder of them; and whether they are ours.
+    """The rows of a results folder, a CSV, JSON or Parquet file, or a folder of them; and whether they are ours.
 
     What had to be guessed (a delimiter, a decimal comma) is added to `warnings`.
 
@@ -34,9 +39,7 @@ def read_rows(path: Location, warnings: list[str]) -> tuple[pd.DataFrame, bool]:
         ValueError: there is no such file, or it cannot be read as one table; says what to do.
     """
     if not path.exists():
-        raise ValueError(
-            f"there is no table at {path}. Give a CSV or Parquet file, a folder of them, or a results folder."
-        )
+        raise ValueError(f"there is no table at {path}. Give a {_NAMED} file, a folder of them, or a results folder.")
     if path.is_dir():
         home = path.parent if path.name == "measurements" else path
         if (home / "measurements").is_dir():
@@ -55,9 +58,9 @@ def is_ours(frame: pd.DataFrame) -> bool:
 
 
 def _read_folder(path: Location, warnings: list[str]) -> pd.DataFrame:
-    files = sorted(f for f in entries(path) if f.name.lower().endswith((*_TEXT, *_PARQUET)))
+    files = sorted(f for f in entries(path) if f.name.lower().endswith((*_TEXT, *_JSON, *_PARQUET)))
     if not files:
-        raise ValueError(f"{path} holds no CSV or Parquet file and no measurements/ folder.")
+        raise ValueError(f"{path} holds no {_NAMED} file and no measurements/ folder.")
     frames = [_read_file(file, warnings) for file in files]
     for file, frame in zip(files, frames, strict=True):
         if set(frame.columns) != set(frames[0].columns):
@@ -72,11 +75,12 @@ def _read_folder(path: Location, warnings: list[str]) -> pd.DataFrame:
 def _read_file(path: Location, warnings: list[str]) -> pd.DataFrame:
     name = path.name.lower()
     if name.endswith(_OTHER):
-        raise ValueError(f"{path} is no CSV or Parquet file. Save the table as CSV or Parquet first.")
+        raise ValueError(f"{path} is no {_NAMED} file. Save the table as one of these first.")
     try:
-        frame = (
-            pd.read_parquet(io.BytesIO(path.read_bytes())) if name.endswith(_PARQUET) else _read_text(path, warnings)
-        )
+        if name.endswith(_PARQUET):
+            frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
+        else:
+            frame = _read_json(path) if name.endswith(_JSON) else _read_text(path, warnings)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path} could not be read as a table: {str(error).strip()}. Repair that line.") from error
     except (pa.ArrowException, OSError) as error:
@@ -88,9 +92,44 @@ def _read_file(path: Location, warnings: list[str]) -> pd.DataFrame:
     return frame
 
 
+def _read_json(path: Location) -> pd.DataFrame:
+    """JSON lines of one object a row; or one JSON list of such objects, or one object of equally long columns.
+
+    Objects within a row become columns named by their path, as `config.params`.
+    """
+    text = _text(path)
+    try:
+        table = json.loads(text)
+    except ValueError:
+        table = [_json_row(line, k, path) for k, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if isinstance(table, dict) and any(isinstance(column, list) for column in table.values()):
+        lengths = {name: len(column) if isinstance(column, list) else 1 for name, column in table.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{path} holds columns of other lengths ({lengths}); wanted a value for each row.")
+        return pd.DataFrame(table)
+    rows = [table] if isinstance(table, dict) else table
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} holds no rows: wanted a line for each run, as {_ROW}, or a list of such objects.")
+    if not rows:
+        raise ValueError(f"{path} is empty. Wanted a line for each run, as {_ROW}.")
+    return pd.json_normalize(rows)
+
+
+_ROW = '{"params": 1e6, "samples": 1e8, "flops": 6e14, "loss": 3.1}'
+
+
+def _json_row(line: str, number: int, path: Location) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} of {path} is no JSON ({error}). Repair that line.") from error
+
+
 def _read_text(path: Location, warnings: list[str]) -> pd.DataFrame:
     lines = _lines(path)
-    delimiter = _delimiter(lines, path)
+    named = re.fullmatch(r'"?sep=(.)"?', lines[0].strip())  # a first line by which Excel is told the delimiter
+    lines = lines[1:] if named and len(lines) > 1 else lines
+    delimiter = named[1] if named else _delimiter(lines, path)
     if delimiter != ("\t" if path.name.lower().endswith(".tsv") else ","):
         warnings.append(f"read with {_DELIMITERS.get(delimiter, 'spaces')} between columns")
     header = _fields(lines[0], delimiter)
@@ -123,21 +162,26 @@ def _read_text(path: Location, warnings: list[str]) -> pd.DataFrame:
 
 def _lines(path: Location) -> list[str]:
     """The lines of a text file but for blank ones and those that begin with #."""
+    lines = [line for line in _text(path).splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if not lines:
+        raise ValueError(f"{path} is empty. Wanted a line of column names and a row for each run.")
+    return lines
+
+
+def _text(path: Location) -> str:
+    """A text file: UTF-8, or UTF-16 where it begins with that mark, as Excel's Unicode text does."""
     raw = path.read_bytes()
     if path.name.lower().endswith(".gz"):
         import gzip
 
         raw = gzip.decompress(raw)
-    if b"\0" in raw[:4096] or raw[:2] == b"PK":
+    is_wide = raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    if raw[:2] == b"PK" or (b"\0" in raw[:4096] and not is_wide):
         raise ValueError(f"{path} is not plain text. Save the table as CSV (UTF-8) or Parquet first.")
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-16" if is_wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    if not lines:
-        raise ValueError(f"{path} is empty. Wanted a line of column names and a row for each run.")
-    return lines
 
 
 def _fields(line: str, delimiter: str) -> list[str]:

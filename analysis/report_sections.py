@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import report_page as page
+from analysis.arm_plots import arm_differences, compute_multiplier, learning_rate_fans
 from analysis.backtest import largest_budget, split_power
 from analysis.findings import ArmFindings, Findings
 from analysis.fitting import Fit
@@ -16,14 +17,11 @@ from analysis.isoflop import IsoflopFit
 from analysis.law_plots import (
     backtest_of_law,
     backtest_of_minima,
-    compute_multiplier,
     exponents_side_by_side,
-    learning_rate_fans,
     residual_panels,
 )
 from analysis.magnitudes import with_unit
 from analysis.plots import (
-    arm_differences,
     floor_profile,
     isoflop_curves,
     learning_rate_curves,

@@ -46,7 +46,7 @@ class RateTransfer:
 
     def plot(self) -> Figure:
         """Loss against learning rate by width, and the optima against width."""
-        from analysis.law_plots import learning_rate_fans
+        from analysis.arm_plots import learning_rate_fans
 
         return learning_rate_fans([self])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -96,18 +97,54 @@ def test_text_around_a_table_does_no_harm(tmp_path: Path, frame: pd.DataFrame) -
     same(read(tmp_path / "trailing.csv", "\n".join(line + "," for line in text.splitlines())), frame)
 
 
+def test_what_spreadsheets_write_is_read(tmp_path: Path, frame: pd.DataFrame) -> None:
+    same(read(tmp_path / "unicode.txt", frame.to_csv(index=False, sep="\t").encode("utf-16")), frame)
+    same(read(tmp_path / "sep.csv", "sep=;\n" + frame.to_csv(index=False, sep=";")), frame)
+
+
+def test_json_is_read_by_lines_rows_and_columns(tmp_path: Path, frame: pd.DataFrame) -> None:
+    lines = frame.to_json(orient="records", lines=True)
+    for name, text in (("a.jsonl", lines), ("b.ndjson", lines), ("c.json", frame.to_json(orient="records"))):
+        same(read(tmp_path / name, text), frame)
+    same(read(tmp_path / "d.json", json.dumps(frame.to_dict("list"))), frame)
+
+
+def test_names_with_a_path_are_known_by_their_end(tmp_path: Path, frame: pd.DataFrame) -> None:
+    rows = [
+        {
+            "config": {"params": r["params"], "tags": ["a"]},
+            "train": {"loss": 9.0, "tokens": r["samples"]},
+            "flops": r["flops"],
+        }
+        | {"eval": {"loss": r["loss"]}}
+        for r in frame.to_dict("records")
+    ]
+    table = read(tmp_path / "runs.jsonl", "\n".join(map(json.dumps, rows)))
+    same(table, frame)
+    assert table.columns == {
+        "params": "config.params", "samples": "train.tokens", "flops": "flops", "loss": "eval.loss"
+    }  # fmt: skip
+    trained = frame.rename(columns={"loss": "train/loss"})
+    with pytest.raises(ValueError, match="no column for loss"):
+        load_table(trained).rows("loss")
+
+
 BAD: list[tuple[str, str | bytes, str]] = [
     ("empty.csv", "", "is empty. Wanted a line of column names"),
     ("comments.csv", "# nothing\n\n", "is empty"),
     ("names.csv", "params,samples,flops,loss\n", "column names and nothing below them"),
     ("headerless.csv", "1e6,1e8,6e14,3.1\n2e6,1e8,1.2e15,3\n", "no header: its first line holds numbers"),
-    ("utf16.csv", "params,loss\n1,2\n".encode("utf-16"), "not plain text"),
+    ("utf16.csv", "params,loss\n1,2\n".encode("utf-16-le"), "not plain text"),
+    ("lines.jsonl", '{"params": 1, "loss": 2}\n{"params":\n', r"line 2 of .* is no JSON"),
+    ("words.jsonl", '"params"\n"loss"\n', "holds no rows: wanted a line for each run"),
+    ("none.json", "[]", "is empty"),
+    ("lengths.json", '{"params": [1, 2], "loss": [1]}', "columns of other lengths"),
     ("sheet.csv", b"PK\x03\x04" + b"x" * 50, "not plain text"),
     ("latin.csv", "modèle,loss\na,1\n".encode("latin-1"), "not UTF-8 text"),
     ("ragged.csv", "params,samples,flops,loss\n1,2,3,4\n1,2,3,4,5,6\n", "Expected 4 fields in line 3, saw 6"),
     ("twice.csv", "params,samples,loss,loss\n1,2,3,4\n", "has the column 'loss' more than once"),
     ("broken.parquet", b"no parquet", "could not be read as a table"),
-    ("table.xlsx", b"PK", "is no CSV or Parquet file"),
+    ("table.xlsx", b"PK", "is no CSV, JSON lines or Parquet file"),
     ("words.csv", "params,samples,flops,loss\na,b,c,d\n", r"column 'params' holds no numbers \(first: a\)"),
     ("truth.csv", "params,samples,flops,loss\n1,1,6,True\n", r"column 'loss' holds no numbers \(first: True\)"),
     (
@@ -169,6 +206,8 @@ def test_mixed_units_are_doubted(frame: pd.DataFrame) -> None:
         ("guidance", (1.0, 1.5), "fid", "guidance scales"),
         ("eval_samples", (5000, 50000), "fd", "numbers of evaluated samples"),
         ("fd_encoder", ("dinov2", "clip"), "fd", "FD encoders"),
+        ("fd_encoder_digest", ("3fa8", "77c1"), "fd", "weights of FD encoders"),
+        ("fd_encoder_digest", ("3fa8", "77c1"), "fid", "weights of FD encoders"),
     ],
 )
 def test_rows_that_no_law_describes_are_refused_unless_forced(
