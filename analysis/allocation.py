@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from analysis.bootstrap import Interval, interval
+from analysis.bootstrap import Interval, interval, reaching
 from analysis.fitting import NUM_RESAMPLES, Fit, fit_power
 from analysis.frontier import budget_of, frontier, is_isoflop
 from analysis.isoflop import IsoflopFit
@@ -95,8 +95,8 @@ def law_optimum(
 
 
 def allocate_surface(fit: Fit, cost: CostRelation, target_flops: float | None) -> Allocation:
-    """The allocation of a fitted surface, or of another law of params and samples."""
-    if not fit.succeeded:
+    """The allocation of a fitted surface, or of another law of params and samples; empty of a degenerate one."""
+    if not fit.succeeded or fit.is_degenerate:
         return Allocation(approach=fit.law.name, flops=target_flops)
     names = ("N_exponent", "D_exponent") + (("params", "samples", "samples_per_param", "loss") if target_flops else ())
     at = target_flops or 1.0
@@ -105,7 +105,7 @@ def allocate_surface(fit: Fit, cost: CostRelation, target_flops: float | None) -
     return Allocation(
         approach=fit.law.name,
         flops=target_flops,
-        ci95={name: interval(draws[name]) if draws else None for name in names},
+        ci95={name: reaching(interval(draws[name]), float(values[name])) if draws else None for name in names},
         **{name: float(values[name]) for name in names},
     )
 

@@ -80,6 +80,11 @@ def interval(draws: Array) -> Interval | None:
     return float(low), float(high)
 
 
+def reaching(band: Interval | None, value: float | None) -> Interval | None:
+    """An interval that holds its estimate: where resamples lie to one side of it, it reaches to it."""
+    return band if band is None or value is None else (min(band[0], value), max(band[1], value))
+
+
 def intervals(draws: Mapping[str, Array]) -> dict[str, Interval | None]:
     """The interval of each name."""
     return {name: interval(values) for name, values in draws.items()}

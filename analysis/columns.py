@@ -201,6 +201,7 @@ def others_like(found: Mapping[str, str], frame: pd.DataFrame, quantity: str) ->
 def missing_columns(missing: list[str], choice: str, frame: pd.DataFrame, used: Mapping[str, str]) -> str:
     """Why no column serves for some quantities: which columns there are, those of no numbers, and the nearest names;
     and what to do."""
+    logs = [str(name) for name in frame.columns if re.match(r"(log|ln)[0-9]*[_ (]", str(name).lower())]
     empty = [text for q in missing if (text := without_numbers(q, choice, frame))]
     if empty:
         return f"{' '.join(empty)} Write plain numbers there, as 2.5, 1.3e9 or 1.3B."
@@ -212,6 +213,8 @@ def missing_columns(missing: list[str], choice: str, frame: pd.DataFrame, used: 
     wanted = tuple(name for key in names for name in known[key])
     spare = [str(name) for name in frame.columns if name not in used.values()]
     what = f"column for {' or '.join(names)} (tried {tried})"
+    if logs:
+        named = f"Logarithms ({', '.join(logs[:4])}) are not read: write the numbers themselves. {named}"
     return f"{no_column(what, wanted, list(map(str, frame.columns)), spare)} {named}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from analysis.bootstrap import Interval, intervals
+from analysis.bootstrap import Interval, intervals, reaching
 from analysis.laws import Array
 
 
@@ -34,8 +34,4 @@ class Estimate:
         if not self.draws:
             return dict.fromkeys(self.params)
         found = intervals(self.draws)
-        return {name: _reaching(band, self.params.get(name)) for name, band in found.items()}
-
-
-def _reaching(band: Interval | None, value: float | None) -> Interval | None:
-    return band if band is None or value is None else (min(band[0], value), max(band[1], value))
+        return {name: reaching(band, self.params.get(name)) for name, band in found.items()}

@@ -252,8 +252,8 @@ def _surface_exponent(fit: Fit, frame: pd.DataFrame) -> tuple[float, Interval | 
     if not fit.succeeded:
         return None
     allocation = allocate_surface(fit, CostRelation.of(frame), None)
-    assert allocation.N_exponent is not None
-    return allocation.N_exponent, allocation.ci95.get("N_exponent")
+    exponent = allocation.N_exponent
+    return None if exponent is None else (exponent, allocation.ci95.get("N_exponent"))
 
 
 def _others(number: int) -> list[str]:

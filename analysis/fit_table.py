@@ -348,7 +348,12 @@ def _warn_noise(fit: Fit, x: np.ndarray, y: np.ndarray, sd: np.ndarray | None, w
 
 
 def _warn_extrapolation(target: float | None, flops: np.ndarray, tests: list[Backtest], warnings: list[str]) -> None:
-    largest = float(flops.max())
+    largest, smallest = float(flops.max()), float(flops.min())
+    if target is not None and target < smallest / EXTRAPOLATION:
+        warnings.append(
+            f"the target is {smallest / target:.3g} times less than the smallest budget ({smallest:.3g} FLOPs): no "
+            "back-test speaks for a law there; are the target and the table in the same unit?"
+        )
     if target is not None and target > EXTRAPOLATION * largest:
         errors = ", ".join(f"{test.what} by {test.error:+.1%}" for test in tests)
         proof = (

@@ -11,7 +11,7 @@ import numpy as np
 from analysis.bootstrap import Interval
 from analysis.estimate import Estimate
 from analysis.floors import FloorProfile, compared, flat_to_zero, profile_floor, why_refused
-from analysis.laws import EXPONENT_BOUNDS, TINY, Array, Law, PowerLaw, PowerSum
+from analysis.laws import EXPONENT_BOUNDS, TINY, Array, Law, PowerLaw, PowerSum, rise_together
 from analysis.likelihood import profile_intervals
 from analysis.points import Points
 from analysis.projection import hoffmann_starts, projected_starts
@@ -21,6 +21,8 @@ from analysis.uncertainty import Method, choose_method, resample
 
 NUM_RESAMPLES = 1000
 NUM_STARTS = 12
+MOST_START_POINTS = 10_000
+"""Of more, an even choice serves to find the starts; all count in what is minimised from there."""
 NUM_GRID_STARTS = 100
 """Of the grid of Hoffmann et al., those of lowest objective that are solved."""
 
@@ -31,6 +33,8 @@ class Fit(Estimate):
 
     law: Law
     objective: float | None = None
+    is_degenerate: bool = False
+    """Whether a term vanished, an exponent ended at its bound, or terms cannot be told apart: no N* follows from it."""
     bands: dict[str, Interval] = field(default_factory=dict)
     """95% intervals of parameters that come from no draws: those of profiles."""
     is_normal: bool = False
@@ -90,7 +94,8 @@ class Fit(Estimate):
             away = drawn - value if linear else np.log(np.maximum(drawn, TINY) / max(value, TINY))
             for name, before in middle.items():
                 total[name] = total[name] + ((np.log(moved[name]) - before) / step)[..., None] * away
-        return {name: np.exp(value) for name, value in total.items()}
+        with np.errstate(over="ignore"):
+            return {name: np.exp(value) for name, value in total.items()}
 
 
 def _hull(one: Interval | None, two: Interval | None) -> Interval | None:
@@ -126,7 +131,7 @@ def fit_law(
             ratios matter; how large the noise is, residuals tell.
         identify: whether to ask if the data identify a law of several variables, which takes longer than the estimate.
 
-    A fit that cannot be made is returned as a value: too few points leave `params` empty.
+    A fit that cannot be made is returned as a value: too few points, or one y at all of them, leave `params` empty.
 
     Raises:
         ValueError: recipe hoffmann of a law that is no sum of powers.
@@ -136,15 +141,21 @@ def fit_law(
         return Fit(law=law, params={}, outcome="too_few_points", reason=missing, num_points=len(y))
     points = Points.of(law, x, y, trials, floor, sd)
     problem, delta = points.problem(), delta_of(recipe)
-    thetas, objectives = _solve_once(problem, _starts(points, problem, recipe), delta)
+    starts = _starts(points, problem, recipe)
+    if np.ptp(points.log_y) < 1e-12:
+        reason = f"y is {y[0]:.6g} at every point: nothing falls"
+        return Fit(law=law, params={}, outcome="not_identified", reason=reason, num_points=len(y))
+    thetas, objectives = _solve_once(problem, starts, delta)
     best = int(np.argmin(objectives))
     close = objectives <= objectives[best] * (1 + 1e-6) + 1e-6 * HUBER_DELTA**2
+    degenerate = _degenerate(points, thetas[best], problem)
     outcome, reason = _outcome(points, thetas[best], problem, float(close.mean()))
     fit = Fit(
         law=law,
         params={name: float(value) for name, value in points.params(thetas[best]).items()},
-        outcome=outcome,
-        reason=reason,
+        outcome="at_bound" if degenerate else outcome,
+        reason=degenerate or reason,
+        is_degenerate=degenerate is not None,
         starts_agree=float(close.mean()),
         num_points=len(points),
         objective=float(objectives[best]),
@@ -157,7 +168,7 @@ def fit_law(
 
 def _starts(points: Points, problem: Problem, recipe: Recipe) -> Array:
     if recipe != "hoffmann":
-        return projected_starts(problem, NUM_STARTS)
+        return projected_starts(problem.thinned(MOST_START_POINTS), NUM_STARTS)
     if not isinstance(points.law, PowerSum):
         raise ValueError(f"recipe 'hoffmann' is of sums of powers; {points.law.equation} is none. Use varpro.")
     grid = points.law.shift(hoffmann_starts(points.law), -points.x_mean, -points.y_mean)
@@ -179,24 +190,31 @@ def _method(points: Points, recipe: Recipe, interval: IntervalMethod) -> Method:
     return "pairs" if recipe == "hoffmann" else choose_method(points.num_trials, points.num_free, len(points))
 
 
-def _outcome(points: Points, theta: Array, problem: Problem, agree: float) -> tuple[str, str | None]:
-    """Whether the optimum lies inside the box, and whether starts found it together."""
-    law = points.law
-    ends = zip(law.theta_names, theta, problem.low, problem.high, strict=True)
-    edge = [name for name, t, a, b in ends if b > a and (t - a < 1e-6 or b - t < 1e-6)]
+def _degenerate(points: Points, theta: Array, problem: Problem) -> str | None:
+    """That an exponent, a rate or a term ended at the edge of the box, in words; None where all lie within."""
+    law, edge = points.law, _at_edge(points, theta, problem)
     exponents = [name for name in edge if name in law.exponents]
     if exponents:
         low, high = EXPONENT_BOUNDS
         flat = all(theta[law.theta_names.index(name)] < 2 * low for name in exponents)
         why = ": y does not fall as a power there" if flat else ""
-        return "at_bound", f"{', '.join(exponents)} ended at the edge of {low:g} to {high:g}{why}"
+        return f"{', '.join(exponents)} ended at the edge of {low:g} to {high:g}{why}"
     rates = [name for name in edge if name in law.rates]
     if rates:
-        return "at_bound", f"{', '.join(rates)} ended at the edge of its range"
+        return f"{', '.join(rates)} ended at the edge of its range"
     terms = [name for name in edge if name in law.coefficients]
-    if terms:
-        return "at_bound", f"the term with {', '.join(terms)} vanished"
-    if law.floor in edge and len(law.variables) > 1:
+    return f"the term with {', '.join(terms)} vanished" if terms else None
+
+
+def _at_edge(points: Points, theta: Array, problem: Problem) -> list[str]:
+    ends = zip(points.law.theta_names, theta, problem.low, problem.high, strict=True)
+    return [name for name, t, a, b in ends if b > a and (t - a < 1e-6 or b - t < 1e-6)]
+
+
+def _outcome(points: Points, theta: Array, problem: Problem, agree: float) -> tuple[str, str | None]:
+    """Whether the floor lies inside its range, and whether starts found the optimum together."""
+    law = points.law
+    if law.floor in _at_edge(points, theta, problem) and len(law.variables) > 1:
         where = "0" if theta[0] - problem.low[0] < 1e-6 else "the largest value that the points leave it"
         return "at_bound", f"{law.floor} ended at {where}"
     if agree < 0.2:
@@ -209,8 +227,7 @@ def _with_draws(
 ) -> Fit:
     """The fit with resampled parameters, each resample solved from the estimate."""
     draws = resample(points, theta, method, num_resamples, delta, seed)
-    normal = method in ("profile", "delta")
-    fit = replace(fit, draws=points.params(draws.theta), rule=draws.words, is_normal=normal)
+    fit = replace(fit, draws=points.params(draws.theta), rule=draws.words, is_normal=draws.is_normal)
     if method == "profile":
         words = f"95% profile likelihood of each parameter; of predictions and exponents of N* {draws.words[4:]}"
         return replace(fit, bands=profile_intervals(points, theta), rule=words)
@@ -278,10 +295,11 @@ def _held(fit: Fit, floor: float, smallest: float) -> Fit:
 
 
 def _check_identification(fit: Fit, points: Points, theta: Array, x: Array) -> Fit:
-    """Not identified: terms that rise together, a floor that may be 0, resamples that run to the bounds."""
+    """Not identified: terms that do not vary apart, a floor that may be 0, resamples that run to the bounds."""
     blind = fit.law.blind_spot(x, fit.params)
     if blind:
-        return replace(fit, outcome="not_identified", reason=blind)
+        apart = rise_together(x[:, :2], fit.law.variables[:2]) is None
+        return replace(fit, outcome="not_identified", reason=blind, is_degenerate=fit.is_degenerate or not apart)
     if fit.outcome != "converged":
         return fit
     if fit.law.floor:

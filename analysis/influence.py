@@ -71,7 +71,7 @@ def law_influence(
     fit: Fit, x: Array, y: Array, frame: pd.DataFrame, delta: float = HUBER_DELTA, sd: Array | None = None
 ) -> list[Influence]:
     """Of a law's exponents; `frame` has row and perhaps trial_id of the points. Empty where there is no fit."""
-    if not fit.succeeded:
+    if not fit.succeeded or fit.is_degenerate:
         return []
     again = Refitter(fit, x, y, delta, sd)
     exponents = {name: fit.params[name] for name in fit.law.exponents}
@@ -157,7 +157,7 @@ def _influence(
     names = _unit_names(frame, units)
     if len(names) < 3:
         return []
-    chosen = _candidates(shifts, units, len(names), min(MOST_REFITS, max(40, MOST_CELLS // len(units))))
+    chosen = _candidates(shifts, units, len(names), min(MOST_REFITS, max(6, MOST_CELLS // len(units))))
     alone = refit(_without(units, [(unit,) for unit in chosen]))
     found = []
     for name, value in exponents.items():

@@ -28,6 +28,7 @@ class KaplanLaw(Law):
     pairs = ((0, 0), (1, 1))
     floor = None
     params = ("N_c", "D_c", "alpha_N", "alpha_D")
+    entangled = coefficients
     identified_by = "sizes and samples that vary apart from one another, where either of them limits the loss"
 
     def log_y(self, theta: Array, log_x: Array) -> Array:

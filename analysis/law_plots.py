@@ -64,12 +64,8 @@ def surface_contours(
     drawn = axes.contour(C, N, loss, levels=levels, colors=GREY, linewidths=0.8, zorder=2)
     shade = axes.scatter(rows["flops"], rows["params"], c=rows["loss"], cmap="viridis_r", zorder=3, **dense(len(rows)))
     shade.set_clim(bottom, top)
-    grid = np.geomspace(low_c, high_c, 60)
-    best = law_optimum(fit.law.name, fit.params, cost, grid)["params"]
-    axes.plot(grid, best, color=ORANGE, linewidth=2.2, zorder=5, path_effects=HALO, label="best size N*(C)")
-    if fit.draws:
-        each = law_optimum(fit.law.name, {k: v[:, None] for k, v in fit.draws.items()}, cost, grid)["params"]
-        axes.fill_between(grid, *np.nanpercentile(each, [2.5, 97.5], axis=0), color=ORANGE, alpha=0.25, linewidth=0)
+    if not fit.is_degenerate:
+        _ridge(axes, fit, cost, np.geomspace(low_c, high_c, 60))
     log_axis(axes, "x", low_c, high_c, scientific)
     log_axis(axes, "y", low_n, high_n, with_unit)
     axes.clabel(drawn, fmt="%.3g", fontsize=7.5, inline_spacing=2)
@@ -77,9 +73,19 @@ def surface_contours(
     bar.set_label(quantity, color=INK)
     bar.outline.set_visible(False)
     bar.solids.set_alpha(1)  # type: ignore[union-attr]
-    axes.legend(loc="upper left")
+    if not fit.is_degenerate:
+        axes.legend(loc="upper left")
     note(axes, words, "right")
     return figure
+
+
+def _ridge(axes: Axes, fit: Fit, cost: CostRelation, grid: Array) -> None:
+    """N*(C) with its band."""
+    best = law_optimum(fit.law.name, fit.params, cost, grid)["params"]
+    axes.plot(grid, best, color=ORANGE, linewidth=2.2, zorder=5, path_effects=HALO, label="best size N*(C)")
+    if fit.draws:
+        each = law_optimum(fit.law.name, {k: v[:, None] for k, v in fit.draws.items()}, cost, grid)["params"]
+        axes.fill_between(grid, *np.nanpercentile(each, [2.5, 97.5], axis=0), color=ORANGE, alpha=0.25, linewidth=0)
 
 
 @styled

@@ -51,6 +51,8 @@ class Law(ABC):
     """Names in the order in which they are reported."""
     identified_by: str
     """What runs a table needs for this law, in words."""
+    entangled: ClassVar[tuple[str, ...]] = ()
+    """Parameters that follow from several entries of theta: a profile of one entry says nothing of them."""
     rates: ClassVar[tuple[str, ...]] = ()
     """Further positive parameters, in the units of no variable."""
 
@@ -160,7 +162,10 @@ def rise_together(x: Array, names: tuple[str, ...]) -> str | None:
     centred = np.log(x) - np.log(x).mean(axis=0)
     if np.linalg.svd(centred, compute_uv=False)[-1] >= 0.02 * np.sqrt(len(x)):
         return None
-    return f"{' and '.join(names)} rise together, so their terms cannot be told apart; vary one while the other stays"
+    return (
+        f"{' and '.join(names)} do not vary apart, as one is a power of the other, and their terms cannot be told "
+        "apart; vary one while the other stays"
+    )
 
 
 class PowerSum(Law):

@@ -94,7 +94,8 @@ def profile_intervals(points: Points, theta: Array) -> dict[str, tuple[float, fl
     low, high = likelihood.theta.copy(), likelihood.theta.copy()
     low[free], high[free] = np.minimum(ends[::2], start[free]), np.maximum(ends[1::2], start[free])
     below, above = raw.params(low), raw.params(high)
-    return {name: (float(below[name]), float(above[name])) for name in points.law.params}
+    own = [name for name in points.law.params if name not in points.law.entangled]
+    return {name: (float(below[name]), float(above[name])) for name in own}
 
 
 def _wide(problem: Problem) -> Problem:

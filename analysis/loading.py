@@ -51,6 +51,9 @@ CENSORED = frozenset({"stopped", "early_stopped", "stopped_early", "censored", "
 LEAST_COST = 0.05
 """FLOPs for each parameter and sample below which the unit of FLOPs is doubted: a dense model spends 6 on a token."""
 
+MOST_COST = 1e9
+"""The same above which it is doubted: of a video of a million tokens a sample costs some 6e6."""
+
 WIDEST = {"params": 1e6, "samples": 1e6, "flops": 1e12, "loss": 1e3}
 """Largest over smallest value of a quantity beyond which its unit is doubted."""
 
@@ -173,10 +176,10 @@ def load_table(
     if not len(raw):
         raise ValueError(f"{name} has no rows to fit: it has column names and nothing below them.")
     found, quantity = find_columns(raw, columns, quantity)
-    everything = raw.assign(**{"row number": np.arange(1, len(raw) + 1)})
+    everything = _filled(raw.assign(**{"row number": np.arange(1, len(raw) + 1)}), raw, warnings)
     if arm is not None:
         everything = _select_arm(everything, arm)
-    everything = _drop_duplicates(everything, warnings)
+    everything = _drop_duplicates(everything, found.get("loss"), warnings)
     frame = _frame(everything, found, warnings)
     if not ours:
         warnings += others_like(found, raw, quantity)
@@ -240,7 +243,16 @@ def _select_arm(raw: pd.DataFrame, arm: str) -> pd.DataFrame:
     return raw[raw["arm"].astype(str) == arm]
 
 
-def _drop_duplicates(raw: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
+def _filled(everything: pd.DataFrame, raw: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
+    """The rows that hold anything: spreadsheets leave empty ones below a table."""
+    empty = raw.isna().all(axis=1)
+    if not empty.any():
+        return everything
+    warnings.append(f"{_count(int(empty.sum()), 'empty row')} left out")
+    return everything[~empty]
+
+
+def _drop_duplicates(raw: pd.DataFrame, loss: str | None, warnings: list[str]) -> pd.DataFrame:
     keys = ["trial_id", "samples"]
     known = set(keys) <= set(raw.columns)
     if known:
@@ -250,6 +262,9 @@ def _drop_duplicates(raw: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
         kept = raw[~_comparable(raw.drop(columns="row number")).duplicated()]
     if len(kept) < len(raw):
         what = "same trial and samples" if known else "identical rows"
+        others = int((raw.groupby(keys, dropna=False)[loss].nunique() > 1).sum()) if known and loss is not None else 0
+        if others and "attempt" not in raw:
+            what += f"; {others} of them measured twice with different {loss}: the last row counts"
         warnings.append(f"{_count(len(raw) - len(kept), 'duplicate')} dropped ({what})")
     return kept
 
@@ -338,6 +353,11 @@ def _doubts(frame: pd.DataFrame, wanted: tuple[str, ...]) -> list[str]:
         if np.isfinite(cost).all() and np.median(cost) < LEAST_COST:
             said.append(
                 f"flops are {np.median(cost):.1e} times params samples, less than any model spends: is flops in FLOPs?"
+            )
+        if np.isfinite(cost).all() and np.median(cost) > MOST_COST:
+            said.append(
+                f"flops are {np.median(cost):.1e} times params samples, more than any model spends: are all three in "
+                "plain units?"
             )
         for name, values in (("params", N), ("samples", D)):
             if name in wanted and (values < 1).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -38,7 +39,9 @@ def with_unit(value: float) -> str:
 
 
 def scientific(value: float) -> str:
-    """A positive magnitude: 2.5×10¹⁰."""
+    """A magnitude: 2.5×10¹⁰. 0 and what is not finite stand as they are."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
     mantissa = mantissa.removesuffix(".0")

@@ -103,6 +103,19 @@ class Points:
         """Log residuals of theta (p,), each over its point's `noise`, shape (n,)."""
         return np.asarray((self.log_y - self.fitted(theta)) / self.noise)
 
+    def first_order(self, theta: Array, delta: float) -> Array:
+        """First-order change of theta (p,) that each point makes by being there, shape (n, p).
+
+        The infinitesimal jackknife of an M-estimator (Hampel, Ronchetti, Rousseeuw and Stahel 1986, section 6.3). Few
+        points lie within a small Huber threshold, so the curvature takes their expected share under normal residuals.
+        """
+        r = self.residuals(theta)
+        J = self.law.gradient(theta[None], self.log_x)[0] / self.noise[:, None]
+        scale = max(1.4826 * float(np.median(np.abs(r))), 1e-12)
+        share = special.erf(delta / scale / np.sqrt(2))
+        psi = np.clip(r, -delta, delta)
+        return np.asarray((psi[:, None] * J) @ np.linalg.pinv(share * J.T @ J))
+
     def uncentred(self) -> Points:
         """The same with log x from 0, where every reported parameter is an entry of theta (or its log, up to a shift).
 

@@ -129,9 +129,17 @@ def _read_text(path: Location, warnings: list[str]) -> pd.DataFrame:
     lines = _lines(path)
     named = re.fullmatch(r'"?sep=(.)"?', lines[0].strip())  # a first line by which Excel is told the delimiter
     lines = lines[1:] if named and len(lines) > 1 else lines
+    titles = _num_titles(lines)
+    if titles:
+        warnings.append(
+            f"{titles} line{'s' * (titles > 1)} above the column names left out: {lines[0].strip(' ,;|')!r}"
+        )
+        lines = lines[titles:]
     delimiter = named[1] if named else _delimiter(lines, path)
     if delimiter != ("\t" if path.name.lower().endswith(".tsv") else ","):
         warnings.append(f"read with {_DELIMITERS.get(delimiter, 'spaces')} between columns")
+    if delimiter == "|":  # the rule below the header of a Markdown table
+        lines = [line for line in lines if not re.fullmatch(r"[\s|:-]+", line)]
     header = _fields(lines[0], delimiter)
     if all(np.isfinite(number_of(field)) for field in header):
         raise ValueError(
@@ -182,6 +190,14 @@ def _text(path: Location) -> str:
         return raw.decode("utf-16" if is_wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+
+
+def _num_titles(lines: list[str]) -> int:
+    """Lines above the column names that hold one field at most, as a spreadsheet's title does."""
+    for k, line in enumerate(lines[:20]):
+        if any(sum(map(bool, _fields(line, delimiter))) > 1 for delimiter in _DELIMITERS):
+            return k
+    return 0
 
 
 def _fields(line: str, delimiter: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from analysis.fitting import Fit
 from analysis.laws import Array
@@ -42,17 +41,8 @@ class Refitter:
         return self.points.residuals(self.theta)
 
     def one_step(self) -> dict[str, Array]:
-        """First-order change of each exponent when a row is left out, shape (n,).
-
-        The infinitesimal jackknife of an M-estimator (Hampel, Ronchetti, Rousseeuw and Stahel 1986, section 6.3). Few
-        rows lie within a small Huber threshold, so the curvature takes their expected share under normal residuals.
-        """
-        r = self.residuals
-        J = self.law.gradient(self.theta[None], self.log_x)[0] / self.points.noise[:, None]
-        scale = max(1.4826 * float(np.median(np.abs(r))), 1e-12)
-        share = special.erf(self.delta / scale / np.sqrt(2))
-        psi = np.clip(r, -self.delta, self.delta)
-        moved = -(psi[:, None] * J) @ np.linalg.pinv(share * J.T @ J)
+        """First-order change of each exponent when a row is left out, shape (n,)."""
+        moved = -self.points.first_order(self.theta, self.delta)
         names = self.law.theta_names
         return {name: moved[:, names.index(name)] for name in self.law.exponents}
 

@@ -17,7 +17,7 @@ def spent(findings: Findings) -> str:
     if not len(rows):
         return "no measurements yet"
     return (
-        f"{len(rows)} measurements of {rows['trial_id'].nunique()} trials · {_magnitude(_flops_spent(rows))} training "
+        f"{len(rows)} measurements of {rows['trial_id'].nunique()} trials · {scientific(_flops_spent(rows))} training "
         f"FLOPs · {duration(_hours(rows))} of device time"
     )
 
@@ -77,17 +77,9 @@ def _run_row(findings: Findings, arm: ArmFindings) -> list[str]:
         f"{trials} of {len(planned)}" if planned else str(trials),
         f"{len(rows) - arm.num_diverged}" + (f" of {milestones}" if milestones else ""),
         f'<span class="diverged">{arm.num_diverged}</span>' if arm.num_diverged else "0",
-        _magnitude(_flops_spent(rows)) + (f" of {scientific(flops)}" if flops else ""),
+        scientific(_flops_spent(rows)) + (f" of {scientific(flops)}" if flops else ""),
         duration(_hours(rows)),
     ]
-
-
-def _span(values: list[str]) -> str:
-    return f"{len(values)}: {values[0]} to {values[-1]}" if len(values) > 1 else values[0]
-
-
-def _magnitude(value: float) -> str:
-    return scientific(value) if value > 0 else "0"
 
 
 def _totals(findings: Findings) -> list[str]:
@@ -140,10 +132,10 @@ def cost_tables(findings: Findings) -> list[str]:
 
 def _shares(row: pd.Series) -> list[str]:
     spent = float(row["flops_spent"])
-    cells = [_magnitude(spent)]
+    cells = [scientific(spent)]
     for name in list(ACCOUNTS)[1:]:
         share = f" ({row[name] / spent:.1%})" if spent > 0 and row[name] > 0 else ""
-        cells.append(_magnitude(float(row[name])) + share)
+        cells.append(scientific(float(row[name])) + share)
     return cells
 
 

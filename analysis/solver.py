@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,16 @@ class Problem:
             high=self.high if self.high.ndim == 1 else self.high[index],
             noise=self.noise,
         )
+
+    def thinned(self, most: int) -> Problem:
+        """The problem of one table through `most` of its points at most, evenly chosen along the table."""
+        n = self.log_x.shape[0]
+        if n <= most:
+            return self
+        kept = np.linspace(0, n - 1, most).astype(np.int64)
+        noise = self.noise if len(self.noise) == 1 else self.noise[kept]
+        chosen = {"log_x": self.log_x[kept], "log_y": self.log_y[:, kept], "weights": self.weights[:, kept]}
+        return replace(self, noise=noise, **chosen)
 
     def expansion(self, delta: float) -> Expansion:
         """Of the objective with a threshold of `delta` times the noise."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from analysis import uncertainty
 from analysis.bootstrap import interval, pair_weights, residual_draws
 from analysis.fitting import fit_law
 from analysis.laws import PowerLaw
@@ -57,3 +59,26 @@ def test_residuals_of_a_trial_stay_together() -> None:
 def test_no_interval_from_resamples_that_mostly_failed() -> None:
     assert interval(np.array([1.0] * 30 + [np.nan] * 70)) is None
     assert interval(np.linspace(0, 1, 1001)) == (0.025, 0.975)
+
+
+@pytest.mark.parametrize("per_trial", [1, 4])
+def test_pairs_of_big_tables_are_those_of_refits_to_first_order(
+    monkeypatch: pytest.MonkeyPatch, per_trial: int
+) -> None:
+    """The rule for tables too big to be refitted, beside the refits that it stands for."""
+    rng = np.random.default_rng(0)
+    flops, trials = np.geomspace(1e17, 1e20, 1200), np.arange(1200) // per_trial
+    noise = 0.004 * rng.standard_normal(1200) + 0.004 * rng.standard_normal(1200)[trials]
+    loss = 40 * flops**-0.06 * np.exp(noise)
+
+    def width(name: str) -> float:
+        fit = fit_law(
+            PowerLaw(has_floor=False), flops[:, None], loss, trials=trials, interval="pairs", num_resamples=600
+        )
+        band = fit.ci95[name]
+        assert band is not None
+        return band[1] - band[0]
+
+    refitted = {name: width(name) for name in ("A", "beta")}
+    monkeypatch.setattr(uncertainty, "MOST_POINTS", 1000)
+    assert {name: width(name) for name in refitted} == pytest.approx(refitted, rel=0.15)

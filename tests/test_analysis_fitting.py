@@ -66,7 +66,7 @@ def test_a_surface_along_one_line_is_not_identified() -> None:
     N = np.geomspace(1e6, 1e9, 12)
     fit = fit_law(SurfaceLaw(), np.stack([N, 20 * N], axis=-1), 0.3 + 40 / N**0.29 + 300 / (20 * N) ** 0.36)
     assert fit.outcome == "not_identified"
-    assert "rise together" in str(fit.reason)
+    assert "do not vary apart" in str(fit.reason)
 
 
 def test_one_outlier_neither_moves_the_law_nor_hides_its_floor() -> None:
@@ -81,3 +81,9 @@ def test_losses_that_rise_with_compute_end_at_a_bound() -> None:
     fit = fit_power(BUDGETS, BUDGETS**0.1, num_resamples=0)
     assert fit.outcome == "at_bound"
     assert "beta ended at the edge" in str(fit.reason)
+
+
+def test_one_loss_everywhere_is_no_law() -> None:
+    fit = fit_power(BUDGETS, np.full(len(BUDGETS), 2.0))
+    assert (fit.outcome, fit.params) == ("not_identified", {})
+    assert fit.reason == "y is 2 at every point: nothing falls"

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.loading import Table, load_table
-from analysis.magnitudes import number_of
+from analysis.magnitudes import number_of, scientific
 
 
 @pytest.fixture
@@ -52,6 +52,13 @@ def same(table: Table, frame: pd.DataFrame) -> None:
 )
 def test_numbers_as_people_write_them(text: str, value: float) -> None:
     assert number_of(text) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2.54e10, "2.5×10¹⁰"), (1e18, "10¹⁸"), (3e-4, "3×10⁻⁴"), (0.0, "0"), (np.nan, "nan")]
+)
+def test_magnitudes_as_people_read_them(value: float, text: str) -> None:
+    assert scientific(value) == text
 
 
 @pytest.mark.parametrize(
@@ -102,6 +109,25 @@ def test_what_spreadsheets_write_is_read(tmp_path: Path, frame: pd.DataFrame) ->
     same(read(tmp_path / "sep.csv", "sep=;\n" + frame.to_csv(index=False, sep=";")), frame)
 
 
+def test_what_spreadsheets_leave_around_a_table_is_left_out_and_said(tmp_path: Path, frame: pd.DataFrame) -> None:
+    titled = read(tmp_path / "titled.csv", "Runs of May,,,\n,,,\n" + frame.to_csv(index=False) + ",,,\n")
+    same(titled, frame)
+    assert {"2 lines above the column names left out: 'Runs of May'", "1 empty row left out"} <= set(titled.warnings)
+    rows = [f"| {' | '.join(f'{value:.12g}' for value in row)} |" for row in frame.to_numpy()]
+    markdown = "\n".join([f"| {' | '.join(frame.columns)} |", "|---|---:|:---|---|", *rows])
+    same(read(tmp_path / "table.txt", markdown), frame)
+
+
+def test_a_trial_measured_twice_with_other_losses_is_told(frame: pd.DataFrame) -> None:
+    twice = pd.concat([frame.assign(trial_id=range(16)), frame.assign(trial_id=range(16), loss=2 * frame["loss"])])
+    table = load_table(twice)
+    np.testing.assert_allclose(table.frame["loss"], 2 * frame["loss"])
+    (told,) = [text for text in table.warnings if "duplicates" in text]
+    assert told.startswith(
+        "16 duplicates dropped (same trial and samples; 16 of them measured twice with different loss"
+    )
+
+
 def test_json_is_read_by_lines_rows_and_columns(tmp_path: Path, frame: pd.DataFrame) -> None:
     lines = frame.to_json(orient="records", lines=True)
     for name, text in (("a.jsonl", lines), ("b.ndjson", lines), ("c.json", frame.to_json(orient="records"))):
@@ -114,9 +140,9 @@ def test_names_with_a_path_are_known_by_their_end(tmp_path: Path, frame: pd.Data
         {
             "config": {"params": r["params"], "tags": ["a"]},
             "train": {"loss": 9.0, "tokens": r["samples"]},
+            "eval": {"loss": r["loss"]},
             "flops": r["flops"],
         }
-        | {"eval": {"loss": r["loss"]}}
         for r in frame.to_dict("records")
     ]
     table = read(tmp_path / "runs.jsonl", "\n".join(map(json.dumps, rows)))
@@ -152,6 +178,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
         "params,samples,flops,los\n1,1,6,2\n",
         r"It has: .*, flops, los\. The nearest name is 'los'",
     ),
+    ("logs.csv", "log10_params,loss\n1,2\n", r"Logarithms \(log10_params\) are not read"),
     ("two.csv", "params,loss\n1,2\n", "no column for samples or flops"),
     ("zero.csv", "params,samples,flops,loss\n1,1,6,2\n1,1,0,3\n", r"'flops' .* got row 2 \(0\)"),
     ("minus.csv", "params,samples,flops,loss\n1,1,6,2\n-5,1,6,3\n", r"'params' .* got row 2 \(-5\)"),
@@ -281,3 +308,5 @@ def test_a_column_that_cannot_be_read_is_not_derived(frame: pd.DataFrame) -> Non
 def test_flops_that_are_too_few_for_any_model_are_doubted(frame: pd.DataFrame) -> None:
     _, said = load_table(frame.assign(flops=frame["flops"] / 1e18)).rows("params", "samples", "flops", "loss")
     assert any("flops are 6.0e-18 times params samples" in text for text in said)
+    _, said = load_table(frame.assign(flops=frame["flops"] * 1e18)).rows("params", "samples", "flops", "loss")
+    assert any("flops are 6.0e+18 times params samples, more than any model spends" in text for text in said)

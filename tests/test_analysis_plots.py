@@ -119,8 +119,9 @@ def test_fans_have_a_panel_an_arm_and_one_of_drift() -> None:
     ]
     transfer = learning_rate_transfer(pd.DataFrame(rows), "muP")
     assert transfer is not None
-    figure = learning_rate_fans([transfer, transfer])
-    assert [axes.get_title("left") for axes in figure.axes] == ["muP", "muP", "drift of the optimum"]
+    figure = learning_rate_fans([transfer] * (len(ARM_COLOURS) + 1))  # arms beyond the colours start over
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["muP"] * (len(ARM_COLOURS) + 1) + ["drift of the optimum"]
     assert isinstance(transfer.plot(), Figure)
 
 

@@ -119,6 +119,28 @@ def test_errors_say_what_is_there_and_what_to_do(tmp_path: Path) -> None:
         fit_table(path, "power")
 
 
+def test_where_sizes_and_samples_do_not_vary_apart_there_is_no_best_size() -> None:
+    N = np.geomspace(1e6, 1e9, 10)
+    D = 1e20 / N**1.2
+    frame = pd.DataFrame({"params": N, "samples": D, "flops": 6 * N * D, "loss": 0.31 + 40 / N**0.29 + 300 / D**0.36})
+    result = fit_table(frame, "surface", target_flops=1e22, num_resamples=0)
+    assert result["outcome"] == "not_identified"
+    assert result["allocation"]["params"] is result["allocation"]["N_exponent"] is None
+
+
+def test_a_target_far_below_the_table_is_doubted(tmp_path: Path) -> None:
+    result = fit_table(surface_table(tmp_path / "runs.csv"), "surface", target_flops=1e3, num_resamples=0)
+    assert any("times less than the smallest budget" in text for text in result["warnings"])
+
+
+def test_kaplans_intervals_hold_what_follows_from_two_entries(tmp_path: Path) -> None:
+    frame = pd.read_csv(surface_table(tmp_path / "runs.csv")).iloc[:16]
+    result = fit_table(frame, "kaplan", num_resamples=100)
+    for name, value in result["params"].items():
+        low, high = result["ci95"][name]
+        assert low <= value <= high, name
+
+
 def test_the_page_for_people_names_every_parameter() -> None:
     result = fit_table(DATA / "llama3_points.csv", "power", num_resamples=100)
     text = format_fit(result)

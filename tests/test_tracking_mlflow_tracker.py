@@ -26,6 +26,8 @@ START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ABSENT = "http://127.0.0.1:9"
 PLAN: dict[str, Any] = {
     "sweep": "tiny",
+    "dataset": "procedural-16",
+    "dataset_digest": "0123456789abcdef",
     "num_trials": 2,
     "trials": [
         {"trial_id": "aaaa", "arm": "sp", "size": "S", "milestones": [64], "optimizer": {"learning_rate": 1e-3}},
@@ -170,6 +172,9 @@ def test_shows_runs_metrics_tags_and_artifacts(shown: Path) -> None:
     assert server.history("aaaa", "eval_by_mflop/fid") == [(0, 12.0)]
     assert child.data.params["optimizer.learning_rate"] == "0.001"
     assert parent.data.params["num_trials"] == "2"
+    for run in (parent, child):
+        (data,) = run.inputs.dataset_inputs
+        assert (data.dataset.name, data.dataset.digest) == ("procedural-16", "01234567")
     assert server.artifacts("aaaa", "samples") == ["samples/aaaa-64.png"]
     assert server.artifacts("sweep") == ["plan.json", "report.html"]
     assert (shown / "mlflow-artifacts").is_dir()

@@ -194,7 +194,7 @@ class SurfaceCase(Case):
             identify=False,
         )
         found = allocate_surface(fit, COST, self.target()).ci95
-        ahead = {"N* exponent": found["N_exponent"], "N* ahead": found["params"], "y ahead": found["loss"]}
+        ahead = {"N* exponent": found.get("N_exponent"), "N* ahead": found.get("params"), "y ahead": found.get("loss")}
         return {**fit.ci95, **ahead}
 
 

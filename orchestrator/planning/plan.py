@@ -19,6 +19,7 @@ from orchestrator.planning.grid import Grid
 from orchestrator.planning.packing import packs_of
 from orchestrator.planning.placement import checkpoint_bytes, state_bytes, trial_seconds
 from orchestrator.planning.sharing import share
+from orchestrator.spec.datasets import dataset_named
 from orchestrator.spec.evaluation_cost import distances, evaluation_flops
 from orchestrator.spec.identity import digest_text
 from orchestrator.spec.problems import problem_of
@@ -209,6 +210,7 @@ class Plan:
             "sweep": self.sweep.name,
             "question": self.sweep.question,
             "dataset": str(self.sweep.dataset),
+            "dataset_digest": dataset_named(self.sweep.dataset).digest,
             "digest": self.digest,
             "num_cells": self.num_cells,
             "num_trials": len(self.trials),

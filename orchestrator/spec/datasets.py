@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.spec.identity import digest
 from orchestrator.spec.source import nearest
 
 
@@ -53,6 +54,16 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def digest(self) -> str:
+        """Of what the data are, whatever they are called: shape, classes, counts, and each file's checksum.
+
+        Procedural images have no files; they are a function of their form and shape that is fixed for good.
+        """
+        files = {file.name: file.sha256 for file in self.files}
+        counts = [self.train_images, self.validation_images]
+        return digest([self.form, self.image_size, self.channels, self.class_names, counts, files])
 
     def epochs(self, samples: float) -> float:
         """Passes over the training images in so many samples; 0 of a dataset without end, which repeats nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,11 +84,9 @@ def trial_tags(trial: Mapping[str, Any], results: Location) -> dict[str, str]:
 
 
 def dataset_of(plan: Mapping[str, Any]) -> DatasetEntry | None:
-    """The dataset of a plan; None where it does not say."""
-    name = plan.get("dataset")
-    if not name:
-        return None
-    return DatasetEntry(str(name), hashlib.sha256(str(name).encode()).hexdigest()[:8], f"ditlaw data fetch {name}")
+    """The dataset of a plan, its digest that of its images; None where the plan does not say, as older ones do not."""
+    name, digest = plan.get("dataset"), plan.get("dataset_digest")
+    return DatasetEntry(str(name), str(digest)[:8], f"ditlaw dataset {name}") if name and digest else None
 
 
 def figures(results: Location) -> Sequence[Path]:
