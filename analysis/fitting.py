@@ -143,8 +143,8 @@ def fit_law(
     problem, delta = points.problem(), delta_of(recipe)
     starts = _starts(points, problem, recipe)
     if np.ptp(points.log_y) < 1e-12:
-        reason = f"y is {y[0]:.6g} at every point: nothing falls"
-        return Fit(law=law, params={}, outcome="not_identified", reason=reason, num_points=len(y))
+        alike = f"y is {y[0]:.6g} at every point: nothing falls"
+        return Fit(law=law, params={}, outcome="not_identified", reason=alike, num_points=len(y))
     thetas, objectives = _solve_once(problem, starts, delta)
     best = int(np.argmin(objectives))
     close = objectives <= objectives[best] * (1 + 1e-6) + 1e-6 * HUBER_DELTA**2

@@ -72,8 +72,8 @@ class Problem:
             return self
         kept = np.linspace(0, n - 1, most).astype(np.int64)
         noise = self.noise if len(self.noise) == 1 else self.noise[kept]
-        chosen = {"log_x": self.log_x[kept], "log_y": self.log_y[:, kept], "weights": self.weights[:, kept]}
-        return replace(self, noise=noise, **chosen)
+        log_y, weights = self.log_y[:, kept], self.weights[:, kept]
+        return replace(self, log_x=self.log_x[kept], log_y=log_y, weights=weights, noise=noise)
 
     def expansion(self, delta: float) -> Expansion:
         """Of the objective with a threshold of `delta` times the noise."""

@@ -123,9 +123,7 @@ def test_a_trial_measured_twice_with_other_losses_is_told(frame: pd.DataFrame) -
     table = load_table(twice)
     np.testing.assert_allclose(table.frame["loss"], 2 * frame["loss"])
     (told,) = [text for text in table.warnings if "duplicates" in text]
-    assert told.startswith(
-        "16 duplicates dropped (same trial and samples; 16 of them measured twice with different loss"
-    )
+    assert told.startswith("16 duplicates dropped (same trial and samples; 16 of them measured twice with diff")
 
 
 def test_json_is_read_by_lines_rows_and_columns(tmp_path: Path, frame: pd.DataFrame) -> None:
