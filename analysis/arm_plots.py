@@ -58,6 +58,10 @@ def arm_differences(comparison: Comparison, *, title: str = "") -> Figure:
     return figure
 
 
+WIDEST_MULTIPLIER = 1e3
+"""Most that the axis of a compute multiplier reaches to, either way: the interval of a flat law has no end."""
+
+
 @styled
 def compute_multiplier(comparisons: Sequence[Comparison], *, title: str = "") -> Figure:
     """FLOPs the second arm needs over those of the first to the same loss, with 95% bands; dashed beyond the runs."""
@@ -80,7 +84,7 @@ def compute_multiplier(comparisons: Sequence[Comparison], *, title: str = "") ->
         label = f"{comparison.second} over {comparison.first}"
         axes.plot(grid, solid, linestyle=LINES[k % len(LINES)], color=colour, linewidth=2, label=label)
         near = multiplier.interval(np.array([low, high / 3]))
-        seen += [float(v) for v in np.concatenate([*near, value])]
+        seen += list(np.clip(np.concatenate([*near, value]), 1 / WIDEST_MULTIPLIER, WIDEST_MULTIPLIER))
     axes.axhline(1, color=INK, linewidth=1)
     log_axis(axes, "x", low, high, scientific)
     log_axis(axes, "y", min(seen), max(max(seen), 1.1), "{:.3g}×".format)
