@@ -220,12 +220,13 @@ def _distances(plan: Plan, distance: Distance) -> str:
 
 def _memory(plan: Plan) -> str:
     """The largest trial's memory and how it was made to fit."""
-    largest = max(plan.trials, key=lambda trial: trial_memory(trial).total)
+    on_gpu = plan.sweep.compute.gpus_per_worker > 0
+    largest = max(plan.trials, key=lambda trial: trial_memory(trial, on_gpu=on_gpu).total)
     how = [f"micro-batch {largest.micro_batch}"] if largest.micro_steps > 1 else []
     how += ["activation checkpointing"] if largest.activation_checkpointing else []
     how += ["offload"] if largest.offload else []
     ways = f" with {', '.join(how)}" if how else ""
-    return f"{size(trial_memory(largest).total)} a worker at most, of size {largest.size}{ways}"
+    return f"{size(trial_memory(largest, on_gpu=on_gpu).total)} a worker at most, of size {largest.size}{ways}"
 
 
 # Devices and gangs.

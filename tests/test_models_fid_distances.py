@@ -10,10 +10,12 @@ import scipy.linalg
 import torch
 
 from models.fid.frechet import (
+    Extrapolation,
     Reference,
     expected_bias,
     extrapolated_distance,
     frechet_distance,
+    influences,
     sampling_sd,
 )
 from models.fid.kid import kernel_distance, squared_mmd
@@ -39,6 +41,14 @@ def scipy_frechet(a: Moments, b: Moments) -> float:
     difference = (a.mean - b.mean).numpy()
     spread = np.trace(a.covariance.numpy()) + np.trace(b.covariance.numpy()) - 2 * np.trace(root.real)
     return float(difference @ difference + spread)
+
+
+def sd_of(features: torch.Tensor, reference: Reference) -> float:
+    return sampling_sd(influences(features, reference))
+
+
+def extrapolated(features: torch.Tensor, reference: Reference) -> Extrapolation:
+    return extrapolated_distance(features, reference, influences(features, reference))
 
 
 def test_two_gaussians_that_commute_have_a_closed_form():
@@ -99,7 +109,7 @@ def test_sampling_sd_is_the_spread_over_draws():
     scale = torch.linspace(0.5, 2, d, dtype=torch.float64)
     draws = [normal(500, d, seed) * scale + 0.3 for seed in range(200)]
     spread = np.std([frechet_distance(Moments.of(x), reference) for x in draws], ddof=1)
-    assert np.mean([sampling_sd(x, reference) for x in draws[:20]]) == pytest.approx(spread, rel=0.15)
+    assert np.mean([sd_of(x, reference) for x in draws[:20]]) == pytest.approx(spread, rel=0.15)
 
 
 def test_the_extrapolated_distance_covers_the_true_one():
@@ -107,7 +117,7 @@ def test_the_extrapolated_distance_covers_the_true_one():
     reference = Reference.of(gaussian(torch.zeros(d), torch.eye(d)))
     scale = torch.linspace(0.5, 2, d, dtype=torch.float64)
     true = float((scale - 1).square().sum()) + 0.09 * d
-    found = [extrapolated_distance(normal(480, d, seed) * scale + 0.3, reference) for seed in range(200)]
+    found = [extrapolated(normal(480, d, seed) * scale + 0.3, reference) for seed in range(200)]
     assert 0.91 <= np.mean([one.low <= true <= one.high for one in found]) <= 0.99
     assert np.mean([one.value for one in found]) == pytest.approx(true, rel=0.005)
     biased = [frechet_distance(Moments.of(normal(480, d, seed) * scale + 0.3), reference) for seed in range(50)]
@@ -117,8 +127,20 @@ def test_the_extrapolated_distance_covers_the_true_one():
 def test_the_extrapolated_distance_covers_zero():
     """Images of the reference itself, where the first order of the noise vanishes."""
     reference = Reference.of(gaussian(torch.zeros(12), torch.eye(12)))
-    found = [extrapolated_distance(normal(480, 12, seed), reference) for seed in range(100)]
+    found = [extrapolated(normal(480, 12, seed), reference) for seed in range(100)]
     assert np.mean([one.low <= 0 <= one.high for one in found]) >= 0.9
+
+
+def test_classes_that_take_turns_do_not_widen_the_interval():
+    """As generated images come: ten classes far apart, one after the other. Parts with more of some classes than of
+    others would be far from the reference for that alone."""
+    centres = 3 * normal(10, 8, 1)
+    real = Reference.of(Moments.of(normal(20_000, 8, 2) + centres.repeat(2000, 1)))
+    made = 1.1 * normal(2000, 8, 3) + centres.repeat(200, 1)
+    found = extrapolated(made, real)
+    assert found.high - found.low < 5 * sd_of(made, real)
+    shuffled = extrapolated(made[torch.randperm(2000, generator=torch.Generator().manual_seed(0))], real)
+    assert found.value == pytest.approx(shuffled.value, abs=2 * shuffled.sd)
 
 
 def test_moments_do_not_depend_on_batches_or_on_who_saw_them():
@@ -143,7 +165,7 @@ def test_moments_do_not_depend_on_batches_or_on_who_saw_them():
         (lambda: Moments.of(torch.zeros(1, 2)).covariance, "a covariance of 1 images; wanted at least 2"),
         (lambda: Moments.empty(2).merge(Moments.empty(3)), "moments of 2 and of 3 features"),
         (lambda: frechet_distance(Moments.of(normal(9, 2)), Reference.of(Moments.of(normal(9, 3)))), "of 2 features"),
-        (lambda: extrapolated_distance(normal(9, 2), Reference.of(Moments.of(normal(9, 2)))), "wanted at least 24"),
+        (lambda: extrapolated(normal(9, 2), Reference.of(Moments.of(normal(9, 2)))), "wanted at least 24"),
         (lambda: kernel_distance(normal(9, 2), normal(9, 3), torch.Generator()), "2 features against 3"),
         (lambda: kernel_distance(normal(1, 2), normal(9, 2), torch.Generator()), "at least 2 rows"),
         (lambda: kernel_distance(normal(9, 2) / 0, normal(9, 2), torch.Generator()), "features hold values"),

@@ -25,6 +25,12 @@ class EncoderFacts:
     """Of the file, where there is only one right one; a folder's digest is of what lies in it."""
     published: str = ""
     """Where the weights are to be had, for messages."""
+    batch: int = 1024
+    """Images encoded at a time, at most."""
+    weight_bytes: int = 0
+    """Of its weights, about."""
+    image_bytes: int = 0
+    """Of encoding an image, about."""
     input: tuple[int, int] | None = None
     """Channels and side of the pictures that a classifier of `models.fid.classifier` takes, whose weights come with
     ditlaw; None: another network, with weights from elsewhere."""
@@ -41,6 +47,9 @@ ENCODERS: dict[str, EncoderFacts] = {
             file="pt_inception-2015-12-05-6726825d.pth",
             sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
             published="release fid_weights of github.com/mseitzer/pytorch-fid",
+            batch=64,
+            weight_bytes=96_000_000,
+            image_bytes=18_000_000,
         ),
         EncoderFacts(
             name="fmnist-cnn",
@@ -50,6 +59,8 @@ ENCODERS: dict[str, EncoderFacts] = {
             file="fmnist_cnn.safetensors",
             sha256="ffe4b8b2b047933916139e52b13168618684eca2a08fece3b8fe92630ba53d55",
             published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train fmnist-cnn` makes it again",
+            weight_bytes=250_000,
+            image_bytes=200_000,
             input=(1, 28),
         ),
         EncoderFacts(
@@ -61,6 +72,8 @@ ENCODERS: dict[str, EncoderFacts] = {
             file="shapes_cnn.safetensors",
             sha256="48ce82dd761e5b1aaeaf55ad3932bcefa7745ae91d478bf70198275c72b7f54d",
             published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train shapes-cnn` makes it again",
+            weight_bytes=250_000,
+            image_bytes=260_000,
             input=(3, 32),
         ),
         EncoderFacts(
@@ -70,6 +83,9 @@ ENCODERS: dict[str, EncoderFacts] = {
             preprocessing="224x224 antialiased bicubic, ImageNet mean and deviation",
             file="dinov2-large",
             published="facebook/dinov2-large on the Hugging Face hub (config.json and model.safetensors)",
+            batch=64,
+            weight_bytes=1_220_000_000,
+            image_bytes=20_000_000,
         ),
         EncoderFacts(
             name="clip",
@@ -78,6 +94,9 @@ ENCODERS: dict[str, EncoderFacts] = {
             preprocessing="224x224 antialiased bicubic, CLIP's mean and deviation",
             file="clip-vit-large-patch14",
             published="openai/clip-vit-large-patch14 on the Hugging Face hub (config.json and model.safetensors)",
+            batch=64,
+            weight_bytes=1_220_000_000,
+            image_bytes=20_000_000,
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,17 +87,14 @@ def _roots(values: Tensor) -> Tensor:
     return torch.where(values > noise, values.clamp(min=0), torch.zeros_like(values)).sqrt()
 
 
-def sampling_sd(features: Float[Tensor, "n d"], reference: Reference) -> float:
-    """Standard deviation of the distance over fresh images of the same generator, to first order in 1/sqrt(n).
-
-    By the delta method: an image x moves the distance by (its influence) / n with
+def influences(features: Float[Tensor, "n d"], reference: Reference) -> Float64[Tensor, " n"]:
+    """By how much, times n, each image moves the distance, to first order; their mean is 0.
 
         influence(x) = 2 (m - m_r).(x - m) + (x - m)^T (I - T) (x - m) - const,
         T = L (L^T S L)^(-1/2) L^T with L L^T = S_r,
 
     T being the optimal transport map from the images to the reference (the derivative of the Bures distance; Takatsu
-    2011). Directions in which the images do not vary add nothing. Close to distance 0 the first order vanishes and the
-    true spread is the second order's, which this does not see.
+    2011). Directions in which the images do not vary add nothing.
 
     Raises:
         ValueError: as `frechet_distance`.
@@ -111,7 +109,16 @@ def sampling_sd(features: Float[Tensor, "n d"], reference: Reference) -> float:
     centred = x - moments.mean
     quadratic = centred.square().sum(dim=1) - (centred @ half).square().sum(dim=1)
     influence = 2 * centred @ (moments.mean - reference.moments.mean) + quadratic
-    return float(influence.std() / math.sqrt(len(x)))
+    return influence - influence.mean()
+
+
+def sampling_sd(influence: Float64[Tensor, " n"]) -> float:
+    """Standard deviation of the distance over fresh images of the same generator, to first order in 1/sqrt(n), from the
+    `influences` of those that there are (the delta method).
+
+    Close to distance 0 the first order vanishes and the true spread is the second order's, which this does not see.
+    """
+    return float(influence.std() / math.sqrt(len(influence)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,26 +136,30 @@ class Extrapolation:
 
 
 def extrapolated_distance(
-    features: Float[Tensor, "n d"], reference: Reference, sd: float | None = None
+    features: Float[Tensor, "n d"], reference: Reference, influence: Float64[Tensor, " n"]
 ) -> Extrapolation:
     """FD_inf: a line in 1/n through distances of parts, at 1/n = 0 (Chong & Forsyth 2020, arXiv 1911.07023).
 
-    The images are divided into 1, 2, 3 and 4 disjoint parts by their index modulo 12; the mean distance of the parts
-    of each division is one point. All points rest on the same images, so what is linear in them is common to all: the
-    interval is the sampling error of the whole (`sampling_sd`; `sd` where it is known already) and the scatter about
-    the line, in quadrature.
+    The images are divided into 1, 2, 3 and 4 disjoint parts, each of them consecutive images, in which labels that take
+    turns are as frequent as in the whole. The first order of a part's distance, the mean of its images' `influences`,
+    is taken from it: over the parts of a division it adds up to nothing, and what is left scatters less about the line.
+    All points rest on the same images, so the interval is the sampling error of the whole and that scatter, in
+    quadrature.
 
     Raises:
         ValueError: parts of fewer than two images, and as `frechet_distance`.
     """
     if len(features) < 2 * BLOCKS:
         raise ValueError(f"an extrapolation from {len(features)} images; wanted at least {2 * BLOCKS}")
-    blocks = [Moments.of(features[start::BLOCKS]) for start in range(BLOCKS)]
+    ends = [len(features) * block // BLOCKS for block in range(BLOCKS + 1)]
+    blocks = [Moments.of(features[start:stop]) for start, stop in itertools.pairwise(ends)]
     rows = []
     for folds in FOLDS:
         for fold in range(folds):
-            part = _merged(blocks[fold::folds])
-            rows.append((1 / part.count, frechet_distance(part, reference), 1 / folds))
+            first, last = fold * BLOCKS // folds, (fold + 1) * BLOCKS // folds
+            part = _merged(blocks[first:last])
+            linear = float(influence[ends[first] : ends[last]].mean())
+            rows.append((1 / part.count, frechet_distance(part, reference) - linear, 1 / folds))
     inverse, distance, weight = torch.tensor(rows, dtype=torch.float64).T
     design = torch.stack([torch.ones_like(inverse), inverse], dim=1)
     gram = torch.linalg.inv(design.T @ (weight[:, None] * design))
@@ -156,8 +167,7 @@ def extrapolated_distance(
     residual = distance - intercept - slope * inverse
     freedom = len(rows) - 2
     variance = float((weight * residual.square()).sum() / freedom * gram[0, 0])
-    sd = sampling_sd(features, reference) if sd is None else sd
-    half = Z95 * math.sqrt(variance + sd**2)
+    half = Z95 * math.sqrt(variance + sampling_sd(influence) ** 2)
     value = float(intercept)
     return Extrapolation(value=value, low=value - half, high=value + half)
 

@@ -20,7 +20,14 @@ from typing import Any
 import torch
 
 from models.fid.catalog import ENCODERS
-from models.fid.frechet import Reference, expected_bias, extrapolated_distance, frechet_distance, sampling_sd
+from models.fid.frechet import (
+    Reference,
+    expected_bias,
+    extrapolated_distance,
+    frechet_distance,
+    influences,
+    sampling_sd,
+)
 from models.fid.moments import Moments
 from models.objectives import build_objective
 from orchestrator.planning.plan import Plan
@@ -141,12 +148,12 @@ def _flops_per_image(evaluation: Evaluation, trial: Trial, encoder: str) -> floa
 def _figures(features: torch.Tensor, n: int, reference: Reference) -> dict[str, Any]:
     """Of disjoint sets of n: the distance of each; what the first tells of its error. NaN rows make no figures."""
     sets = [features[start : start + n] for start in range(0, len(features) - n + 1, n)][:MOST_SETS]
-    sd = sampling_sd(sets[0], reference)
-    limit = extrapolated_distance(sets[0], reference, sd)
+    influence = influences(sets[0], reference)
+    limit = extrapolated_distance(sets[0], reference, influence)
     return {
         "images": n,
         "fd": [frechet_distance(Moments.of(part), reference) for part in sets],
-        "fd_sd": sd,
+        "fd_sd": sampling_sd(influence),
         "fd_inf": limit.value,
         "fd_inf_low": limit.low,
         "fd_inf_high": limit.high,

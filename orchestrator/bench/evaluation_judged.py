@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,11 @@ def judged(rows: Sequence[Row]) -> list[dict[str, Any]]:
     rank_correlation: Spearman's with the right order, the mean over disjoint sets of images; lowest_correlation: of the
     worst set; median_ratio: of distances to the right ones; noise_between_sets and noise_estimated: relative standard
     deviations, medians over checkpoints, of the distances of disjoint sets and as the delta method tells it from one;
-    median_cost and largest_cost: beside the training FLOPs of the trial's largest budget.
+    median_cost and largest_cost: beside the training FLOPs of the trial's largest budget. A checkpoint that was not
+    sampled under every protocol, where the study was cut short, is left out.
     """
+    sampled = Counter(_of(row) for row in rows)
+    rows = [row for row in rows if sampled[_of(row)] == max(sampled.values())]
     right = {_of(row): row["by_images"][-1]["fd"][0] for row in rows if row["other_noise"]}
     candidates = [row for row in rows if not row["other_noise"]]
     table = []

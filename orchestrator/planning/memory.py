@@ -52,7 +52,7 @@ class Memory:
     copied_master: int
     """With offload, the fp32 weights that the EMA is given, 4 P / w."""
     evaluation: int
-    """What the forward pass of the validation loss needs."""
+    """What the forward pass of the validation loss needs, or making images and encoding them, whichever is more."""
     host: int
     """What offload keeps in the host's memory for this worker: master, moments and gradients. Not part of `total`."""
 
@@ -93,6 +93,7 @@ def memory(
     activation_checkpointing: bool = False,
     offload: bool = False,
     evaluation_batch: int = EVALUATION_BATCH,
+    generation_bytes: int = 0,
 ) -> Memory:
     """Memory of one of `num_workers` workers that train `model` with AdamW through DeepSpeed.
 
@@ -103,7 +104,8 @@ def memory(
     Args:
         micro_batch: samples of one forward and backward pass.
         micro_steps: forward and backward passes of an optimizer step.
-        evaluation_batch: images of one forward pass in an evaluation.
+        evaluation_batch: images of one forward pass of the validation loss.
+        generation_bytes: of generating images and encoding them (`planning.evaluation`).
 
     Raises:
         ValueError: the stage is none, there is no worker, or it is ZeRO 0 in bf16 or with offload, which has no master
@@ -139,7 +141,7 @@ def memory(
         working=micro_batch * working_bytes(model, precision),
         gradients_to_step=0 if zero_stage == 0 or offload else owned * (6 if precision == "bf16" else 4),
         copied_master=4 * owned if offload else 0,
-        evaluation=evaluation_batch * inference_bytes(model, "fp32"),
+        evaluation=max(evaluation_batch * inference_bytes(model, "fp32"), generation_bytes),
         host=_host(share, size, zero_stage == 2 and again) if offload else 0,
     )
 

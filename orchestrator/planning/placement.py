@@ -11,9 +11,9 @@ from typing import Literal
 from models.configs.base import ModelConfig
 from models.cost import Precision
 from orchestrator.planning.devices import GPUS, OFFLOAD_WORK, ZERO_WORK, Device, training_flops_per_second
+from orchestrator.planning.evaluation import evaluation_seconds, generation_bytes_of
 from orchestrator.planning.memory import EVALUATION_BATCH, Memory, memory
-from orchestrator.spec.evaluation_cost import evaluation_work
-from orchestrator.spec.trial import Evaluation, Trial
+from orchestrator.spec.trial import Trial
 
 ZeroStage = Literal[0, 1, 2, 3]
 
@@ -33,7 +33,9 @@ class Wish:
     model: ModelConfig
     batch_size: int
     evaluation_batch: int = EVALUATION_BATCH
-    """Images of one forward pass in an evaluation."""
+    """Images of one forward pass of the validation loss."""
+    generation_bytes: int = 0
+    """Of generating images and encoding them in an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +113,14 @@ def place_all(
 
 
 @functools.lru_cache(maxsize=65536)
-def _fitting(
-    model: ModelConfig, batch_size: int, evaluation_batch: int, precision: Precision, device: Device, limits: Limits
-) -> Placement | None:
+def _fitting(wish: Wish, precision: Precision, device: Device, limits: Limits) -> Placement | None:
     available = available_bytes(device)
-    tried = _candidates(model, batch_size, evaluation_batch, precision, device, limits)
+    tried = _candidates(wish, precision, device, limits)
     return next((place for place in tried if _needed(place, device) <= available), None)
 
 
 def _place(wish: Wish, precision: Precision, device: Device, limits: Limits) -> Placement | None:
-    return _fitting(wish.model, wish.batch_size, wish.evaluation_batch, precision, device, limits)
+    return _fitting(replace(wish, name=""), precision, device, limits)
 
 
 def available_bytes(device: Device) -> int:
@@ -136,10 +136,9 @@ def _needed(place: Placement, device: Device) -> int:
     return place.num_workers * each + (place.num_workers - 1) * device.reserve_bytes
 
 
-def _candidates(
-    model: ModelConfig, batch_size: int, evaluation_batch: int, precision: Precision, device: Device, limits: Limits
-) -> Iterator[Placement]:
+def _candidates(wish: Wish, precision: Precision, device: Device, limits: Limits) -> Iterator[Placement]:
     """Every place within the limits, in the order of preference."""
+    batch_size = wish.batch_size
     for offload in _either(limits.offload) if device.kind == "gpu" else (limits.offload or False,):
         for workers in _gangs(batch_size, device, limits):
             for stage in _stages(precision, limits):
@@ -154,7 +153,7 @@ def _candidates(
                             activation_checkpointing=checkpointing,
                             offload=offload,
                             memory=memory(
-                                model,
+                                wish.model,
                                 micro_batch=micro_batch,
                                 micro_steps=batch_size // (workers * micro_batch),
                                 precision=precision,
@@ -162,7 +161,8 @@ def _candidates(
                                 num_workers=workers,
                                 activation_checkpointing=checkpointing,
                                 offload=offload,
-                                evaluation_batch=evaluation_batch,
+                                evaluation_batch=wish.evaluation_batch,
+                                generation_bytes=wish.generation_bytes,
                             ),
                         )
 
@@ -194,7 +194,7 @@ def _micro_batches(share: int, limits: Limits) -> list[int]:
 
 def _refusal(wish: Wish, precision: Precision, device: Device, limits: Limits) -> str:
     """Why nothing fits: the place that needs least, what there is, and the nearest change that would do."""
-    tried = _candidates(wish.model, wish.batch_size, wish.evaluation_batch, precision, device, limits)
+    tried = _candidates(wish, precision, device, limits)
     least = min(tried, key=lambda place: _needed(place, device), default=None)
     if least is None:
         return (
@@ -237,22 +237,17 @@ def trial_seconds(trial: Trial, flops: float, device: Device) -> tuple[float, bo
     """Estimated seconds of `flops` training FLOPs of `trial` on its workers, of one GPU or core each, and of its
     evaluations; and whether the speeds were measured on this very device, one worker at a time (that workers add up is
     assumed).
-
-    Evaluation is taken to run in fp32: workers share losses and distances, and one makes the images for people.
     """
     micro_batch = trial.micro_batch or trial.batch_size // trial.num_workers
     rate, known = training_flops_per_second(
         device, trial.model, trial.precision, micro_batch, trial.activation_checkpointing
     )
     work = ZERO_WORK[trial.zero_stage] * (OFFLOAD_WORK if trial.offload else 1.0) if device.kind == "gpu" else 1.0
-    batch = evaluation_batch(trial.evaluation, trial.model)
-    evaluating, _ = training_flops_per_second(device, trial.model, "fp32", batch, False)
-    shared, images = evaluation_work(trial)
-    seconds = flops * work / (rate * trial.num_workers) + (shared / trial.num_workers + images) / evaluating
+    seconds = flops * work / (rate * trial.num_workers) + evaluation_seconds(trial, device)
     return seconds, known and trial.num_workers == 1
 
 
-def trial_memory(trial: Trial) -> Memory:
+def trial_memory(trial: Trial, *, on_gpu: bool) -> Memory:
     """Memory of one worker of `trial`, at its fullest."""
     return memory(
         trial.model,
@@ -263,20 +258,13 @@ def trial_memory(trial: Trial) -> Memory:
         num_workers=trial.num_workers,
         activation_checkpointing=trial.activation_checkpointing,
         offload=trial.offload,
-        evaluation_batch=evaluation_batch(trial.evaluation, trial.model),
+        generation_bytes=generation_bytes_of(trial, on_gpu=on_gpu),
     )
-
-
-def evaluation_batch(evaluation: Evaluation, model: ModelConfig) -> int:
-    """Images of the largest forward pass of an evaluation: of the losses, or of the grid, which is made in one and with
-    guidance twice (with and without the label)."""
-    grid = max(1, evaluation.sample_images // model.num_classes) * model.num_classes if evaluation.sample_images else 0
-    return max(EVALUATION_BATCH, grid * (2 if evaluation.guidance != 1 else 1))
 
 
 def state_bytes(trial: Trial) -> int:
     """Bytes of weights, gradients, optimizer, EMA and the model measured with it, on one worker; no activations."""
-    needed = trial_memory(trial)
+    needed = trial_memory(trial, on_gpu=False)  # the device changes what evaluations hold, which is left out
     return needed.state + needed.gradients
 
 

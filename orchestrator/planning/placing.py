@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterable
 
 from orchestrator.planning.devices import Device, named
+from orchestrator.planning.evaluation import generation_bytes
 from orchestrator.planning.grid import Cell
-from orchestrator.planning.placement import Limits, Placement, Wish, evaluation_batch, place_all
+from orchestrator.planning.placement import Limits, Placement, Wish, place_all
 from orchestrator.spec.source import Problem
 from orchestrator.spec.sweep import Compute, Sweep
 from orchestrator.spec.trial import Evaluation, ZeroStage
@@ -51,7 +52,9 @@ def seats(sweep: Sweep, cells: Iterable[Cell], evaluation: Evaluation, problems:
             name=f"size {cell.model.name}",
             model=cell.model.config,
             batch_size=cell.target.batch_size,
-            evaluation_batch=evaluation_batch(evaluation, cell.model.config),
+            generation_bytes=generation_bytes(
+                evaluation, cell.model.config, on_gpu=device.kind == "gpu", whole=compute.compile
+            ),
         )
         for cell in first.values()
     ]

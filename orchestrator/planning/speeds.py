@@ -72,7 +72,10 @@ def _speed(plan: Plan, device: Device, estimates: Mapping[str, tuple[float, bool
         each, known = estimates[trial.trial_id]
         seconds, measured = seconds + each * trial.num_workers, measured and known
         work += plan.flops(trial) + evaluation_flops(trial)
-    fits = all(trial_memory(trial).total <= available_bytes(device) for trial in _distinct(plan.trials))
+    fits = all(
+        trial_memory(trial, on_gpu=device.kind == "gpu").total <= available_bytes(device)
+        for trial in _distinct(plan.trials)
+    )
     return Speed(
         device=device.name,
         measured=measured,

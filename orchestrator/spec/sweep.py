@@ -164,8 +164,9 @@ class Distance(Section):
     """What images are compared by: fmnist-cnn comes with ditlaw; inception (which alone is called FID), dinov2 and clip
     need weights (`ditlaw encoders list` says which file goes where)."""
     images: Annotated[int, Field(ge=24, le=1_000_000)] | Literal["auto"] = "auto"
-    """Images generated for each distance; auto: as many as cost at most 5% of the training FLOPs of every trial's
-    largest budget, between 500 and 10,000. The fewer, the larger the distance: one number for a sweep."""
+    """Images generated for each distance; auto: of 10,000, 5,000, 2,000, 1,000, 500, 250 and 100 the most that exceed
+    the encoder's features and cost at most 5% of the training FLOPs of the largest budgets. The fewer, the larger the
+    distance: one number for a sweep."""
     most_of_training: float = Field(default=0.5, gt=0)
     """Budgets at which this takes more than such a share of the training FLOPs up to there have no distance."""
 

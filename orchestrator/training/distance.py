@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from models.fid.encoders import Encoder, to_bytes
-from models.fid.frechet import BLOCKS, extrapolated_distance, frechet_distance, sampling_sd
+from models.fid.frechet import BLOCKS, extrapolated_distance, frechet_distance, influences, sampling_sd
 from models.fid.kid import SUBSET_SIZE, SUBSETS, kernel_distance
 from models.fid.moments import Moments
 from models.paths import over
@@ -195,14 +195,14 @@ def distances_of(features: Tensor, real: RealImages, encoder: str, seed: int) ->
         subset_size=min(SUBSET_SIZE, images // 2),
     )
     assert images >= 2 * BLOCKS, "the sweep language asks for as many"
-    sd = sampling_sd(features, real.reference)
-    limit = extrapolated_distance(features, real.reference, sd)
+    influence = influences(features, real.reference)
+    limit = extrapolated_distance(features, real.reference, influence)
     return Distances(
         encoder=encoder,
         encoder_digest=real.encoder_digest,
         images=images,
         frechet=frechet_distance(Moments.of(features), real.reference),
-        frechet_sd=sd,
+        frechet_sd=sampling_sd(influence),
         kid=kernel.value,
         kid_subset_sd=kernel.subset_sd,
         fd_inf=limit.value,

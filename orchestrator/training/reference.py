@@ -104,7 +104,8 @@ def _made(
     for start in range(rank * BATCH, num_images, world_size * BATCH):
         part = slice(0, min(BATCH, num_images - start))
         images, _ = data.batch(SEED, start, BATCH, part)
-        features = encoder.features(to_bytes(images.to(device)))
+        parts = to_bytes(images.to(device)).split(encoder.facts.batch)
+        features = torch.cat([encoder.features(part) for part in parts])
         beat()
         moments = Moments.of(features) if moments is None else moments.merge(Moments.of(features))
         if start < POOL:
