@@ -12,7 +12,7 @@ from typing import Literal
 
 from models.configs.base import ModelConfig
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp8"]
 
 FLOPS_DEFINITION = "3x-forward-matmul-v1"
 """Name of the definition used here: training = 3 x forward, forward = matrix products only. A column of every row."""
@@ -69,7 +69,7 @@ def activation_bytes(config: ModelConfig, precision: Precision, checkpointing: b
 
     Args:
         config: the model.
-        precision: "fp32" or "bf16".
+        precision: "fp32", or "bf16", which "fp8" is like: what is kept for the backward pass is bf16 there too.
         checkpointing: each block keeps only its input and is computed again in the backward pass; the largest moment,
             with one block whole, is counted.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,35 @@ from torch import Tensor, nn
 
 from models.blocks import NORM_EPS, HeadNorm, LabelEmbedder, Linear
 from models.parameterization import TaggedModule
+
+
+@torch.library.custom_op("ditlaw::batched_product", mutates_args=())
+def batched_product(a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool) -> Tensor:
+    """a b for matrices [M, ., .], either of them transposed, as one operation that the compiler does not look into.
+
+    Given torch.bmm it writes what comes before twice, once transposed, and the gradient of the weight comes out
+    transposed, to be copied into place: a fifth of a pack's step.
+    """
+    return torch.bmm(a.transpose(1, 2) if transpose_a else a, b.transpose(1, 2) if transpose_b else b)
+
+
+@batched_product.register_fake
+def _batched_product_shape(a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool) -> Tensor:
+    return a.new_empty(len(a), a.shape[2 if transpose_a else 1], b.shape[1 if transpose_b else 2])
+
+
+def _keep_factors(ctx: Any, inputs: tuple[Tensor, Tensor, bool, bool], output: Tensor) -> None:
+    a, b, *transposed = inputs
+    assert transposed == [False, True], "the forward product is of rows and a weight [M, out, in]"
+    ctx.save_for_backward(a, b)
+
+
+def _gradients_of_product(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    rows, weight = ctx.saved_tensors
+    return batched_product(grad, weight, False, False), batched_product(grad, rows, True, False), None, None
+
+
+batched_product.register_autograd(_gradients_of_product, setup_context=_keep_factors)
 
 
 class PackedLinear(nn.Module):
@@ -36,8 +66,14 @@ class PackedLinear(nn.Module):
             weight = weight * multiplier.to(weight.dtype)
         elif multiplier != 1.0:
             weight = weight * multiplier
-        weight, rows = weight.transpose(1, 2), x.reshape(len(weight), -1, x.shape[-1])  # [M, in, out], [M, b ..., in]
-        out = torch.bmm(rows, weight) if self.bias is None else torch.baddbmm(self.bias[:, None], rows, weight)
+        rows = x.reshape(len(weight), -1, x.shape[-1])  # [M, b ..., in]
+        if torch.compiler.is_compiling():
+            out = batched_product(rows, weight, False, True)
+            out = out if self.bias is None else out + self.bias[:, None]
+        elif self.bias is None:
+            out = torch.bmm(rows, weight.transpose(1, 2))
+        else:
+            out = torch.baddbmm(self.bias[:, None], rows, weight.transpose(1, 2))
         return out.view(*x.shape[:-1], out.shape[-1])
 
 

@@ -18,7 +18,9 @@ from models.families import build
 from models.packed import pack
 from orchestrator.results.store import read_attempts, read_curves, read_measurements
 from orchestrator.scheduling.backend import Assignment
-from orchestrator.spec.trial import Trial
+from orchestrator.spec.trial import CooldownSchedule, Trial
+from orchestrator.training.flat import Layout
+from orchestrator.training.flat_adamw import Buffers, EagerUpdate, Settings, flat_update, slot_values, slots_of
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import run_attempt
 from orchestrator.training.packing import run_pack
@@ -193,3 +195,54 @@ def test_what_cannot_be_packed_is_refused():
         pack([one, build(dataclasses.replace(CONFIG, depth=1), SP(), 0)])
     with pytest.raises(ValueError, match="multiplier of their residual branches"):
         pack([one, build(CONFIG, CompleteP(base_width=16, base_depth=1), 0)])
+
+
+def test_a_pack_of_one_is_the_trial_alone_trunk_and_cooldown_too(trials, group, member):
+    """What a trial on a GPU is, whose steps are CUDA graphs: its branch points, rates and checkpoints are the usual."""
+    first = trials[0]
+    trunk = dataclasses.replace(first, milestones=(), budgets=(), branch_points=(128,))
+    schedule = CooldownSchedule(warmup_samples=first.schedule.warmup_samples, start=128, end=256)
+    branch = dataclasses.replace(first, schedule=schedule, milestones=(256,), budgets=(None,))
+    apart, together = member("one by one"), member("pack of one")
+    for one, run in ((apart, run_attempt), (together, run_pack)):
+        for trial in (trunk, branch):
+            given = dataclasses.replace(assignment(trial, 0, one.results), branch_points=trial.branch_points)
+            assert run(given, one) == ("completed", None)
+    assert len(read_measurements(together.results)) == 1
+    same(apart, together)
+    same(apart, together, CURVE, read_curves)
+
+
+def test_the_flat_update_is_that_of_fused_adamw_for_every_member_and_parameter():
+    """Rates, decays and epsilons that differ by member and parameter, over three steps."""
+    shapes = {"a": torch.Size([5, 3]), "b": torch.Size([7])}
+    settings = [[Settings(1e-2, 0.1, 1e-8), Settings(3e-3, 0.0, 1e-4)], [Settings(1e-1, 0.0, 1e-8)] * 2]
+    layout, betas = Layout(shapes, 2), (0.9, 0.99)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(layout.size, generator=generator)
+
+    def buffers() -> Buffers:
+        masters, average = start.clone(), start.clone()
+        first, second, gradient = (layout.zeros(torch.device("cpu")) for _ in range(3))
+        return Buffers(
+            masters=masters, weights=masters, gradient=gradient, moments=(first, second), averages=average,
+            steps=torch.zeros(2),
+        )  # fmt: skip
+
+    eager, by_tensors, flat = buffers(), buffers(), buffers()
+    update, update_by_tensors = (EagerUpdate(settings, layout, one, betas) for one in (eager, by_tensors))
+    rows, values, slot_of_element = slots_of(settings, layout, torch.device("cpu"))
+    for step in range(3):
+        gradient, rates, weights = torch.randn(layout.size, generator=generator), [1.0, 0.5], [1.0, 0.3 / (step + 1)]
+        for one in (eager, by_tensors, flat):
+            one.gradient.copy_(gradient)
+            one.steps.add_(1)
+        update(rates, weights)
+        update_by_tensors(torch.tensor(rates), torch.tensor(weights))
+        numbers = slot_values(values, rows, flat.steps, torch.tensor(rates), torch.tensor(weights), betas)
+        flat_update(flat.masters, None, flat.gradient, *flat.moments, flat.averages, numbers, slot_of_element, betas)
+    kinds = [(one.masters, *one.moments, one.averages) for one in (eager, by_tensors, flat)]
+    for expected, *others in zip(*kinds, strict=True):
+        for other in others:
+            for row in (0, 1):
+                torch.testing.assert_close(layout.rows(other, row), layout.rows(expected, row), rtol=1e-5, atol=1e-6)

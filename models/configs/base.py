@@ -36,6 +36,8 @@ class ModelConfig(ABC):
     """Whether it predicts something of noised images, as objectives on Gaussian paths want, or tokens."""
     packable: ClassVar[bool] = False
     """Several models of one configuration can train as one stacked model."""
+    can_use_float8: ClassVar[bool] = False
+    """The linear maps of its blocks can multiply in fp8, where their sizes can."""
 
     image_size: int
     """Height and width of the (latent) image in pixels."""

@@ -26,6 +26,7 @@ class DiTConfig(TransformerConfig):
     family: ClassVar[str] = "dit"
     aliases: ClassVar[tuple[str, ...]] = ("sit",)
     packable: ClassVar[bool] = True
+    can_use_float8: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, int]]] = {
         f"{size}/{patch}": {"patch": patch, "width": width, "depth": depth, "heads": heads}
         for size, (width, depth, heads) in _SIZES.items()
@@ -112,7 +113,7 @@ def _dit_cost(config: DiTConfig) -> Cost:
 @activation_bytes.register
 def _dit_activation_bytes(config: DiTConfig, precision: Precision, checkpointing: bool) -> int:
     width, tokens = config.width, config.tokens
-    size = 2 if precision == "bf16" else 4
+    size = 4 if precision == "fp32" else 2
     patches = tokens * config.channels * config.patch**2
     embedders = size * (patches + config.frequency_size + 4 * width)  # 4: in and out of the two SiLUs
     readout = _norm_bytes(config, size)
@@ -145,11 +146,11 @@ def _dit_block_bytes(config: DiTConfig, size: int) -> int:
 @working_bytes.register
 def _dit_working_bytes(config: DiTConfig, precision: Precision) -> int:
     """The gradient of the MLP's hidden layer; in fp32 on the CPU what the non-linearity is made of, as in inference."""
-    return 2 * config.tokens * config.mlp_hidden if precision == "bf16" else inference_bytes(config, precision)
+    return inference_bytes(config, precision) if precision == "fp32" else 2 * config.tokens * config.mlp_hidden
 
 
 @inference_bytes.register
 def _dit_inference_bytes(config: DiTConfig, precision: Precision) -> int:
     """At the MLP's non-linearity, the widest place: the stream, its norm, and the hidden layer before and after."""
     hidden = config.mlp_hidden * (2 if config.mlp == "gelu" else 4)
-    return (2 if precision == "bf16" else 4) * config.tokens * (2 * config.width + hidden)
+    return (4 if precision == "fp32" else 2) * config.tokens * (2 * config.width + hidden)

@@ -78,7 +78,7 @@ def _flux_cost(config: FluxConfig) -> Cost:
 @activation_bytes.register
 def _flux_activation_bytes(config: FluxConfig, precision: Precision, checkpointing: bool) -> int:
     """A bound: see `models.tally.block_values`. A block of one stream joins attention and MLP once more."""
-    size, text, width = 2 if precision == "bf16" else 4, config.captions.tokens, config.width
+    size, text, width = 4 if precision == "fp32" else 2, config.captions.tokens, config.width
     both, hidden, heads = config.tokens + text, config.mlp_hidden, config.heads
     double = sum(
         block_values(tokens=tokens, width=width, hidden=hidden, heads=heads, joint=True)

@@ -106,7 +106,7 @@ def _jit_cost(config: JiTConfig) -> Cost:
 @activation_bytes.register
 def _jit_activation_bytes(config: JiTConfig, precision: Precision, checkpointing: bool) -> int:
     """A bound: see `models.tally.block_values`; on the CPU an RMS norm is several kernels."""
-    size, width = 2 if precision == "bf16" else 4, config.width
+    size, width = 4 if precision == "fp32" else 2, config.width
     blocks = [
         block_values(tokens=tokens, width=width, hidden=2 * config.mlp_hidden, heads=config.heads) + 4 * tokens * width
         for tokens in map(config.tokens_of, range(config.depth))

@@ -106,7 +106,7 @@ def _masked_cost(config: MaskedConfig) -> Cost:
 @activation_bytes.register
 def _masked_activation_bytes(config: MaskedConfig, precision: Precision, checkpointing: bool) -> int:
     """A bound: see `models.tally.block_values`; logits and their logarithms are kept in fp32."""
-    size, width, tokens = 2 if precision == "bf16" else 4, config.width, config.tokens
+    size, width, tokens = 4 if precision == "fp32" else 2, config.width, config.tokens
     block = block_values(tokens=tokens, width=width, hidden=config.mlp_hidden, heads=config.heads)
     kept = config.depth * tokens * width + block if checkpointing else config.depth * block
     return size * (kept + 6 * tokens * width + 8 * width) + 4 * tokens * (config.codes * 2 + 8)

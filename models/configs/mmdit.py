@@ -116,7 +116,7 @@ def ends_values(config: TransformerConfig, tokens: int) -> int:
 @activation_bytes.register
 def _mmdit_activation_bytes(config: MMDiTConfig, precision: Precision, checkpointing: bool) -> int:
     """A bound: see `models.tally.block_values`."""
-    size, text, width = 2 if precision == "bf16" else 4, config.captions.tokens, config.width
+    size, text, width = 4 if precision == "fp32" else 2, config.captions.tokens, config.width
     of_block = {"width": width, "hidden": config.mlp_hidden, "heads": config.heads}
     joint = config.conditioning == "joint"
     block = block_values(tokens=config.tokens, joint=joint, **of_block)

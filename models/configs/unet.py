@@ -249,7 +249,7 @@ def unet_bytes(
         attentions: that follow a residual block with attention.
         halves: each convolution of a residual block is two, one behind the other.
     """
-    size = 2 if precision == "bf16" else 4
+    size = 4 if precision == "fp32" else 2
     stages = [frames * _stage_values(config, stage, attentions, halves) for stage in _residuals(config)]
     inputs = [frames * stage.inputs * stage.side**2 for stage in _residuals(config)]
     pixels = frames * config.image_size**2

@@ -77,7 +77,7 @@ def _uvit_cost(config: UViTConfig) -> Cost:
 @activation_bytes.register
 def _uvit_activation_bytes(config: UViTConfig, precision: Precision, checkpointing: bool) -> int:
     """A bound: see `models.tally.block_values`; a join keeps both of its inputs."""
-    size, width, tokens = 2 if precision == "bf16" else 4, config.width, config.tokens + EXTRA
+    size, width, tokens = 4 if precision == "fp32" else 2, config.width, config.tokens + EXTRA
     block = block_values(tokens=tokens, width=width, hidden=config.mlp_hidden, heads=config.heads) - 5 * tokens * width
     joins = config.depth // 2 * 2 * tokens * width
     kept = config.depth * tokens * width + block if checkpointing else config.depth * block

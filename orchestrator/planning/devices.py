@@ -61,8 +61,8 @@ class Device:
         return self.memory_bytes - self.reserve_bytes
 
     def peak(self, precision: Precision) -> float:
-        """Peak FLOP/s in a precision."""
-        return self.peak_bf16 if precision == "bf16" else self.peak_fp32
+        """Peak FLOP/s in a precision; of fp8 that of bf16, which MFU is a share of in both."""
+        return self.peak_fp32 if precision == "fp32" else self.peak_bf16
 
 
 def named(name: str) -> Device:

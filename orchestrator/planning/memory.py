@@ -108,18 +108,18 @@ def memory(
         generation_bytes: of generating images and encoding them (`planning.evaluation`).
 
     Raises:
-        ValueError: the stage is none, there is no worker, or it is ZeRO 0 in bf16 or with offload, which has no master
-            weights.
+        ValueError: the stage is none, there is no worker, or it is ZeRO 0 in bf16 or fp8 or with offload, which has no
+            master weights.
     """
     if zero_stage not in (0, 1, 2, 3) or num_workers < 1:
         raise ValueError(
             f"got zero_stage {zero_stage} and {num_workers} workers; wanted a stage of 0 to 3 and at least 1 worker"
         )
-    if zero_stage == 0 and (precision == "bf16" or offload):
-        what = "bf16" if precision == "bf16" else "offload"
+    if zero_stage == 0 and (precision != "fp32" or offload):
+        what = precision if precision != "fp32" else "offload"
         raise ValueError(f"got {what} at zero_stage 0, which keeps no fp32 master weights; wanted stage 1, 2 or 3")
     params = cost(model).params_total
-    size = 2 if precision == "bf16" else 4
+    size = 4 if precision == "fp32" else 2
     share = -(-params // num_workers)
     owned = params if zero_stage == 0 else share  # what this worker's optimizer steps
     gradients = 0 if offload else owned
@@ -139,7 +139,7 @@ def memory(
         gathered=size * (params - share) if zero_stage == 3 else 0,
         activations=micro_batch * activation_bytes(model, precision, activation_checkpointing),
         working=micro_batch * working_bytes(model, precision),
-        gradients_to_step=0 if zero_stage == 0 or offload else owned * (6 if precision == "bf16" else 4),
+        gradients_to_step=0 if zero_stage == 0 or offload else owned * (4 if precision == "fp32" else 6),
         copied_master=4 * owned if offload else 0,
         evaluation=max(evaluation_batch * inference_bytes(model, "fp32"), generation_bytes),
         host=_host(share, size, zero_stage == 2 and again) if offload else 0,

@@ -67,7 +67,7 @@ def packs_of(compute: Compute, trials: Sequence[Trial]) -> list[tuple[Trial, ...
 
 def packable(trial: Trial) -> bool:
     """Whether a trial can be a member: a whole step of a packable family on one worker, and nothing branches off it."""
-    plain = isinstance(trial.schedule, ConstantSchedule) and not trial.branch_points
+    plain = isinstance(trial.schedule, ConstantSchedule) and not trial.branch_points and trial.precision != "fp8"
     whole = (
         trial.num_workers == 1 and trial.micro_steps == 1 and not trial.offload and not trial.activation_checkpointing
     )

@@ -174,7 +174,7 @@ def _either(fixed: bool | None) -> tuple[bool, ...]:
 def _stages(precision: Precision, limits: Limits) -> tuple[ZeroStage, ...]:
     if limits.zero_stage is not None:
         return (limits.zero_stage,)
-    return (1, 2, 3) if precision == "bf16" else (0, 1, 2, 3)
+    return (0, 1, 2, 3) if precision == "fp32" else (1, 2, 3)
 
 
 def _gangs(batch_size: int, device: Device, limits: Limits) -> list[int]:

@@ -8,11 +8,16 @@ from collections.abc import Iterable
 from orchestrator.planning.devices import Device, named
 from orchestrator.planning.evaluation import generation_bytes
 from orchestrator.planning.grid import Cell
-from orchestrator.planning.placement import Limits, Placement, Wish, place_all
+from orchestrator.planning.memory import memory
+from orchestrator.planning.placement import Limits, Placement, Wish, available_bytes, place_all
 from orchestrator.spec.source import Problem
 from orchestrator.spec.sweep import Compute, Sweep
 from orchestrator.spec.trial import Evaluation, ZeroStage
 
+FLOAT8_MULTIPLE = 16
+"""What fp8 units want the sizes of a weight to be a multiple of."""
+UNKNOWN_DEVICE_BYTES = 8 * 2**30
+"""What a trial with CUDA graphs may need on a GPU of which nothing is known."""
 Key = tuple[str, int, int]
 """Size, identity of its models section and batch size: what a place depends on."""
 
@@ -26,6 +31,8 @@ class Seat:
     micro_batch: int | None
     activation_checkpointing: bool
     offload: bool
+    graphed: bool
+    """Steps as CUDA graphs, without DeepSpeed."""
 
 
 def key_of(cell: Cell) -> Key:
@@ -40,8 +47,12 @@ def seats(sweep: Sweep, cells: Iterable[Cell], evaluation: Evaluation, problems:
     """
     compute = sweep.compute
     first = {key_of(cell): cell for cell in cells}
+    if compute.precision == "fp8" and (refused := _without_float8(first.values())):
+        problems.append(Problem(("compute", "precision"), refused))
+        return {}
     if compute.device is None:
-        return dict.fromkeys(first, _as_given(compute))
+        given = _as_given(compute)
+        return {key: _with_graph(given, cell, compute, None, evaluation) for key, cell in first.items()}
     try:
         device = device_of(compute)
     except ValueError as error:
@@ -63,7 +74,10 @@ def seats(sweep: Sweep, cells: Iterable[Cell], evaluation: Evaluation, problems:
     except ValueError as error:
         problems.append(Problem(("compute",), str(error)))
         return {}
-    return {key: _seat(place, stage) for key, place in zip(first, places, strict=True)}
+    return {
+        key: _with_graph(_seat(place, stage), cell, compute, device, evaluation)
+        for (key, cell), place in zip(first.items(), places, strict=True)
+    }
 
 
 def device_of(compute: Compute) -> Device:
@@ -102,6 +116,7 @@ def _as_given(compute: Compute) -> Seat:
         micro_batch=None if compute.micro_batch == "auto" else compute.micro_batch,
         activation_checkpointing=compute.activation_checkpointing is True,
         offload=compute.offload,
+        graphed=False,
     )
 
 
@@ -112,4 +127,38 @@ def _seat(place: Placement, stage: ZeroStage) -> Seat:
         micro_batch=place.micro_batch,
         activation_checkpointing=place.activation_checkpointing,
         offload=place.offload,
+        graphed=False,
+    )
+
+
+def _with_graph(seat: Seat, cell: Cell, compute: Compute, device: Device | None, evaluation: Evaluation) -> Seat:
+    """The seat, with CUDA graphs if whole steps of a trial on one GPU can have them and there is room: a graph holds
+    what a step needs even while the trial is evaluated."""
+    model, batch = cell.model.config, cell.target.batch_size
+    whole = seat.micro_batch in (None, batch) and not seat.activation_checkpointing and not seat.offload
+    usual = seat.zero_stage == (0 if compute.precision == "fp32" else 1)
+    on_one_gpu = compute.gpus_per_worker > 0 and seat.num_workers == 1 and compute.graphs == "auto"
+    if not (on_one_gpu and whole and usual and model.packable):
+        return seat
+    needed = memory(
+        model,
+        micro_batch=batch,
+        precision=compute.precision,
+        zero_stage=seat.zero_stage,
+        num_workers=1,
+        generation_bytes=generation_bytes(evaluation, model, on_gpu=True, whole=compute.compile),
+    )
+    room = UNKNOWN_DEVICE_BYTES if device is None else available_bytes(device)
+    return dataclasses.replace(seat, graphed=needed.training + needed.evaluation <= room)
+
+
+def _without_float8(cells: Iterable[Cell]) -> str | None:
+    """Why models cannot train in fp8; None if all can."""
+    models = {cell.model.name: cell.model.config for cell in cells}
+    refused = [name for name, model in models.items() if not model.can_use_float8 or model.width % FLOAT8_MULTIPLE]
+    if not refused:
+        return None
+    return (
+        f"fp8 with {', '.join(refused)}; wanted DiTs of a width that {FLOAT8_MULTIPLE} divides. Choose other models, "
+        "or bf16"
     )

@@ -237,10 +237,11 @@ class Compute(Section):
     """CPUs of a worker; also its threads."""
     gpus_per_worker: float = Field(default=0, ge=0, le=1)
     """GPUs of a worker: 0, 1, or a fraction by which gangs of one worker share a device."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the training step; master weights are fp32."""
+    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
+    """Arithmetic of the training step; master weights are fp32. fp8 is bf16 whose blocks multiply in 8 bits, of DiTs of
+    a width that 16 divides: faster from DiT-L on (docs/training.md)."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
-    """DeepSpeed ZeRO stage; default 0 for fp32 and 1 for bf16 (0 with bf16 is refused)."""
+    """DeepSpeed ZeRO stage; default 0 for fp32, and 1 for bf16 and fp8 (where 0 is refused)."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Samples of one forward and backward pass on a worker, which divides its share of the batch; auto: the most that
     fit the device, or all of them where no device is named."""
@@ -252,6 +253,9 @@ class Compute(Section):
     compile: bool = False
     """Train through torch.compile, on GPUs at ZeRO 0 to 2: faster steps after a minute of compiling, results that
     differ by rounding, and less memory than the plan says."""
+    graphs: Literal["auto", "off"] = "auto"
+    """On GPUs, trials of one worker take their steps without DeepSpeed, each as one CUDA graph, where memory allows:
+    the same results to rounding, sooner. off: all steps go through DeepSpeed."""
     packing: Annotated[int, Field(ge=2, le=1024)] | Literal["auto", "off"] = "off"
     """Train trials of one shape as one stacked model: at most so many together, or auto: as many as were measured to
     pay on the device. Their results are those that they have alone, to rounding."""
@@ -291,10 +295,10 @@ class Compute(Section):
     def _sound(self) -> Self:
         if self.workers == "auto" and self.device is None:
             raise ValueError("workers auto needs to know the memory: wanted a device, such as h100-80gb, or a number")
-        if self.precision == "bf16" and self.zero_stage == 0:
+        if self.precision != "fp32" and self.zero_stage == 0:
             raise ValueError(
-                "precision bf16 with zero_stage 0 takes a spurious Adam step in DeepSpeed and bends the law; "
-                "wanted zero_stage 1, 2 or 3, or precision fp32"
+                f"precision {self.precision} with zero_stage 0 takes a spurious Adam step in DeepSpeed and bends the "
+                "law; wanted zero_stage 1, 2 or 3, or precision fp32"
             )
         gpus = self.gpus_per_worker * (1 if self.workers == "auto" else self.workers)
         if self.max_gpus is not None and self.max_gpus < gpus:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.cost import REDUCE_BUCKET
 from orchestrator.spec.trial import Optimizer, Precision
+from orchestrator.training.compilation import allow_many_shapes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -72,7 +73,7 @@ class Engine:
         optimizer: AdamW's settings.
         micro_batch: samples of one forward and backward pass on this worker.
         micro_steps: forward and backward passes of one optimizer step.
-        precision: "fp32", or "bf16" arithmetic with fp32 master weights.
+        precision: "fp32", or "bf16" arithmetic with fp32 master weights; "fp8" is the module's, and "bf16" here.
         zero_stage: 0 to 3; 0 only with fp32, as DeepSpeed takes a spurious Adam step with bf16 there.
         offload: master weights, Adam moments and the optimizer's step are on the host (Ren et al. 2021, arXiv
             2101.06840); from ZeRO 1 on.
@@ -95,7 +96,7 @@ class Engine:
         offload: bool = False,
         compiled: bool = False,
     ) -> None:
-        assert not (precision == "bf16" and zero_stage == 0), "refused by the sweep's validation"
+        assert not (precision != "fp32" and zero_stage == 0), "refused by the sweep's validation"
         if offload and zero_stage == 0:
             raise ValueError("offload with zero_stage 0, which keeps no master weights apart; wanted stage 1, 2 or 3")
         self.zero_stage, self.precision, self.micro_steps = zero_stage, precision, micro_steps
@@ -125,11 +126,12 @@ class Engine:
             "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,
             # A step that is not finite is taken, and found out by its loss: skipping it would hide a divergence.
-            "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
+            "bf16": {"enabled": precision != "fp32", "check_grad_overflow": False},
             "steps_per_print": 2**62,
         }
         self._engine, self._optimizer, _, _ = _deepspeed().initialize(model=module, optimizer=adamw, config=config)
         if compiled and zero_stage < 3:
+            allow_many_shapes()
             module.compile(dynamic=False)
         self._check_groups()
 

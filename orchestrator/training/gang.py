@@ -22,7 +22,7 @@ from orchestrator.training.evaluation import Draws, fixed_draws
 from orchestrator.training.reference import RealImages, real_images
 
 HELD_BYTES = 2**30
-"""Images that a GPU holds at most; larger sets stay in the host's memory."""
+"""Images that a GPU holds at most; of larger sets it gets batch by batch."""
 
 
 @dataclass(kw_only=True)
@@ -64,9 +64,11 @@ class GangMember:
         if dataset.train_images is None:
             return EndlessImages(dataset, self.device)
         images, labels = self.dataset(name, "train")
-        if self.device.type == "cuda" and images.nbytes <= HELD_BYTES:
-            images, labels = images.to(self.device), labels.to(self.device)
-        return HeldImages(images, labels)
+        if self.device.type != "cuda":
+            return HeldImages(images, labels)
+        if images.nbytes <= HELD_BYTES:
+            return HeldImages(images.to(self.device), labels.to(self.device))
+        return HeldImages(images, labels, target=self.device)
 
     def draws(self, name: str, evaluation: Evaluation) -> Draws:
         """The fixed draws of the validation loss, made once."""

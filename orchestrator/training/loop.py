@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import socket
 import time
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
@@ -28,18 +27,19 @@ from orchestrator.faults import points
 from orchestrator.results.logs import log_of
 from orchestrator.results.outbox import AT_ONCE, Outbox, outbox_of
 from orchestrator.results.patience import when_there_is_room
-from orchestrator.results.schema import EVALUATION_COLUMNS, RUNNING, SCHEMA_VERSION
+from orchestrator.results.schema import RUNNING
 from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
-from orchestrator.spec.columns import planned_columns
 from orchestrator.spec.trial import CooldownSchedule, Schedule
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
 from orchestrator.training.data.order import torch_generator
 from orchestrator.training.engine import Engine, LossModule
 from orchestrator.training.gang import GangMember
-from orchestrator.training.measuring import Measured, Meter
+from orchestrator.training.measuring import Meter
+from orchestrator.training.model import training_model
 from orchestrator.training.pack import PackMember
 from orchestrator.training.progress import Counters, is_curve_step
+from orchestrator.training.rows import attempt_row, curve_row, measurement_row
 
 log = logging.getLogger(__name__)
 
@@ -106,14 +106,13 @@ class Attempt:
         self.train_seconds = self.evaluation_seconds = self.checkpoint_seconds = self.last_pause = 0.0
         self.startup_seconds = time.perf_counter() - self.started
         if member.rank == 0:
-            self.store.append_attempts([self._attempt_row(RUNNING, None)])
+            self.store.append_attempts([attempt_row(self, RUNNING, None)])
         self._report("starting")
 
     def _own_engine(self) -> Engine:
         trial, device = self.trial, self.member.device
-        model = build(trial.model, trial.parameterization, trial.seed).to(device)
+        model = training_model(trial).to(device)
         model.equip(self.member.data)
-        model.activation_checkpointing = trial.activation_checkpointing
         optimizer = trial.optimizer
         return Engine(
             LossModule(model, self.objective.loss),
@@ -176,7 +175,7 @@ class Attempt:
         """Write what is left of the curve and the attempt's row, and release the engine."""
         self._write_curve()
         if self.member.rank == 0:
-            row = self._attempt_row(outcome, reason)
+            row = attempt_row(self, outcome, reason)
             self._keep(lambda: self.store.append_attempts([row]))
         self.engine.close()
 
@@ -228,7 +227,7 @@ class Attempt:
     def batch(self, samples: int) -> tuple[Tensor, ...]:
         """This worker's share of the batch at `samples`; draws are made for the whole batch and then divided.
 
-        They are made where the images are: on a GPU that holds the dataset nothing waits for the host.
+        They are made on the GPU, where there is one: neither waits for the other.
         """
         trial, member = self.trial, self.member
         model, device = trial.model, self.data.device
@@ -240,7 +239,7 @@ class Attempt:
         noise = torch.randn((trial.batch_size, *x.shape[1:]), generator=generator, device=device)
         y = torch.where(draws[1, mine] < model.class_dropout, model.num_classes, labels)
         t = self.objective.draw_t(draws[0, mine])
-        return tuple(tensor.to(member.device) for tensor in (x, y, t, noise[mine]))
+        return x, y, t, noise[mine]
 
     def rate_scale(self) -> float:
         """The schedule's share of the base rate for the step at `samples`."""
@@ -259,19 +258,7 @@ class Attempt:
 
     def _add_curve_point(self) -> None:
         self._settle()
-        loss = self.counters.close_window()
-        self.curve.append(
-            {
-                "trial_id": self.trial.trial_id,
-                "attempt": self.assignment.attempt,
-                "samples": self.samples,
-                "flops": self.samples * self.trial.flops_per_sample,
-                "loss": loss,
-                "learning_rate": self.trial.optimizer.learning_rate * self.rate_scale(),
-                "samples_per_second": self._samples_per_second(),
-                "wall_seconds": self._wall_seconds(),
-            }
-        )
+        self.curve.append(curve_row(self, self.counters.close_window()))
         now = time.perf_counter()
         if now - self.last_curve > max(CURVE_SECONDS, 0.02 * (now - self.started)):
             self._write_curve()
@@ -305,7 +292,7 @@ class Attempt:
         measured = self.meter.measure(milestone, self._keep)
         if self.member.rank == 0 and measured.failure is None:
             self._write_curve()
-            row = self._measurement_row(milestone, "ok", None, measured)
+            row = measurement_row(self, milestone, "ok", None, measured)
             self._keep(lambda: self.store.append_measurements([row]))
         self.evaluation_seconds += time.perf_counter() - began
         return measured.failure
@@ -314,7 +301,7 @@ class Attempt:
         """A row for every milestone that the trial will not reach: divergence is a result."""
         if self.member.rank == 0:
             reason = self.counters.diverged
-            rows = [self._measurement_row(m, "diverged", reason, None) for m in milestones]
+            rows = [measurement_row(self, m, "diverged", reason, None) for m in milestones]
             self._keep(lambda: self.store.append_measurements(rows))
 
     def _has_to_save(self, stop: int) -> bool:
@@ -331,7 +318,7 @@ class Attempt:
     def _save(self) -> None:
         began = time.perf_counter()
         self._write_curve()  # first: what a checkpoint covers is not trained again
-        self.counters.wall_seconds = self._wall_seconds()
+        self.counters.wall_seconds = self.wall_seconds()
         state = {}
         if self.counters.steps:
             averages = zip(self.engine.names, self.engine.whole(self.ema.tensors), strict=True)
@@ -376,10 +363,12 @@ class Attempt:
 
     # Rows and reports.
 
-    def _wall_seconds(self) -> float:
+    def wall_seconds(self) -> float:
+        """Of this attempt and those before it that it goes on from."""
         return self.wall_before + time.perf_counter() - self.started
 
-    def _samples_per_second(self) -> float | None:
+    def samples_per_second(self) -> float | None:
+        """Of this attempt's training; None before the first."""
         seconds = time.perf_counter() - self.started - self.startup_seconds - self.evaluation_seconds
         return (self.samples - self.samples_start) / seconds if seconds > 0 else None
 
@@ -400,52 +389,9 @@ class Attempt:
                 samples=self.samples,
                 samples_start=self.samples_start,
                 loss=self.counters.running_loss,
-                samples_per_second=self._samples_per_second() if phase != "starting" else None,
+                samples_per_second=self.samples_per_second() if phase != "starting" else None,
             )
         )
-
-    def _measurement_row(
-        self, milestone: int, outcome: str, reason: str | None, measured: Measured | None
-    ) -> dict[str, Any]:
-        trial = self.trial
-        return {
-            **dict.fromkeys(EVALUATION_COLUMNS),
-            **planned_columns(trial, milestone),
-            **(measured.columns(trial) if measured is not None else {}),
-            "schema_version": SCHEMA_VERSION,
-            "loss_train": self.counters.running_loss,
-            "outcome": outcome,
-            "reason": reason,
-            "num_workers": self.member.world_size,
-            "attempt": self.assignment.attempt,
-            "mlflow_run_id": self.assignment.mlflow_run_id,
-            "wall_seconds": self._wall_seconds(),
-            "gpu_hours": self._wall_seconds() * self.share * self.member.world_size / 3600,
-            "flops_useful": (min(milestone, self.samples) - trial.first) * trial.flops_per_sample,
-            "flops_wasted": max(0, self.assignment.samples_spent - (self.samples_start - trial.first))
-            * trial.flops_per_sample,
-            "created_at": datetime.now(UTC),
-        }
-
-    def _attempt_row(self, outcome: str, reason: str | None) -> dict[str, Any]:
-        return {
-            "trial_id": self.trial.trial_id,
-            "attempt": self.assignment.attempt,
-            "gang": self.assignment.gang,
-            "host": socket.gethostname(),
-            "started_at": self.started_at,
-            "ended_at": datetime.now(UTC),
-            "outcome": outcome,
-            "reason": reason,
-            "samples_start": self.samples_start,
-            "samples_end": self.samples,
-            "flops": (self.samples - self.samples_start) * self.trial.flops_per_sample,
-            "wall_seconds": time.perf_counter() - self.started,
-            "train_seconds": self.train_seconds,
-            "evaluation_seconds": self.evaluation_seconds,
-            "startup_seconds": self.startup_seconds,
-            "checkpoint_seconds": self.checkpoint_seconds,
-        }
 
 
 def rate_scale(schedule: Schedule, samples: int, batch_size: int) -> float:

@@ -1,42 +1,32 @@
-"""Trials of one shape trained as one stacked model: the step of `engine.Engine` for many members at once.
+"""Trials of one shape trained as one stacked model: the step of `engine.Engine` for many members at once, or for one.
 
-Weights, Adam's moments and averages of M members are rows of [M, P] buffers, with P the parameters of one. AdamW is
-torch's fused kernel, called for the columns that share their settings, so every member has its own learning rate,
-weight decay and epsilon in every parameter group, as µP wants. DeepSpeed knows one model and one learning rate a group,
-so it is not used: fp32 is what ZeRO-0 does on one worker, bf16 with fp32 masters what ZeRO-1 does.
+Weights, Adam's moments and averages of M members lie in flat buffers: parameter after parameter, and of each parameter
+[M, ...], so that what a batched product gives lies as the buffers do. Every member has its own learning rate, weight
+decay and epsilon in every parameter group, as µP wants. DeepSpeed knows one model and one learning rate a group, so it
+is not used: fp32 is what ZeRO-0 does on one worker, bf16 with fp32 masters what ZeRO-1 does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
 from models.ema import Ema
-from models.families import build
 from models.objectives import Objective
 from models.packed import pack
 from models.parameterization import TaggedModule, parameter_groups
-from orchestrator.spec.trial import Optimizer, Precision, Trial
+from orchestrator.spec.trial import Optimizer, Trial
+from orchestrator.training.compilation import compiled
 from orchestrator.training.engine import MOMENTS
+from orchestrator.training.flat import Layout
+from orchestrator.training.flat_adamw import Buffers, CompiledUpdate, EagerUpdate, Numbers, Settings
+from orchestrator.training.model import training_model
 from orchestrator.training.step_graph import StepGraph
 
-Settings = tuple[float, float, float]
-"""Learning rate, weight decay and epsilon of a parameter."""
 CLIP_EPS = 1e-6
 """As in torch.nn.utils.clip_grad_norm_."""
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Parameters that share their settings in every member: columns of the buffers."""
-
-    part: slice
-    settings: tuple[Settings, ...]
-    """Of each member."""
 
 
 class Pack:
@@ -50,27 +40,32 @@ class Pack:
     """
 
     def __init__(self, trials: Sequence[Trial], objective: Objective, device: torch.device, graph: bool = True) -> None:
-        models = [build(trial.model, trial.parameterization, trial.seed) for trial in trials]
-        settings = [_settings(model, trial) for model, trial in zip(models, trials, strict=True)]
-        self.names = list(settings[0])
+        models = [training_model(trial) for trial in trials]
+        self._settings = [_settings(model, trial) for model, trial in zip(models, trials, strict=True)]
         self.optimizers: list[Optimizer] = [trial.optimizer for trial in trials]
-        self.precision: Precision = trials[0].precision
+        self._half = trials[0].precision != "fp32"
         self.device, self._graphed = device, graph
-        compiled = trials[0].compiled and device.type == "cuda"
-        self._loss: Callable[..., Tensor] = torch.compile(objective.loss, dynamic=False) if compiled else objective.loss
+        self._compiled = trials[0].compiled and device.type == "cuda"
+        self._loss: Callable[..., Tensor] = compiled(objective.loss) if self._compiled else objective.loss
         self._graph: StepGraph | None = None
-        self.model = pack(models).to(device)
+        self._stacked = len(models) > 1
+        self.model = (pack(models) if self._stacked else models[0]).to(device)
         self.members = [PackMember(self, row) for row in range(len(trials))]
         self._emas: dict[int, Ema] = {}
-        self._shapes = {name: parameter.shape for name, parameter in models[0].named_parameters()}
-        self._columns, self._places = _layout(settings, self._shapes)
-        shape = (len(trials), sum(map(prod, self._shapes.values())))
-        self.masters, self.averages = (torch.zeros(shape, device=device) for _ in range(2))
-        self.moments = {name: torch.zeros(shape, device=device) for name in MOMENTS}
+        shapes = {name: parameter.shape for name, parameter in models[0].named_parameters()}
+        self.layout = Layout(shapes, len(trials))
+        self.masters, self.averages = self.layout.zeros(device), self.layout.zeros(device)
+        self.moments = {name: self.layout.zeros(device) for name in MOMENTS}
         self.steps = torch.zeros(len(trials), device=device)
-        for name, parameter in self.model.named_parameters():
-            self.masters[:, self._places[name]] = parameter.detach().flatten(1)
+        with torch.no_grad():
+            for view, parameter in zip(self.layout.views(self.masters), self.model.parameters(), strict=True):
+                view.copy_(parameter.view(view.shape))
         self._bind()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters, in the model's order."""
+        return self.layout.names
 
     def step(self, batch: Sequence[Tensor], rates: Sequence[float], spans: Sequence[tuple[int, int]]) -> Tensor:
         """One optimizer step of every member; returns their mean losses [M], not waited for.
@@ -85,34 +80,27 @@ class Pack:
             for row, (before, after) in enumerate(spans)
         ]
         if self.device.type != "cuda":
-            return self._advance(batch, self._scaled(rates), torch.tensor(weights)[:, None])
-        numbers = [*weights, *(lr for row in self._scaled(rates) for lr in row)]
-        numbers_there = torch.tensor(numbers, pin_memory=True).to(self.device, non_blocking=True)
+            return self._advance(batch, rates, weights)
+        numbers = torch.tensor([*rates, *weights], pin_memory=True).to(self.device, non_blocking=True)
         if not self._graphed:
-            return self._advance_by(*batch, numbers_there)
+            return self._advance_by(*batch, numbers)
         if self._graph is None:
             self._graph = StepGraph(self._advance_by)
-        return self._graph(*batch, numbers_there)
-
-    def _scaled(self, rates: Sequence[float]) -> list[list[float]]:
-        """The learning rate of each column and member."""
-        return [[lr * rate for rate, (lr, _, _) in zip(rates, part.settings, strict=True)] for part in self._columns]
+        return self._graph(*batch, numbers)
 
     def _advance_by(self, *inputs: Tensor) -> Tensor:
         """`_advance` by tensors alone, as a graph replays it: a batch, then the numbers of `step`."""
         *batch, numbers = inputs
-        num = len(self.members)
-        rates = numbers[num:].view(len(self._columns), num)
-        return self._advance(batch, [list(row) for row in rates], numbers[:num, None])
+        return self._advance(batch, *numbers.chunk(2))
 
-    def _advance(self, batch: Sequence[Tensor], rates: Sequence[Sequence[float | Tensor]], weights: Tensor) -> Tensor:
+    def _advance(self, batch: Sequence[Tensor], rates: Numbers, weights: Numbers) -> Tensor:
         losses = self._losses(batch)
-        gradients = torch.autograd.grad(losses.sum(), list(self.model.parameters()))
+        gradients = torch.autograd.grad(losses.sum(), self._parameters)
         torch._foreach_copy_(self._gradients, list(gradients))
         self._clip()
-        self._adamw(rates)
-        self.refresh()
-        self.averages.lerp_(self.masters, weights)
+        self.steps += 1
+        with torch.no_grad():
+            self._update(rates, weights)
         return losses.detach()
 
     def _losses(self, batch: Sequence[Tensor]) -> Tensor:
@@ -123,81 +111,82 @@ class Pack:
 
     def _clip(self) -> None:
         """Scale each member's gradient down to its own largest norm."""
-        limits = [optimizer.gradient_clip for optimizer in self.optimizers]
-        if not any(limits):
-            return
-        norms = torch.linalg.vector_norm(self._gradient, dim=1)
-        for row, limit in enumerate(limits):
-            if limit is not None:
-                self._gradient[row] *= (limit / (norms[row] + CLIP_EPS)).clamp(max=1.0)
-
-    def _adamw(self, rates: Sequence[Sequence[float | Tensor]]) -> None:
-        self.steps += 1
-        beta1, beta2 = self.optimizers[0].betas
-        buffers = [self.masters, self._gradient, *self.moments.values()]
-        for columns, own in zip(self._columns, rates, strict=True):
-            for row, (lr, (_, decay, eps)) in enumerate(zip(own, columns.settings, strict=True)):
-                masters, gradients, first, second = ([buffer[row, columns.part]] for buffer in buffers)
-                torch._fused_adamw_(
-                    masters, gradients, first, second, [], [self.steps[row]], lr=lr, beta1=beta1, beta2=beta2,
-                    weight_decay=decay, eps=eps, amsgrad=False, maximize=False,
-                )  # fmt: skip
+        for row, optimizer in enumerate(self.optimizers):
+            if (limit := optimizer.gradient_clip) is not None:
+                own = self.layout.rows(self._gradient, row)
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(own)))
+                torch._foreach_mul_(own, (limit / (norm + CLIP_EPS)).clamp(max=1.0))
 
     # Members.
 
     def follow(self, row: int, ema: Ema) -> None:
         """Let the pack's steps update a member's average."""
-        (average,) = ema.tensors
-        self.averages[row] = average
-        ema.tensors = [self.averages[row]]
+        own = self.layout.rows(self.averages, row)
+        torch._foreach_copy_(own, ema.tensors)
+        ema.tensors = own
         self._emas[row] = ema
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the members; the others are done."""
+        old, self.layout = self.layout, Layout(self.layout.shapes, len(rows))
         index = torch.tensor(rows, device=self.device)
-        self.masters, self.averages, self.steps = self.masters[index], self.averages[index], self.steps[index]
-        self.moments = {name: moment[index] for name, moment in self.moments.items()}
-        self._columns = [
-            _Columns(columns.part, tuple(columns.settings[row] for row in rows)) for columns in self._columns
-        ]
+
+        def kept(buffer: Tensor) -> Tensor:
+            fewer = self.layout.zeros(self.device)
+            for view, own in zip(self.layout.views(fewer), old.views(buffer), strict=True):
+                torch.index_select(own, 0, index, out=view)
+            return fewer
+
+        self.masters, self.averages, self.steps = kept(self.masters), kept(self.averages), self.steps[index]
+        self.moments = {name: kept(moment) for name, moment in self.moments.items()}
         self.members, self.optimizers = [self.members[row] for row in rows], [self.optimizers[row] for row in rows]
+        self._settings = [self._settings[row] for row in rows]
         emas = [self._emas[row] for row in rows]
         for row, (member, ema) in enumerate(zip(self.members, emas, strict=True)):
             member.row = row
-            ema.tensors = [self.averages[row]]
+            ema.tensors = self.layout.rows(self.averages, row)
         self._emas = dict(enumerate(emas))
         for module in self.model.modules():
             if isinstance(multiplier := getattr(module, "multiplier", None), Tensor):
                 module.multiplier = multiplier[index]
         self._bind()
 
-    def whole(self, row: Tensor) -> Iterator[Tensor]:
-        """The parameters of one member, in the model's order, as parts of one of its rows."""
-        for name in self.names:
-            yield row[self._places[name]].view(self._shapes[name])
-
-    @torch.no_grad()
-    def write(self, row: Tensor, full: Mapping[str, Tensor]) -> None:
-        """The reverse of `whole`, from full tensors by name."""
-        for name, part in zip(self.names, self.whole(row), strict=True):
-            part.copy_(full[name])
-
     def refresh(self) -> None:
         """Let the model see masters that were written from outside."""
-        if self.precision == "bf16":
+        if self._half:
             self._weights.copy_(self.masters)
 
     def _bind(self) -> None:
         """Make the model's parameters views of the buffers, and make room for gradients; a graph knew the old ones."""
         self._graph = None
-        self._weights = self.masters if self.precision == "fp32" else self.masters.to(torch.bfloat16)
-        self._gradient = torch.zeros_like(self.masters)
-        self._gradients = []
-        for name in self.names:
+        self._weights = self.masters.to(torch.bfloat16) if self._half else self.masters
+        clipped = any(optimizer.gradient_clip is not None for optimizer in self.optimizers)
+        precise = not self._compiled or clipped  # else half the bytes are moved
+        self._gradient = torch.zeros_like(self.masters if precise else self._weights)
+        self._gradients = self._bound(self._gradient)
+        for name, part in zip(self.names, self._bound(self._weights), strict=True):
             parent, _, child = name.rpartition(".")
-            shape, place = (len(self.members), *self._shapes[name]), self._places[name]
-            setattr(self.model.get_submodule(parent), child, torch.nn.Parameter(self._weights[:, place].view(shape)))
-            self._gradients.append(self._gradient[:, place].view(shape))
+            setattr(self.model.get_submodule(parent), child, torch.nn.Parameter(part))
+        self._parameters = list(self.model.parameters())
+        first, second = self.moments.values()
+        update = CompiledUpdate if self._compiled else EagerUpdate
+        self._update = update(
+            self._settings,
+            self.layout,
+            Buffers(
+                masters=self.masters,
+                weights=self._weights,
+                gradient=self._gradient,
+                moments=(first, second),
+                averages=self.averages,
+                steps=self.steps,
+            ),
+            self.optimizers[0].betas,
+        )
+
+    def _bound(self, buffer: Tensor) -> list[Tensor]:
+        """Parts of a buffer as the model's parameters have them."""
+        return self.layout.views(buffer) if self._stacked else self.layout.rows(buffer, 0)
 
 
 class PackMember:
@@ -212,68 +201,56 @@ class PackMember:
         return self._pack.names
 
     def masters(self) -> list[Tensor]:
-        """The fp32 weights: one flat piece."""
-        return [self._pack.masters[self.row]]
+        """The fp32 weights, in the model's order."""
+        return self._rows(self._pack.masters)
 
     def whole(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Full fp32 tensors in the model's order, from parts laid out as `masters()`."""
-        return self._pack.whole(parts[0])
+        """Full fp32 tensors in the model's order, from parts laid out as `masters()`: they themselves."""
+        yield from parts
 
+    @torch.no_grad()
     def take_part(self, parts: Sequence[Tensor], full: Mapping[str, Tensor]) -> None:
         """Write full fp32 tensors, by parameter name, into `parts`; `whole`'s reverse."""
-        self._pack.write(parts[0], full)
+        for name, part in zip(self.names, parts, strict=True):
+            part.copy_(full[name])
 
     def state(self) -> dict[str, Tensor]:
         """Copies of weights, Adam moments and step count as full fp32 tensors on the CPU."""
-        rows = {"param": self._pack.masters[self.row]}
-        rows |= {name: moment[self.row] for name, moment in self._pack.moments.items()}
         state = {
             f"{kind}/{name}": tensor.to("cpu", copy=True)
-            for kind, row in rows.items()
-            for name, tensor in zip(self.names, self._pack.whole(row), strict=True)
+            for kind, tensors in self._state().items()
+            for name, tensor in zip(self.names, tensors, strict=True)
         }
         state["step"] = self._pack.steps[self.row].long().cpu()
         return state
 
     def load_state(self, state: dict[str, Tensor], loss: Callable[[], Tensor] | None = None) -> None:
         """Take over what `state()` gave, here or in an engine; `loss` is what an engine would need."""
-        rows = {"param": self._pack.masters[self.row]}
-        rows |= {name: moment[self.row] for name, moment in self._pack.moments.items()}
-        for kind, row in rows.items():
-            self._pack.write(row, {name: state[f"{kind}/{name}"] for name in self.names})
+        for kind, tensors in self._state().items():
+            self.take_part(tensors, {name: state[f"{kind}/{name}"] for name in self.names})
         self._pack.steps[self.row] = float(state["step"])
         self._pack.refresh()
 
     def close(self) -> None:
         """Nothing of its own: the pack ends with its last member."""
 
+    def _state(self) -> dict[str, list[Tensor]]:
+        moments = {name: self._rows(moment) for name, moment in self._pack.moments.items()}
+        return {"param": self.masters(), **moments}
 
-def _settings(model: TaggedModule, trial: Trial) -> dict[str, Settings]:
+    def _rows(self, buffer: Tensor) -> list[Tensor]:
+        return self._pack.layout.rows(buffer, self.row)
+
+
+def _settings(model: TaggedModule, trial: Trial) -> list[Settings]:
     """Learning rate, weight decay and epsilon of each parameter of a trial, in the model's order."""
     optimizer = trial.optimizer
     groups = parameter_groups(
         model, trial.parameterization, optimizer.learning_rate, optimizer.weight_decay, optimizer.eps
     )
     found = {
-        name: (float(group["lr"]), float(group["weight_decay"]), float(group["eps"]))
+        name: Settings(float(group["lr"]), float(group["weight_decay"]), float(group["eps"]))
         for group in groups
         for name in group["names"]
     }
-    return {name: found[name] for name, _ in model.named_parameters()}
-
-
-def _layout(
-    settings: Sequence[dict[str, Settings]], shapes: Mapping[str, torch.Size]
-) -> tuple[list[_Columns], dict[str, slice]]:
-    """Where each parameter lies in a row, those with the same settings side by side."""
-    alike: dict[tuple[Settings, ...], list[str]] = {}
-    for name in shapes:
-        alike.setdefault(tuple(own[name] for own in settings), []).append(name)
-    columns, places, start = [], {}, 0
-    for key, names in alike.items():
-        begin = start
-        for name in names:
-            places[name] = slice(start, start + prod(shapes[name]))
-            start = places[name].stop
-        columns.append(_Columns(slice(begin, start), key))
-    return columns, places
+    return [found[name] for name, _ in model.named_parameters()]

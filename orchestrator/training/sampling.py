@@ -17,6 +17,7 @@ from models.configs.base import ModelConfig
 from models.objectives import Denoiser, Objective
 from models.samplers import BlockedNoise, sample
 from orchestrator.spec.trial import Evaluation, Trial
+from orchestrator.training.compilation import compiled
 from orchestrator.training.data.order import torch_generator
 
 BLOCK = 64
@@ -48,7 +49,7 @@ class Generator:
         self.device = next(model.parameters()).device
         on_gpu = self.device.type == "cuda"
         self.batch = BATCH["cuda" if on_gpu else "cpu"]
-        self._model: Denoiser = torch.compile(model) if on_gpu and trial.compiled else model
+        self._model: Denoiser = compiled(model) if on_gpu and trial.compiled else model
         self._fixed_shape = on_gpu and trial.compiled
 
     @torch.no_grad()

@@ -7,7 +7,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from numpy.typing import NDArray
+from torch import Tensor
+
+ORDERS = 64
+"""Orders of epochs that are kept: two of each member of a large pack, whose members walk side by side."""
 
 
 def batch_indices(seed: int, samples_seen: int, batch_size: int, num_images: int) -> NDArray[np.int64]:
@@ -56,7 +61,27 @@ def numpy_generator(seed: int, stream: str, samples_seen: int) -> np.random.Gene
     return np.random.Generator(np.random.Philox(key=key))
 
 
-@lru_cache(maxsize=16)
+def batch_indices_on(
+    device: torch.device, seed: int, samples_seen: int, batch_size: int, num_images: int
+) -> Int64[Tensor, " b"]:
+    """`batch_indices` on a device, to which the order of an epoch goes once: no step waits for a copy."""
+    if device.type == "cpu":
+        return torch.from_numpy(batch_indices(seed, samples_seen, batch_size, num_images))
+    epoch, start = divmod(samples_seen, num_images)
+    pieces = []
+    while batch_size > 0:
+        pieces.append(_epoch_order_on(device, seed, epoch, num_images)[start : start + batch_size])
+        batch_size -= len(pieces[-1])
+        epoch, start = epoch + 1, 0
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+@lru_cache(maxsize=ORDERS)
+def _epoch_order_on(device: torch.device, seed: int, epoch: int, num_images: int) -> Int64[Tensor, " n"]:
+    return torch.from_numpy(_epoch_order(seed, epoch, num_images).copy()).to(device)
+
+
+@lru_cache(maxsize=ORDERS)
 def _epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     # Sorts raw Philox words: numpy promises that those never change, which it does not of Generator.permutation.
     key = np.array([_hash(seed, "order", 0), epoch], dtype=np.uint64)

@@ -14,7 +14,7 @@ from models.warping import Flow, estimated_flow
 from orchestrator.spec.datasets import Dataset
 from orchestrator.training.data.images import rendered, to_float
 from orchestrator.training.data.moving import optical_flow
-from orchestrator.training.data.order import batch_indices, first_index
+from orchestrator.training.data.order import batch_indices_on, first_index
 
 Batch = tuple[Float[Tensor, "b c *size"], Int64[Tensor, " b"]]
 
@@ -45,15 +45,24 @@ class HeldImages:
     """[n, c, h, w], bytes or floats."""
     labels: Tensor
     """[n]"""
+    target: torch.device | None = None
+    """The GPU that batches of images in the host's memory go to; None leaves them where the images are."""
 
     @property
     def device(self) -> torch.device:
-        return self.images.device
+        return self.target or self.images.device
 
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
-        chosen = batch_indices(seed, samples_seen, batch_size, len(self.images))[part]
-        indices = torch.from_numpy(chosen).to(self.device)
-        return to_float(self.images[indices]), self.labels[indices]
+        indices = batch_indices_on(self.images.device, seed, samples_seen, batch_size, len(self.images))[part]
+        return to_float(self._chosen(self.images, indices)), self._chosen(self.labels, indices)
+
+    def _chosen(self, rows: Tensor, indices: Tensor) -> Tensor:
+        """Rows on their device. Pinned ones are copied while the GPU is at earlier steps, and the host goes on."""
+        if self.device == rows.device:
+            return rows[indices]
+        held = torch.empty((len(indices), *rows.shape[1:]), dtype=rows.dtype, pin_memory=True)
+        torch.index_select(rows, 0, indices, out=held)
+        return held.to(self.device, non_blocking=True)
 
     def flow(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Flow:
         if self.images.dim() != 5:

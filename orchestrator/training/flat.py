@@ -1,0 +1,46 @@
+"""Tensors of several models of one shape in one flat buffer: how a pack's weights, moments and averages lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16
+"""Elements: every parameter begins at a multiple, as matrix units want their operands in any precision."""
+
+
+class Layout:
+    """Parameter after parameter, and of each parameter its members one after the other.
+
+    Args:
+        shapes: of each parameter of one member, by name, in the model's order.
+        num_members: M.
+    """
+
+    def __init__(self, shapes: Mapping[str, torch.Size], num_members: int) -> None:
+        self.shapes, self.num_members = dict(shapes), num_members
+        self.names = list(shapes)
+        self._starts, end = [], 0
+        for shape in self.shapes.values():
+            self._starts.append(end)
+            end += -(-num_members * prod(shape) // ALIGNMENT) * ALIGNMENT
+        self.size = end
+
+    def zeros(self, device: torch.device) -> Tensor:
+        """A buffer in float32."""
+        return torch.zeros(self.size, device=device)
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """Each parameter of all members [M, ...], as a part of a buffer."""
+        num = self.num_members
+        return [
+            buffer[start : start + num * prod(shape)].view(num, *shape)
+            for start, shape in zip(self._starts, self.shapes.values(), strict=True)
+        ]
+
+    def rows(self, buffer: Tensor, row: int) -> list[Tensor]:
+        """Each parameter of one member, as a part of a buffer."""
+        return [view[row] for view in self.views(buffer)]

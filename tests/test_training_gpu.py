@@ -1,0 +1,129 @@
+"""Training on a GPU: the step as a graph against DeepSpeed's, fp8 units against their rounding, batches that wait for
+nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.configs.dit import DiTConfig
+from models.float8 import product, rowwise
+from models.objectives import build_objective
+from orchestrator.bench.memory import Case, assignment_of, attempt_of, member_of, train, trial_of
+from orchestrator.spec.trial import Trial
+from orchestrator.training import engine
+from orchestrator.training.data.source import HeldImages
+from orchestrator.training.loop import Attempt
+from orchestrator.training.pack import Pack
+from orchestrator.training.packing import step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+MODEL = DiTConfig(image_size=8, channels=4, num_classes=10, patch=2, width=64, depth=2, heads=2)
+CASE = Case(size="small", model=MODEL, micro_batch=32)
+FP32 = dataclasses.replace(CASE, precision="fp32", zero_stage=0)
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[torch.device]:
+    engine.join(0, 1, "127.0.0.1", 0, use_gpu=True)
+    yield torch.device("cuda", 0)
+    engine.leave()
+
+
+def trial(case: Case, seed: int = 0) -> Trial:
+    found = trial_of(case, STEPS)
+    return dataclasses.replace(found, seed=seed, optimizer=dataclasses.replace(found.optimizer, learning_rate=1e-3))
+
+
+def packed(case: Case, device: torch.device, folder: Path, seeds: tuple[int, ...] = (0,), graph: bool = True):
+    """The losses [steps, members] of members that differ in their seed, and their attempts."""
+    trials = [trial(case, seed) for seed in seeds]
+    pack = Pack(trials, build_objective(trials[0].objective), device, graph=graph)
+    worker = member_of(case, device, folder)
+    attempts = [Attempt(assignment_of(one), worker, seat=seat) for one, seat in zip(trials, pack.members, strict=True)]
+    for row, attempt in enumerate(attempts):
+        pack.follow(row, attempt.ema)
+    losses = []
+    for _ in range(STEPS):
+        losses.append(step(pack, attempts))
+        for attempt in attempts:
+            attempt.samples += case.micro_batch
+    return torch.stack(losses), attempts
+
+
+@pytest.mark.parametrize(("case", "tolerance"), [(FP32, 1e-4), (CASE, 5e-3)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_graph_takes_the_steps_of_deepspeed(case, tolerance, compiled, device, tmp_path):
+    case = dataclasses.replace(case, compiled=compiled)
+    alone = attempt_of(case, STEPS, device, tmp_path)
+    alone.trial = trial(case)
+    alone.engine.close()
+    alone.engine = alone._own_engine()
+    expected = torch.stack(train(alone, STEPS))
+    alone.engine.close()
+    found, _ = packed(case, device, tmp_path)
+    torch.testing.assert_close(found[:, 0], expected, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_members_of_a_pack_are_what_they_are_alone(compiled, device, tmp_path):
+    case = dataclasses.replace(FP32, compiled=compiled)
+    together, attempts = packed(case, device, tmp_path, seeds=(0, 1, 2))
+    for place, seed in enumerate((0, 1, 2)):
+        alone, (one,) = packed(case, device, tmp_path, seeds=(seed,), graph=False)
+        torch.testing.assert_close(together[:, place], alone[:, 0], rtol=1e-4, atol=0)
+        torch.testing.assert_close(attempts[place].ema.tensors, one.ema.tensors, rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_waits_for_nothing(device, tmp_path):
+    attempt = attempt_of(CASE, STEPS, device, tmp_path)
+    train(attempt, 4)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(attempt, 4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        attempt.engine.close()
+
+
+def test_batches_of_images_on_the_host_are_those_of_images_on_the_gpu(device):
+    images, labels = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8), torch.arange(50)
+    here = HeldImages(images, labels, target=device)
+    there = HeldImages(images.to(device), labels.to(device))
+    on_cpu = HeldImages(images, labels)
+    for samples in (0, 40, 96):  # the second and third end an epoch and begin the next
+        batches = [data.batch(3, samples, 16, slice(4, 12)) for data in (here, there, on_cpu)]
+        assert [x.device.type for x, _ in batches] == ["cuda", "cuda", "cpu"]
+        (x, y), (x_there, y_there), (x_cpu, y_cpu) = batches
+        assert torch.equal(x, x_there)
+        assert torch.equal(y, y_there)
+        torch.testing.assert_close(x.cpu(), x_cpu)  # a GPU divides otherwise
+        assert torch.equal(y.cpu(), y_cpu)
+
+
+def test_fp8_units_multiply_what_rounding_on_the_cpu_gives(device):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(64, 96, generator=generator), torch.randn(48, 96, generator=generator)
+    x, weight, bias = (one.bfloat16() for one in (x * torch.logspace(-3, 3, 64)[:, None], weight, torch.randn(48)))
+    for one, other in zip(rowwise(x), rowwise(x.to(device)), strict=True):
+        torch.testing.assert_close(
+            other.cpu().float(), one.float(), rtol=0.07, atol=0
+        )  # a division may round otherwise
+    found = product(x.to(device), weight.to(device), bias.to(device)).cpu().float()
+    expected = product(x, weight, bias).float()
+    assert (found - expected).norm() / expected.norm() < 0.01
+
+
+def test_losses_in_fp8_follow_those_in_bf16(device, tmp_path):
+    half, _ = packed(CASE, device, tmp_path)
+    eighth, _ = packed(dataclasses.replace(CASE, precision="fp8"), device, tmp_path)
+    torch.testing.assert_close(eighth, half, rtol=0.02, atol=0)
+    assert not torch.equal(eighth, half)
