@@ -185,7 +185,7 @@ def _cost_of(config: VideoDiTConfig, view: View) -> Cost:
 def _video_dit_activation_bytes(config: VideoDiTConfig, precision: Precision, checkpointing: bool) -> int:
     """A bound, of whole clips at full resolution: see `models.tally.block_values`. Attention over part of the tokens
     keeps copies of queries, keys and values by part."""
-    size, width = 2 if precision == "bf16" else 4, config.width
+    size, width = 4 if precision == "fp32" else 2, config.width
     tokens = config.tokens_of(View(config.frames, config.image_size))
     block = block_values(tokens=tokens, width=width, hidden=config.mlp_hidden, heads=config.heads)
     if config.attention == "factorised":

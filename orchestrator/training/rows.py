@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.results.schema import EVALUATION_COLUMNS, SCHEMA_VERSION
-from orchestrator.scheduling.backend import AttemptOutcome
 from orchestrator.spec.columns import planned_columns
 from orchestrator.training.measuring import Measured
 
@@ -42,7 +41,7 @@ def measurement_row(
     }
 
 
-def attempt_row(attempt: Attempt, outcome: AttemptOutcome, reason: str | None) -> dict[str, Any]:
+def attempt_row(attempt: Attempt, outcome: str, reason: str | None) -> dict[str, Any]:
     """Of the attempt as it stands."""
     return {
         "trial_id": attempt.trial.trial_id,
