@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import time
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.scheduling.books import Books
     from orchestrator.scheduling.driver import Driver, Snapshot
     from orchestrator.scheduling.state import State
-    from orchestrator.tracking.tracker import Tracker
-
+    from orchestrator.tracking.tracker import Outcome, Tracker
 
 INBOX_SECONDS = 1.0
 """Time between two looks at the requests in the results folder."""
@@ -59,7 +59,7 @@ def run(
 
     Run it again to go on after an interruption; with everything measured it does nothing.
 
-    
+    \b
     ditlaw run sweeps/quickstart.yaml
     ditlaw run sweep.yaml --address 10.0.0.1:6379 --results /shared/results/sweep --data /shared/data/fashion-mnist
     """
@@ -78,14 +78,12 @@ def run(
         books = Books(planned, store)
         if not books.waiting:
             click.echo(f"Nothing to do: all {planned.num_cells} measurements of {planned.sweep.name} are in {folder}.")
-            _refresh(planned, store)
-            say_where(folder, tracking_uri)
+            _refresh(planned, store, tracking_uri)
             return
         books.check_trunks()
         if not retrain:
             _refuse_retraining(planned, folder, books)
         state = _execute(planned, store, address, data, tracking_uri, wait)
-    say_where(folder, tracking_uri)
     _finish(folder, state)
 
 
@@ -153,8 +151,8 @@ def _refuse_retraining(plan: Plan, folder: Location, books: Books) -> None:
         )
 
 
-def _refresh(plan: Plan, store: Store) -> None:
-    """Bring plan.json and the report up to date where the spec's names, or measurements, are newer."""
+def _refresh(plan: Plan, store: Store, tracking_uri: str) -> None:
+    """Bring plan.json and the report up to date where the spec's names, or measurements, are newer; say where it is."""
     from orchestrator.results.store import write_json
 
     page, kept = store.folder / "report.html", store.folder / "plan.json"
@@ -164,7 +162,18 @@ def _refresh(plan: Plan, store: Store) -> None:
     if current != fresh or not page.exists() or page.stat().st_mtime < newest:
         with store.lock():
             write_json(kept, fresh)
-            write_report(store.folder)
+            _report(store.folder)
+    say_where(store.folder, tracking_uri)
+
+
+def _report(folder: Location) -> None:
+    """Write the report. That it cannot be written is told, and is no reason to fail a sweep that is measured."""
+    try:
+        write_report(folder)
+    except Exception as error:  # whatever it is, the measurements are safe, and MLflow is still to be closed
+        logging.getLogger(__name__).info("the report failed", exc_info=True)
+        click.echo(f"The report could not be written: {type(error).__name__}: {error}", err=True)
+        click.echo(f"The measurements are complete without it. To write it again:\n  ditlaw report {folder}", err=True)
 
 
 def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str, wait: float) -> State:
@@ -198,17 +207,24 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
             try:
                 state = _drive(plan, store, backend, tracker)
             except OSError as error:
+                _close(tracker, folder, tracking_uri, "failed")
                 fail(f"{error}. Measurements so far are safe; mend it, and the same command goes on from here.")
-            write_report(folder)
-            if not tracker.close(timeout=60, outcome="completed" if state.succeeded else "stopped"):
-                click.echo(
-                    "MLflow has not taken everything; the results are complete without it. To catch up:", err=True
-                )
-                click.echo(f"  ditlaw sync {folder} --tracking-uri {tracking_uri}", err=True)
+            _report(folder)
+            _close(tracker, folder, tracking_uri, "completed" if state.succeeded else "stopped")
             backend.close()  # while the folder is ours: no worker outlives the lock
+            say_where(
+                folder, tracking_uri
+            )  # likewise: who sees the lock free knows that this job has said its last word
     finally:
         backend.close()
     return state
+
+
+def _close(tracker: Tracker, folder: Location, tracking_uri: str, outcome: Outcome) -> None:
+    """Let MLflow take what it has not, and say so if it does not."""
+    if not tracker.close(timeout=60, outcome=outcome):
+        click.echo("MLflow has not taken everything; the results are complete without it. To catch up:", err=True)
+        click.echo(f"  ditlaw sync {folder} --tracking-uri {tracking_uri}", err=True)
 
 
 def _adopt(plan: Plan, store: Store) -> None:

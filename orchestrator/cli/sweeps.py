@@ -114,9 +114,11 @@ def write_report(folder: Location, out: Path | None = None) -> Location:
 
 
 def say_where(folder: Location, tracking_uri: str) -> None:
+    """The last thing that a run prints; the MLflow line ends it (`scheduling.submission.CLOSING`)."""
     from orchestrator.tracking.address import ui_command
 
-    click.echo(f"Report:  {folder / 'report.html'}")
+    if (folder / "report.html").exists():
+        click.echo(f"Report:  {folder / 'report.html'}")
     click.echo(f"MLflow:  {ui_command(tracking_uri, _mlflow())}")
 
 

@@ -34,9 +34,10 @@ OWNER = "ditlaw.sweep"
 STOP_SECONDS = 600
 """What a job that is stopped may take to save checkpoints, before Ray kills it (its default is 3)."""
 POLL_SECONDS = 0.5
-CLOSING = "\nReport:  "
-"""What a run prints when all is saved; its process ends soon after."""
-LEAVE_SECONDS = 15.0
+CLOSING = "\nMLflow:  "
+"""What a run prints when all is saved, before it lets go of its folder; its process ends soon after."""
+LEAVE_SECONDS = 60.0
+"""Longest wait for Ray to see that such a process has ended."""
 AGENT_SECONDS = 30.0
 """How long a head node may take to be ready for jobs after its dashboard has answered."""
 CHATTY = (
