@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from orchestrator.planning.plan import make
+from orchestrator.results.checkpoints import checkpoint_folders
 from orchestrator.results.ledger import read_ledger
 from orchestrator.results.location import Location, ObjectPath, location
 from orchestrator.results.logs import claim_attempt
@@ -89,18 +90,29 @@ def test_after_a_kill_nothing_measured_is_lost_and_the_ledger_knows_what_it_cost
     assert last["flops_wasted"] == row["flops_replayed"]
 
 
-def test_slow_uploads_do_not_slow_the_steps(group, plan, s3, monkeypatch):
-    """Each upload takes as long as many steps; training stands still for copies of the state only."""
-    put, uploads = ObjectPath.write_bytes, []
+def test_steps_do_not_wait_for_storage_that_stands_still(group, plan, s3, monkeypatch):
+    """From the first step to the last one no request is answered; checkpoints and measurements come after all."""
+    storage, (trial,) = location(f"{s3}/results"), plan.trials
+    answering, waited = threading.Event(), []
+    answering.set()
 
-    def slow(path: ObjectPath, data: bytes) -> None:
-        time.sleep(0.05)
-        uploads.append(path)
-        put(path, data)
+    def standing_still(method):
+        def request(path: ObjectPath, *arguments, **options):
+            if not answering.is_set() and threading.current_thread() is threading.main_thread():
+                waited.append(method.__name__)
+            assert answering.wait(60), "a step waits for storage, which waits for the last step"
+            return method(path, *arguments, **options)
 
-    monkeypatch.setattr(ObjectPath, "write_bytes", slow)
-    storage = location(f"{s3}/results")
-    assert attempt(plan, member_of(group, storage), seconds=0.0) == ("completed", None)
-    row = read_attempts(storage).iloc[0]
-    assert len(uploads) > 12
-    assert row["checkpoint_seconds"] < 0.25 * 0.05 * len(uploads)
+        return request
+
+    for name in ("_info", "_listing", "read_bytes", "write_bytes", "unlink", "remove_tree"):
+        monkeypatch.setattr(ObjectPath, name, standing_still(getattr(ObjectPath, name)))
+
+    def report(progress) -> None:
+        if progress.phase == "evaluating":
+            (answering.set if progress.samples == trial.last else answering.clear)()
+
+    assert attempt(plan, member_of(group, storage, report), seconds=0.0) == ("completed", None)
+    assert waited == []
+    assert read_measurements(storage)["samples"].tolist() == list(trial.milestones)
+    assert [int(folder.name) for folder in checkpoint_folders(storage, trial.trial_id)] == [*trial.milestones[:0:-1]]

@@ -12,6 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from models.configs.base import ModelConfig
 from models.configs.dit import DiTConfig
 from models.cost import cost
 from orchestrator.planning.memory import memory
+from orchestrator.results.location import Location
 from orchestrator.scheduling.backend import Assignment
 from orchestrator.spec.trial import ConstantSchedule, Evaluation, Optimizer, PowerEma, Precision, Trial
 from orchestrator.training import engine
@@ -128,15 +130,21 @@ def measure(chosen: Sequence[Case], steps: int, device: torch.device) -> Iterato
 
     One that runs out of memory, or fails, is an outcome with an error, and the next one runs.
     """
+    with alone_in_a_gang(device), tempfile.TemporaryDirectory() as folder:
+        _warm_up(device)
+        for case in chosen:
+            yield _outcome(case, steps, device, Path(folder))
+
+
+@contextmanager
+def alone_in_a_gang(device: torch.device) -> Iterator[None]:
+    """This process as the only worker of a gang."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     engine.join(0, 1, "127.0.0.1", port, use_gpu=device.type == "cuda")
     try:
-        _warm_up(device)
-        with tempfile.TemporaryDirectory() as folder:
-            for case in chosen:
-                yield _outcome(case, steps, device, Path(folder))
+        yield
     finally:
         engine.leave()
 
@@ -258,12 +266,12 @@ def _train(attempt: Attempt, steps: int, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def member_of(case: Case, device: torch.device, folder: Path) -> Synthetic:
+def member_of(case: Case, device: torch.device, folder: Location) -> Synthetic:
     """A worker alone in its gang, with synthetic images of the case's shape."""
     model = case.model
     generator = torch.Generator().manual_seed(0)
     num = max(BATCH, case.micro_batch * case.micro_steps)
-    member = Synthetic(rank=0, world_size=1, device=device, results=folder, data=folder)
+    member = Synthetic(rank=0, world_size=1, device=device, results=folder, data=Path())
     shape = (num, model.channels, model.image_size, model.image_size)
     member.images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     member.labels = torch.randint(0, model.num_classes, (num,), generator=generator)

@@ -180,6 +180,23 @@ def overhead(trials: int, busy_trials: int, gangs: int, peers: bool, as_json: bo
 
 
 @click.command()
+@click.option("--checkpoints", default=12, show_default=True, type=click.IntRange(min=2), help="To be uploaded.")
+@click.option("--width", default=256, show_default=True, type=click.IntRange(min=32), help="Of the DiT, 6 blocks deep.")
+@click.option("--bandwidth", default=20.0, show_default=True, type=click.FloatRange(min=0.1), help="MB/s of storage.")
+@click.option("--latency", default=100.0, show_default=True, type=click.FloatRange(min=0), help="ms of a request.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of a CPU that trains.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def upload(checkpoints: int, width: int, bandwidth: float, latency: float, threads: int, as_json: bool) -> None:
+    """What checkpoints that go to slow object storage cost the training that goes on; takes some minutes."""
+    import torch
+
+    from orchestrator.bench.upload import run
+
+    torch.set_num_threads(threads)
+    show_figures(run(checkpoints, width, bandwidth, latency), as_json)
+
+
+@click.command()
 @click.option("--size", "sizes", multiple=True, help="Only these, as XL/2, w32, w128-d6-n64; may be given again.")
 @click.option("--steps/--no-steps", default=True, help="Steps beside a plain loop and the paper's recipe.")
 @click.option("--packed/--no-packed", default=True, help="Packs of small models beside the same trained one by one.")
@@ -230,5 +247,5 @@ def _train_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-for command in (train, memory, plan, overhead, store, suggest, fit, coverage, frechet, evaluation):
+for command in (train, memory, plan, overhead, upload, store, suggest, fit, coverage, frechet, evaluation):
     bench.add_command(command)

@@ -14,7 +14,7 @@ from orchestrator.faults import points
 from orchestrator.results.location import Location, ObjectPath
 
 
-def write_bytes(path: Location, data: bytes, point: points.Point | None = None) -> None:
+def write_bytes(path: Location, data: bytes | memoryview, point: points.Point | None = None) -> None:
     """Writes `data` to `path`, whole or not at all, and durably; the folder is created where absent.
 
     A process killed midway leaves at most a hidden `.tmp-*` file beside it, which readers of the folder ignore.

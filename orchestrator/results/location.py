@@ -116,7 +116,7 @@ class ObjectPath:
     def read_text(self) -> str:
         return self.read_bytes().decode()
 
-    def write_bytes(self, data: bytes) -> None:
+    def write_bytes(self, data: bytes | memoryview) -> None:
         """The object appears when its last byte is up, or not at all; an object of that name is replaced."""
         # One write and then close: a stream that is closed after half of several writes would leave half an object.
         with self.filesystem.open_output_stream(self.key) as stream:

@@ -153,6 +153,37 @@ class InBackground:
             raise OSError(f"results could not be written: {self._failure}") from self._failure
 
 
+class Checked:
+    """Hands on to an outbox; before each write, in the place where it is done, comes a check that raises to forbid it.
+
+    On object storage a check is a request that may take long: whoever hands in a write does not wait for that either.
+    """
+
+    def __init__(self, outbox: Outbox, check: Callable[[], None]) -> None:
+        self._outbox, self._check = outbox, check
+        self.in_background = outbox.in_background
+
+    @property
+    def busy(self) -> bool:
+        return self._outbox.busy
+
+    def put(self, write: Write, size: int = 0) -> None:
+        def checked() -> None:
+            self._check()
+            write()
+
+        self._outbox.put(checked, size)
+
+    def __enter__(self) -> Self:
+        self._outbox.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._outbox.__exit__(kind, error, trace)
+
+
 def outbox_of(results: Location) -> Outbox:
     """At once on a file system, in the background on object storage."""
     return InBackground() if isinstance(results, ObjectPath) else AT_ONCE

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from orchestrator.faults import points
@@ -36,6 +36,7 @@ from orchestrator.results.checkpoints import (
 )
 from orchestrator.results.location import Location, ObjectPath
 from orchestrator.results.outbox import AT_ONCE, Outbox
+from orchestrator.training.state_bytes import state_bytes
 
 log = logging.getLogger(__name__)
 
@@ -121,14 +122,14 @@ class Checkpoints:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         final = self.folder / checkpoint_name(checkpoint.samples)
-        state = save(checkpoint.tensors)
+        state = state_bytes(checkpoint.tensors)
         manifest = {
             "trial_id": self.trial_id,
             "samples": checkpoint.samples,
             "counters": checkpoint.counters,
             "files": {STATE: {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}},
         }
-        files = {STATE: state, MANIFEST: json.dumps(manifest, indent=1).encode()}
+        files: dict[str, bytes | memoryview] = {STATE: state, MANIFEST: json.dumps(manifest, indent=1).encode()}
         if isinstance(final, ObjectPath):
             if not has_checkpoint(self.results, self.trial_id, checkpoint.samples) or self._read(final) is None:
                 for name, data in files.items():  # the manifest last: with it the checkpoint counts
@@ -147,7 +148,7 @@ class Checkpoints:
             if folder.name not in self.keep:
                 drop_checkpoint(folder)
 
-    def _write_folder(self, final: Path, files: dict[str, bytes]) -> None:
+    def _write_folder(self, final: Path, files: dict[str, bytes | memoryview]) -> None:
         folder = final.parent
         for abandoned in folder.glob(".*") if folder.is_dir() else ():
             shutil.rmtree(abandoned, ignore_errors=True)

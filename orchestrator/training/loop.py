@@ -25,7 +25,7 @@ from models.objectives import build_objective
 from models.parameterization import parameter_groups
 from orchestrator.faults import points
 from orchestrator.results.logs import log_of
-from orchestrator.results.outbox import AT_ONCE, Outbox, outbox_of
+from orchestrator.results.outbox import AT_ONCE, Checked, Outbox, outbox_of
 from orchestrator.results.patience import when_there_is_room
 from orchestrator.results.schema import RUNNING
 from orchestrator.results.store import Store
@@ -84,7 +84,7 @@ class Attempt:
         self.started, self.started_at = time.perf_counter(), datetime.now(UTC)
         self.assignment, self.member = assignment, member
         self.trial = trial = assignment.trial
-        self.outbox = outbox
+        self.outbox = outbox = Checked(outbox, self._check_standing)
         self.store = Store(member.results, outbox)
         self.checkpoints = Checkpoints(member.results, trial.trial_id, keep=trial.branch_points, outbox=outbox)
         self.data = member.training_data(trial.dataset)
@@ -343,13 +343,7 @@ class Attempt:
         log.info("trial %s goes on at %d samples", self.trial.trial_id, self.samples)
 
     def _keep(self, write: Callable[[], object]) -> None:
-        """Write something; wait while the disk is full, until asked to stop.
-
-        Raises:
-            Superseded: the driver, having lost sight of this attempt, has begun another one.
-        """
-        if log_of(self.store.folder, self.trial.trial_id, self.assignment.attempt + 1).exists():
-            raise Superseded(f"attempt {self.assignment.attempt} has been taken for dead and replaced; it ends here")
+        """Write something; wait while the disk is full, until asked to stop."""
 
         def wait(error: OSError) -> None:
             if self.member.stop.is_set():
@@ -360,6 +354,11 @@ class Attempt:
             time.sleep(DISK_SECONDS)
 
         when_there_is_room(write, wait)
+
+    def _check_standing(self) -> None:
+        """Raise Superseded if the driver, having lost sight of this attempt, has begun another one."""
+        if log_of(self.store.folder, self.trial.trial_id, self.assignment.attempt + 1).exists():
+            raise Superseded(f"attempt {self.assignment.attempt} has been taken for dead and replaced; it ends here")
 
     # Rows and reports.
 
