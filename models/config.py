@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from models.configs.base import ModelConfig, Predicts
@@ -236,6 +237,7 @@ class MaskedTokens(_Named):
 Objective = RectifiedFlow | Interpolant | DDPM | VPrediction | XPrediction | XVelocityPrediction | EDM | MaskedTokens
 
 
+@cache
 def objective_label(objective: Objective) -> str:
     """An objective's name with the options that are not its defaults: losses of different labels do not compare."""
     defaults = type(objective)()

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ _FORMAT = pads.ParquetFileFormat()
 _LOOKS = 20
 """How often a reader looks again at a folder that is being compacted."""
 _FEW = 8
+"""Parts up to which opening each by itself is faster."""
 _REQUESTS = 16
 """Objects that are opened at the same time."""
 
@@ -72,14 +74,30 @@ def read_parts(paths: Sequence[Location], kind: Kind, columns: Sequence[str] | N
     names = list(columns or SCHEMAS[kind].names)
     if not paths:
         return SCHEMAS[kind].empty_table().select(names)
-    try:  # all at once is many times faster than one by one
-        return _read_together(paths, kind, names)
+    here = [path for path in paths if isinstance(path, Path)]
+    try:  # many at once are many times faster than one by one
+        return _read_few(here, kind, names) if len(here) == len(paths) <= _FEW else _read_together(paths, kind, names)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
         if len(paths) > 1:
             return pa.concat_tables([read_parts([path], kind, names) for path in paths])
         return _read_alone(paths[0], kind, names, error)
+
+
+def _read_few(paths: Sequence[Path], kind: Kind, names: list[str]) -> pa.Table:
+    """A few parts of this machine, one by one: for them a dataset costs several times what they do."""
+    wanted = pa.schema([SCHEMAS[kind].field(name) for name in names], metadata=SCHEMAS[kind].metadata)
+    return pa.concat_tables([_read_one(path, kind, names, wanted) for path in paths])
+
+
+def _read_one(path: Path, kind: Kind, names: list[str], wanted: pa.Schema) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        if version_of(schema) == SCHEMA_VERSION and all(map(schema.names.__contains__, names)):
+            table = file.read(names, use_threads=False).select(names)
+            return table if table.schema.equals(wanted) else table.cast(wanted)
+        return migrate(file.read(use_threads=False), kind, version_of(schema)).select(names)
 
 
 def _read_together(paths: Sequence[Location], kind: Kind, names: list[str]) -> pa.Table:
@@ -96,8 +114,8 @@ def _read_together(paths: Sequence[Location], kind: Kind, names: list[str]) -> p
             continue
         whole = fragment.to_table(schema=schema)
         tables.append((fragment, migrate(whole, kind, version).select(names)))
-    if not tables:  # threads cost more than they save where there is little to read
-        return dataset.to_table(columns=names, use_threads=len(paths) > _FEW)
+    if not tables:
+        return dataset.to_table(columns=names)
     kept = pads.FileSystemDataset(current, SCHEMAS[kind], _FORMAT, filesystem or dataset.filesystem)
     # Earlier versions are earlier parts, and order decides between duplicates.
     return pa.concat_tables([*(table for _, table in tables), kept.to_table(columns=names)])
@@ -132,12 +150,17 @@ def _warn_once(path: Location, reason: str) -> None:
 def encoded(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None, compact: bool = False) -> bytes:
     """A table as the bytes of a part.
 
-    Parts are small and many: dictionaries and statistics cost more to write and to read than they save. Compacted parts
-    are large and few: there it is the other way round.
+    Parts are small and many: dictionaries, statistics and a second copy of the schema cost more to write and to read
+    than they save. Compacted parts are large and few: there it is the other way round.
     """
-    if metadata:
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
     sink = pa.BufferOutputStream()
-    options = {"compression": "zstd"} if compact else {"use_dictionary": False, "write_statistics": False}
-    pq.write_table(table, sink, **options)
+    kept = {**(table.schema.metadata or {}), **(metadata or {})}
+    if compact:
+        pq.write_table(table.replace_schema_metadata(kept), sink, compression="zstd")
+    else:
+        with pq.ParquetWriter(
+            sink, table.schema, store_schema=False, use_dictionary=False, write_statistics=False
+        ) as file:
+            file.write_table(table)
+            file.add_key_value_metadata({key.decode(): value.decode() for key, value in kept.items()})
     return bytes(sink.getvalue())

@@ -16,9 +16,8 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
-from operator import itemgetter
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -223,14 +222,22 @@ def _read(folder: Location, kind: Kind) -> pd.DataFrame:
 
 
 def _table(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table, all columns converted at once: that is several times faster than one by one."""
     schema = SCHEMAS[kind]
-    if not all(map(len(schema).__eq__, map(len, rows))):
+    names = frozenset(schema.names)
+    if not all(names == row.keys() for row in rows):
         _refuse_columns(kind, rows)
+    for column in _checked(kind):
+        _check(kind, column, [row[column.name] for row in rows])
     try:
-        columns = [_column(kind, field, list(map(itemgetter(field.name), rows))) for field in schema]
-    except KeyError:
-        _refuse_columns(kind, rows)
-        raise
+        columns = pa.array(rows, type=pa.struct(list(schema))).flatten()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise _misfit(kind, rows) or error from None
+    for field, values in zip(schema, columns, strict=True):
+        if values.null_count and not field.nullable:
+            raise ValueError(
+                f"column {field.name} of {kind} is None; wanted {field.type}. Only nullable columns may be empty."
+            )
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -251,24 +258,51 @@ def _refuse_columns(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def _column(kind: Kind, field: pa.Field, values: Sequence[Any]) -> pa.Array:
-    where = f"column {field.name} of {kind}"
-    types = set(map(type, values))
-    if not field.nullable and type(None) in types:
-        raise ValueError(f"{where} is None; wanted {field.type}. Only nullable columns may be empty.")
-    outcomes = OUTCOMES.get(kind, ()) if field.name == "outcome" else ()
-    if outcomes and (wrong := [value for value in values if value not in outcomes]):
-        raise ValueError(f"{where} is {wrong[0]!r}; wanted one of {', '.join(outcomes)}.")
-    if pa.types.is_timestamp(field.type) and any(isinstance(v, datetime) and v.tzinfo is None for v in values):
+class _Checked(NamedTuple):
+    """A column in which pyarrow would take what is wrong."""
+
+    name: str
+    type: pa.DataType
+    is_time: bool
+    is_whole: bool
+    outcomes: Sequence[str]
+
+
+@cache
+def _checked(kind: Kind) -> Sequence[_Checked]:
+    columns = [
+        _Checked(
+            name=field.name,
+            type=field.type,
+            is_time=pa.types.is_timestamp(field.type),
+            is_whole=pa.types.is_integer(field.type),
+            outcomes=OUTCOMES.get(kind, ()) if field.name == "outcome" else (),
+        )
+        for field in SCHEMAS[kind]
+    ]
+    return [column for column in columns if column.is_time or column.is_whole or column.outcomes]
+
+
+def _check(kind: Kind, column: _Checked, values: Sequence[Any]) -> None:
+    where = f"column {column.name} of {kind}"
+    if column.outcomes and (wrong := [v for v in values if v not in column.outcomes and v is not None]):
+        raise ValueError(f"{where} is {wrong[0]!r}; wanted one of {', '.join(column.outcomes)}.")
+    if column.is_time and any(isinstance(v, datetime) and v.tzinfo is None for v in values):
         raise ValueError(f"{where} has no time zone; wanted UTC. Use datetime.now(UTC).")
-    if pa.types.is_integer(field.type) and types != {int}:  # pyarrow would drop the fraction without a word
+    if column.is_whole and set(map(type, values)) != {int}:  # pyarrow would drop the fraction without a word
         fractions = [value for value in values if isinstance(value, float) and not value.is_integer()]
         if fractions:
-            raise ValueError(f"{where} does not hold {field.type}: got {fractions[0]}. Give a whole number.")
-    try:
-        return pa.array(values, type=field.type)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{where} does not hold {field.type}: {error}") from error
+            raise ValueError(f"{where} does not hold {column.type}: got {fractions[0]}. Give a whole number.")
+
+
+def _misfit(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> ValueError | None:
+    """Which column does not hold what it was given."""
+    for field in SCHEMAS[kind]:
+        try:
+            pa.array([row[field.name] for row in rows], type=field.type)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            return ValueError(f"column {field.name} of {kind} does not hold {field.type}: {error}")
+    return None
 
 
 def _part_name(trial_id: str, attempt: int) -> str:
