@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,19 @@ def test_a_results_folder_that_fails_midway_closes_the_view(house, fashion_mnist
     assert done.exit_code == 1, done.output
     assert "Input/output error. Measurements so far are safe; mend it, and the same command goes on" in done.output
     assert house.tracker.outcome == "failed"
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused_before_anything_starts(house, fashion_mnist, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a disk that takes no writes cannot be mounted here")
+    try:
+        house.results = disk / "results"
+        done = house.run(fashion_mnist)
+        assert done.exit_code == 2, done.output
+        assert f"results folder {house.results} cannot be written: {disk} does not allow it." in done.output
+        assert house.tracker.plan is None
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=False)

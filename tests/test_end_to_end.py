@@ -190,6 +190,15 @@ def test_fit_answers_from_the_results_folder(smoke):
     assert len(answer["minima"]) == 3
 
 
+def beyond_loopback(processes: list[psutil.Process]) -> list[object]:
+    """Addresses other than this machine's own on which processes listen."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [one.laddr for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
+    return [address for address in found if not address.ip.removeprefix("::ffff:").startswith(("127.", "::1"))]
+
+
 class Running:
     """`ditlaw run` of the smoke sweep, in processes that a test may break. MLflow does not answer."""
 
@@ -229,6 +238,7 @@ def test_a_killed_worker_an_interrupt_and_a_killed_driver_lose_nothing(smoke, tm
         first.until(1)
         workers = first.workers()
         assert len(workers) == 2
+        assert not beyond_loopback(first.started), "no port is open to other machines"
         workers[0].kill()
         first.until(3)
         first.driver.send_signal(signal.SIGINT)

@@ -103,3 +103,28 @@ def test_only_the_command_line_prints():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
         ]
         assert not calls, path
+
+
+def test_nothing_that_is_read_is_executed():
+    """Specs, checkpoints and results are data: no pickles, no YAML that makes objects, no text taken for code."""
+    forbidden = {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
+    forbidden |= {
+        "marshal.loads",
+        "shelve.open",
+        "np.load",
+        "numpy.load",
+        "pd.read_pickle",
+        "joblib.load",
+        "torch.load",
+    }
+    wrong = []
+    for path in FILES:
+        for node in nodes(path):
+            if not isinstance(node, ast.Call) or (name := ast.unparse(node.func)) not in forbidden:
+                continue
+            options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+            safe = {"torch.load": options.get("weights_only") == "True"}
+            safe |= dict.fromkeys(("np.load", "numpy.load"), options.get("allow_pickle", "False") == "False")
+            if not safe.get(name, False):
+                wrong.append(f"{path}:{node.lineno} calls {name}")
+    assert not wrong
