@@ -175,7 +175,7 @@ def slow_storage(folder: Path, bytes_per_s: float, latency_seconds: float) -> Ob
             time.sleep(len(data) / bytes_per_s)
             return int(self._file.write(data))
 
-    class SlowStorage(DirFileSystem):  # type: ignore[misc]
+    class SlowStorage(DirFileSystem):
         cachable = False
 
         def __init__(self, **options: Any) -> None:

@@ -36,7 +36,7 @@ def state_bytes(tensors: Mapping[str, Tensor]) -> memoryview:
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % _ALIGNMENT)
     file = torch.empty(_ALIGNMENT + len(header) + ends[-1], dtype=torch.uint8)
-    view = memoryview(file.numpy())
+    view = file.numpy().data
     view[: _ALIGNMENT + len(header)] = len(header).to_bytes(_ALIGNMENT, "little") + header
     data = file[_ALIGNMENT + len(header) :]
     for (_, tensor), (start, end) in zip(ordered, itertools.pairwise(ends), strict=True):
