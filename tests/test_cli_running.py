@@ -88,6 +88,14 @@ def test_a_results_folder_that_fails_midway_closes_the_view(house, fashion_mnist
     assert house.tracker.outcome == "failed"
 
 
+def test_a_gang_that_fits_no_node_is_refused_before_anything_starts(house, fashion_mnist):
+    house.spec.write_text(SPEC.replace("gangs: 1", "workers: 2, cpus_per_worker: 512"))
+    done = house.run(fashion_mnist)
+    assert done.exit_code == 2, done.output
+    assert "does not fit: a gang needs 1024 CPUs (2 workers of 512, " in done.output
+    assert not house.results.exists()
+
+
 def test_a_results_folder_that_cannot_be_written_is_refused_before_anything_starts(house, fashion_mnist, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -303,13 +303,8 @@ def test_parquet_carries_its_schema_version(smoke):
         (("batch_size: 32", "batchsize: 32"), [], "training.batchsize: is not a key here"),
         (None, ["--data", "absent"], "dataset fashion-mnist is not in absent"),
         (None, ["--address", "127.0.0.1:9"], "no Ray cluster answers at '127.0.0.1:9'"),
-        (
-            ("{gangs: 2}", "{workers: 2, cpus_per_worker: 512}"),
-            [],
-            "a gang needs 1024 CPUs (2 workers of 512, ",
-        ),
     ],
-    ids=["unknown key", "no data", "no Ray", "too large a gang"],
+    ids=["unknown key", "no data", "no Ray"],
 )
 def test_bad_input_is_refused_with_exit_2_and_nothing_written(tmp_path, fashion_mnist, change, arguments, message):
     spec = tmp_path / "spec.yaml"
@@ -358,7 +353,6 @@ def test_on_object_storage_the_measurements_are_the_same_and_every_command_reads
     before = read_measurements(there)
     for command in (
         ["compact", results],
-        ["sync", results, "--tracking-uri", uri],
         ["fit", results, "--law", "isoflop", "--arm", "mup", "--force"],
         ["report", results, "-o", str(tmp_path / "report.html")],
     ):
