@@ -8,7 +8,7 @@ from analysis.bootstrap import Interval, interval
 from analysis.comparison import Comparison
 from analysis.findings import ArmFindings, Findings
 from analysis.fitting import Fit
-from analysis.magnitudes import scientific, with_unit
+from analysis.magnitudes import coefficient, scientific, with_unit
 from analysis.report_page import escape
 
 
@@ -115,7 +115,7 @@ def _law(what: str, fit: Fit) -> str:
     name = what[0].upper() + what[1:]
     if not fit.succeeded:
         return f"<strong>No {what} law</strong>: {escape(fit.reason)}."
-    law = f"{fit.params['A']:.3g} · C<sup>−{fit.params['beta']:.3g}</sup>"
+    law = f"{coefficient(fit.params['A'])} · C<sup>−{fit.params['beta']:.3g}</sup>"
     band = _band(interval(fit.draws["beta"]) if fit.draws else None, "exponent 95% ")
     if fit.floor_identified:
         floor = f"{fit.params['floor']:.3g}"

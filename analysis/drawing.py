@@ -28,8 +28,8 @@ WIDTH, HEIGHT = 5.1, 3.8
 """Inches of a one-panel figure."""
 
 FORMATS = ("svg", "pdf", "png")
-Links = Callable[[pd.Series], str | None]
-"""The link of a measured row, None for no link."""
+Links = Callable[[object], str]
+"""The link of a measured row, by its label in the index."""
 
 STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
@@ -89,8 +89,9 @@ def arm_line(arms: Sequence[str], arm: str) -> Any:
 
 
 def ordered_colours(count: int) -> Array:
-    """Colours of ordered things, dark to light, none too light for white paper; shape (count, 4)."""
-    return np.asarray(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, max(count, 2))))
+    """Colours of ordered things, dark to light, none too light for white paper, nor too dark where a screen turns them
+    over; shape (count, 4)."""
+    return np.asarray(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.78, max(count, 2))))
 
 
 def blank(title: str, x_label: str, y_label: str, height: float = HEIGHT) -> tuple[Figure, Axes]:
@@ -154,7 +155,7 @@ def points(axes: Axes, rows: pd.DataFrame, x: str, y: str, links: Links | None =
     if len(rows):
         artist = axes.scatter(rows[x], rows[y], **style)  # type: ignore[arg-type]
         if links is not None:
-            artist.set_urls([links(row) or "" for _, row in rows.iterrows()])
+            artist.set_urls([links(label) for label in rows.index])
 
 
 def mark_diverged(axes: Axes, rows: pd.DataFrame | None, x: str, links: Links | None = None) -> None:

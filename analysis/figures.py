@@ -95,7 +95,7 @@ def _of_power(result: Result, fit: Fit) -> Drawn:
     columns = {n: rows[n].to_numpy(dtype=float) for n in ("params", "samples", "flops") if n in rows}
     yield "residuals", lambda: residual_panels(columns, np.log(loss / fit.predict(flops)), quantity=words)
     if fit.profile is not None:
-        yield "floor", lambda: floor_profile({words: fit}, title="Is there a floor?")
+        yield "floor", lambda: floor_profile({words: fit}, title="Is there a floor?", quantity=words)
     drawn = fit if fit.floor_identified or fit.free is None else fit.free
     if drawn.draws:
         pair = ("beta", "floor") if "floor" in drawn.draws else ("beta", "A")
@@ -118,7 +118,7 @@ def _of_surface(result: Result, fit: Fit) -> Drawn:
     columns = {n: rows[n].to_numpy(dtype=float) for n in ("params", "samples", "flops")}
     yield "residuals", lambda: residual_panels(columns, np.log(loss / fit.predict(*x)), quantity=words)
     if fit.profile is not None:
-        yield "floor", lambda: floor_profile({words: fit}, title="Is E identified?")
+        yield "floor", lambda: floor_profile({words: fit}, title="Is E identified?", quantity=words)
     if fit.draws:
         pair = fit.law.exponents[:2] if len(fit.law.exponents) > 1 else (fit.law.exponents[0], fit.law.params[0])
         yield "cloud", lambda: bootstrap_cloud(fit.draws, fit.params, pair[0], pair[1], title="Resampled exponents")

@@ -48,6 +48,11 @@ def scientific(value: float) -> str:
     return power if mantissa == "1" else f"{mantissa}×{power}"
 
 
+def coefficient(value: float) -> str:
+    """A factor before a power: 89.66, 1.3×10⁴."""
+    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e4 else scientific(value)
+
+
 def duration(hours: float) -> str:
     """A length of time, given in hours."""
     if hours < 1 / 30:

@@ -154,7 +154,7 @@ def optimum_against_compute(
             zorder=4,
             label=_optimum_label(arm, fit, letter),
         )
-        seen += list(y)
+        seen += [*y, *(end for m in minima if bars is not None for end in m.params_ci95 or ())]
         if fit.params:
             style = arm_line(order or list(fits), arm)
             axes.plot(grid, fit.optimum(letter, grid), linestyle=style, color=colour, linewidth=1.5, zorder=3)
@@ -247,9 +247,11 @@ def training_curves(curves: pd.DataFrame, sizes: dict[str, float], *, title: str
 
 
 @styled
-def floor_profile(fits: dict[str, Fit], *, title: str = "", order: Sequence[str] = ()) -> Figure:
+def floor_profile(
+    fits: dict[str, Fit], *, title: str = "", order: Sequence[str] = (), quantity: str = "loss"
+) -> Figure:
     """How much worse the law fits with its floor held at a value; floors under the dashed line are not refused."""
-    figure, axes = blank(title, "floor held at (loss)", "F ratio against the best floor", height=3.8)
+    figure, axes = blank(title, f"floor held at ({quantity})", "F ratio against the best floor", height=3.8)
     for arm, fit in fits.items():
         if fit.profile is not None:
             kept = fit.profile.statistic < 4 * fit.profile.threshold

@@ -20,7 +20,7 @@ from analysis.law_plots import (
     exponents_side_by_side,
     residual_panels,
 )
-from analysis.magnitudes import with_unit
+from analysis.magnitudes import coefficient, with_unit
 from analysis.plots import (
     floor_profile,
     isoflop_curves,
@@ -41,10 +41,6 @@ ISOFLOP_CAPTION = (
     "Each point is a trial at a budget (hover for its settings, click for its run). Curves are parabolas in log N "
     "through the sizes near the minimum, stars their minima; a hollow star is not bracketed."
 )
-
-
-def mark(row: pd.Series) -> str:
-    return page.point_link(row.name)
 
 
 class Sections:
@@ -82,7 +78,7 @@ class Sections:
             arm.isoflop,
             title=title,
             diverged=_diverged(arm),
-            links=mark,
+            links=page.point_link,
             loss_limits=(float(limits[0]), float(limits[1])),
         )
         text = "; ".join(
@@ -112,7 +108,7 @@ class Sections:
         figure = loss_against_compute(
             arms,
             title="Loss against compute",
-            links=mark,
+            links=page.point_link,
             diverged=self.findings.measurements.query("outcome == 'diverged'"),
             order=self.order,
         )
@@ -128,7 +124,7 @@ class Sections:
             return ""
         alt = f"How much worse the {what} law fits with its floor held at each value"
         caption = "Floors below the dashed line are compatible with the data; if 0 is one, no floor is identified."
-        drawn = floor_profile(profiles, title=f"Is there a floor of the {what}?", order=self.order)
+        drawn = floor_profile(profiles, title=f"Is there a floor of the {what}?", order=self.order, quantity=what)
         return self.gallery.show(drawn, name, alt, caption)
 
     def optimum(self) -> str:
@@ -164,7 +160,7 @@ class Sections:
             figure = loss_against_compute(
                 {arm: (d.rows, d.frontier, d.law) for arm, d in part.items()},
                 title=f"{name} against compute",
-                links=mark,
+                links=page.point_link,
                 quantity=name,
                 column=next(iter(part.values())).column,
                 order=self.order,
@@ -190,7 +186,7 @@ class Sections:
         for arm in self.shown:
             if arm.trained["learning_rate"].nunique() > 1:
                 title = f"{arm.arm}: learning rate at the largest budget"
-                figure = learning_rate_curves(arm.trained, title=title, diverged=_diverged(arm), links=mark)
+                figure = learning_rate_curves(arm.trained, title=title, diverged=_diverged(arm), links=page.point_link)
                 alt = f"Loss against learning rate in arm {arm.arm}"
                 plots.append(self.gallery.show(figure, f"rates-{slug(arm.arm)}", alt))
         return page.section("transfer", "Learning rates across sizes", page.grid(*plots)) if plots else ""
@@ -289,7 +285,7 @@ def law_words(fit: Fit, what: str = "loss") -> str:
     either = "" if fit.floor_identified else ", with or without a floor"
     spread = f" (β 95% {band[0]:.3g} to {band[1]:.3g}{either})" if band else ""
     floor = f" + {fit.params['floor']:.4g}" if fit.floor_identified else ", no floor identified"
-    law = f"{what} = {fit.params['A']:.4g} · C^−{fit.params['beta']:.4g}{floor}"
+    law = f"{what} = {coefficient(fit.params['A'])} · C^−{fit.params['beta']:.4g}{floor}"
     return f"{law}{spread}; best run of each of {fit.num_points} budgets; {fit.rule}"
 
 

@@ -1,4 +1,4 @@
-"""Pages that are made from the code when the documentation is built: every key of a sweep, and every command."""
+"""Pages that are made from the code when the documentation is built: keys of a sweep, commands, columns of results."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from orchestrator.cli import main
+from orchestrator.results.schema import SCHEMA_VERSION, SCHEMAS
 from orchestrator.spec.sweep import Sweep
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and what README says as the home page."""
-    for name, text in (("sweep-reference.md", sweep_reference()), ("commands.md", commands())):
+    for name, text in (
+        ("sweep-reference.md", sweep_reference()),
+        ("commands.md", commands()),
+        ("columns.md", columns()),
+    ):
         files.append(File.generated(config, name, content=text))
     return files
 
@@ -72,6 +77,15 @@ def _kind(key: dict[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def columns() -> str:
+    """The tables of a results folder, a row a column."""
+    parts = [f"# Columns of a results folder\n\nVersion {SCHEMA_VERSION} of the schema."]
+    for name, schema in SCHEMAS.items():
+        parts.append(f"\n## {name}\n\n| column | type | |\n|---|---|---|")
+        parts += [f"| `{field.name}` | {field.type} | {'may be empty' if field.nullable else ''} |" for field in schema]
+    return "\n".join(parts) + "\n"
 
 
 def commands() -> str:

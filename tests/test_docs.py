@@ -123,8 +123,41 @@ def test_commands_that_need_no_cluster_do_what_the_pages_say(
     assert done.exit_code == 0, done.output
 
 
+def json_keys(command: str) -> set[str]:
+    """The keys that the page of JSON objects names for a command."""
+    page = Path("docs/api.md").read_text()
+    table = page.partition(f"`{command}`:\n\n")[2].partition("\n\n")[0]
+    return {key for line in table.splitlines()[2:] for key in re.findall(r"`(\w+)`", line.split("|")[1])}
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ("ditlaw plan SPEC --json", ["plan", "sweeps/smoke.yaml", "--json"]),
+        ("ditlaw fit TABLE --law LAW --json", ["fit", "runs.csv", "--law", "surface", "--resamples", "40", "--json"]),
+    ],
+)
+def test_the_json_objects_have_the_keys_that_the_page_names(
+    named: str, words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = json_keys(named)
+    assert len(keys) > 5
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert keys <= set(json.loads(done.output))
+
+
+@pytest.mark.parametrize("page", ["docs/api.md"])
+def test_the_python_of_the_pages_runs(page: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", Path(page).read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(place)
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
+
+
 def test_links_between_pages_and_files_lead_somewhere() -> None:
-    made = {"sweep-reference.md", "commands.md"}
+    made = {"sweep-reference.md", "commands.md", "columns.md"}
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
             if not re.match(r"[a-z]+:", target) and target not in made:

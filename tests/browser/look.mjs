@@ -70,15 +70,19 @@ async function mlflow(browser, address, experiment, folder) {
   const page = await browser.newPage();
   page.setDefaultTimeout(PATIENCE);
   await page.setViewport({ width: 1500, height: 900 });
-  await page.goto(`${address}/#/experiments/${experiment}/runs`, { waitUntil: "networkidle2" });
-  await page.waitForFunction(() => document.querySelectorAll('a[href*="/runs/"]').length > 1);
-  const names = await page.$$eval('a[href*="/runs/"]', (links) => links.map((link) => link.textContent));
+  const runs = '[role="gridcell"] a[href*="/runs/"]';
+  await page.goto(`${address}/#/experiments/${experiment}/runs`, { waitUntil: "domcontentloaded" });
+  const parent = await page.waitForSelector(runs);
+  await page.evaluate(() => document.querySelector('button[aria-label*="lose"]')?.click()); // the assistant beside the list
+  await parent.evaluate((link) => link.closest('[role="gridcell"]').querySelector("button").click()); // its children
+  await page.waitForFunction((found) => document.querySelectorAll(found).length > 1, {}, runs);
+  const names = await page.$$eval(runs, (links) => links.map((link) => link.textContent));
   await page.screenshot({ path: `${folder}/mlflow-runs.png` });
-  const links = await page.$$eval('a[href*="/runs/"]', (found) => found.map((link) => link.href));
-  await page.goto(links[1], { waitUntil: "networkidle2" });
+  const links = await page.$$eval(runs, (found) => found.map((link) => link.href));
+  await page.goto(links[1], { waitUntil: "domcontentloaded" });
   await page.waitForFunction(() => /trial_id/.test(document.body.textContent));
   await page.screenshot({ path: `${folder}/mlflow-run.png` });
-  await page.goto(`${links[1].split("?")[0]}/model-metrics`, { waitUntil: "networkidle2" });
+  await page.goto(`${links[1].split("?")[0]}/model-metrics`, { waitUntil: "domcontentloaded" });
   await page.waitForFunction(() => document.querySelectorAll(".js-plotly-plot .trace, .js-plotly-plot canvas").length > 0);
   await page.screenshot({ path: `${folder}/mlflow-charts.png` });
   return { names };
