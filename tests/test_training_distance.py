@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 from models.families import build
 from models.objectives import build_objective
+from orchestrator.bench import evaluation as study
 from orchestrator.planning.plan import make
 from orchestrator.results.outbox import AT_ONCE
 from orchestrator.results.partials import partials_folder, read_partials, write_partial
@@ -146,6 +148,17 @@ def test_a_measurement_has_its_distances_and_eval_finds_them_again(trial, member
     found = evaluate(trial, place, member.data, trial.evaluation.distance, member.device)
     for column in ("loss", "fd", "kid", "fd_inf", "samples"):
         assert found[column] == row[column], column
+    sampled = study.run(
+        SimpleNamespace(trials=[trial], sweep=SimpleNamespace(name="smoke")), member.results, member.data,
+        images=250, checkpoints=5, encoder="fmnist-cnn", device=member.device,
+        right=study.Protocol("ddpm", 3, other_noise=True), protocols=[study.Protocol("euler", 1)],
+    )  # fmt: skip
+    right, cheap = sampled
+    assert (right["other_noise"], right["sampler"], cheap["sampler"], cheap["steps"]) == (True, "ddpm", "euler", 1)
+    assert right["loss"] == row["loss"]
+    assert right["training_flops"] == trial.flops_per_sample * trial.milestones[-1]
+    assert [(figures["images"], len(figures["fd"])) for figures in cheap["by_images"]] == [(100, 2), (250, 1)]
+
     png, samples = sample_png(trial, place, images=12, label=3, seed=1, device=member.device)
     assert png.startswith(b"\x89PNG")
     assert samples == trial.milestones[0]

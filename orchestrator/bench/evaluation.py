@@ -32,6 +32,7 @@ from models.fid.moments import Moments
 from models.objectives import build_objective
 from orchestrator.planning.plan import Plan
 from orchestrator.results.checkpoints import checkpoint_folders
+from orchestrator.results.store import read_measurements
 from orchestrator.spec.evaluation_cost import sampling_passes
 from orchestrator.spec.trial import Evaluation, Sampler, Trial
 from orchestrator.training.distance import generated_features
@@ -91,6 +92,7 @@ def run(
     chosen = _chosen(plan, results, checkpoints)
     if not chosen:
         raise ValueError(f"{results} has no checkpoint of sweep {plan.sweep.name}; run it first")
+    losses = _losses(results)
     for trial, samples in chosen:
         real = member.real_images(trial.dataset, encoder).reference
         reference = Reference(real.moments.to("cpu"), real.factor.cpu())  # small matrices are slow on a GPU
@@ -111,6 +113,7 @@ def run(
                 "arm": trial.arm,
                 "seed": trial.seed,
                 "samples": samples,
+                "loss": losses.get((trial.trial_id, samples)),
                 "training_flops": trial.milestones[-1] * trial.flops_per_sample,
                 "sampler": protocol.sampler,
                 "steps": protocol.steps,
@@ -128,6 +131,12 @@ def _chosen(plan: Plan, results: Path, most: int) -> list[tuple[Trial, int]]:
     ]
     rounds = itertools.zip_longest(*lists)
     return [entry for entries in rounds for entry in entries if entry is not None][:most]
+
+
+def _losses(results: Path) -> dict[tuple[str, int], float]:
+    """Validation losses by trial and samples."""
+    rows = read_measurements(results)
+    return {(row.trial_id, int(row.samples)): float(row.loss) for row in rows.itertuples()}
 
 
 def _evaluation(evaluation: Evaluation, protocol: Protocol) -> Evaluation:

@@ -50,17 +50,22 @@ def place_of(path: Path) -> Place:
     )
 
 
-def averaged_model(trial: Trial, results: Location, samples: int | None = None) -> tuple[TaggedModule, int]:
+def averaged_model(
+    trial: Trial, results: Location, samples: int | None = None, *, trained_as: str | None = None
+) -> tuple[TaggedModule, int]:
     """The EMA model of a trial's checkpoint at `samples`, or of its newest, and its samples seen.
+
+    `trained_as` is the id of the trial that was trained, where `trial` differs from it in how it is evaluated.
 
     Raises:
         ValueError: there is none.
     """
-    checkpoints = Checkpoints(results, trial.trial_id)
+    trial_id = trained_as or trial.trial_id
+    checkpoints = Checkpoints(results, trial_id)
     checkpoint: Checkpoint | None
     checkpoint = checkpoints.newest(at_most=2**62) if samples is None else checkpoints.at(samples)
     if checkpoint is None:
-        raise ValueError(f"trial {trial.trial_id} has no checkpoint in {results}; wanted one. Run the sweep first.")
+        raise ValueError(f"trial {trial_id} has no checkpoint in {results}; wanted one. Run the sweep first.")
     model = build(trial.model, trial.parameterization, trial.seed)
     model.eval()
     with torch.no_grad():
@@ -78,13 +83,13 @@ def evaluate(trial: Trial, place: Place, data: Path, distance: Distance | None, 
     Raises:
         ValueError: the checkpoint or the encoder's weights are missing.
     """
-    model, samples = averaged_model(trial, place.results, place.samples)
+    model, samples = averaged_model(trial, place.results, place.samples, trained_as=place.trial_id)
     model.equip(data)
     model = model.to(device)
     member = GangMember(rank=0, world_size=1, device=device, results=place.results, data=data)
     objective = build_objective(trial.objective)
     losses = validation_losses(model, objective, member.draws(trial.dataset, trial.evaluation))
-    found: dict[str, Any] = {"trial_id": trial.trial_id, "name": trial.name, "samples": samples}
+    found: dict[str, Any] = {"trial_id": place.trial_id, "name": trial.name, "samples": samples}
     found |= {"loss": losses.mean, "loss_sd": losses.sd, "loss_by_time": list(losses.by_time)}
     if distance is None:
         return found
@@ -111,7 +116,7 @@ def sample_png(
     num_classes = trial.model.num_classes
     if label is not None and not 0 <= label < num_classes:
         raise ValueError(f"class {label} is not one of {trial.dataset}; wanted 0 to {num_classes - 1}")
-    model, samples = averaged_model(trial, place.results, place.samples)
+    model, samples = averaged_model(trial, place.results, place.samples, trained_as=place.trial_id)
     model.equip(default_folder(trial.dataset))
     trial = dataclasses.replace(trial, evaluation=dataclasses.replace(trial.evaluation, seed=seed))
     generator = Generator(model.to(device), build_objective(trial.objective), trial, label)
