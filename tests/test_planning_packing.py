@@ -66,3 +66,60 @@ def test_auto_packs_where_the_table_says_so_and_keeps_every_gang_busy(plan, monk
 def test_the_tables_gains_are_ascending_measurements():
     for gains in GAINS.values():
         assert all(gain.members > 1 and gain.gain > 0 for gain in gains)
+
+
+GPU = """
+name: gpu
+dataset: fashion-mnist
+arms: {sp: {parameterization: sp}}
+models: {patch: 4, head_dim: 16, sizes: [{name: a, width: 32, depth: 2}]}
+training: {batch_size: 64, learning_rate: 1e-3, warmup_samples: 0}
+budgets: {flops: [1e11]}
+compute: {gpus_per_worker: 1, precision: bf16}
+"""
+
+
+def planned(tmp_path: Path, text: str):
+    path = tmp_path / "gpu.yaml"
+    path.write_text(text)
+    return make(path).trials
+
+
+@pytest.mark.parametrize(
+    ("change", "graphed"),
+    [
+        ("", True),
+        (", device: h100-80gb", True),
+        (", graphs: false", False),
+        (", zero_stage: 2", False),
+        (", micro_batch: 8", False),
+        (", workers: 2", False),
+        (", activation_checkpointing: true", False),
+    ],
+)
+def test_whole_steps_of_one_gpu_are_graphs(tmp_path, change, graphed):
+    trials = planned(tmp_path, GPU.replace("bf16}", f"bf16{change}}}"))
+    assert {trial.graphed for trial in trials} == {graphed}
+
+
+def test_steps_that_leave_no_room_for_a_graph_have_none(tmp_path):
+    """On a device of which nothing is known a graph may take 8 GiB."""
+    large = GPU.replace("name: a, width: 32, depth: 2", "name: a, width: 1152, depth: 28").replace("1e11", "1e16")
+    assert not any(trial.graphed for trial in planned(tmp_path, large.replace("batch_size: 64", "batch_size: 512")))
+
+
+def test_no_trial_on_a_cpu_is_a_graph(plan):
+    assert not any(trial.graphed for trial in plan.trials)
+
+
+def test_fp8_of_a_width_that_its_units_cannot_take_is_refused(tmp_path):
+    text = GPU.replace("bf16", "fp8")
+    assert {trial.zero_stage for trial in planned(tmp_path, text)} == {1}
+    with pytest.raises(ValueError, match="fp8 with a; wanted DiTs of a width that 16 divides"):
+        planned(tmp_path, text.replace("head_dim: 16", "head_dim: 12").replace("width: 32", "width: 24"))
+
+
+def test_packing_off_is_what_yaml_makes_of_it(tmp_path):
+    path = tmp_path / "gpu.yaml"
+    path.write_text(GPU.replace("bf16}", "bf16, packing: off}"))
+    assert make(path).sweep.compute.packing == "off"

@@ -100,14 +100,18 @@ class Bench:
 
     def variants(self, case: Case) -> dict[str, Callable[[], Take]]:
         """What makes each variant's step, by name."""
-        return {
+        made: dict[str, Callable[[], Take]] = {
             "reference": lambda: self._baseline(case, reference_step),
             "plain": lambda: self._baseline(case, plain_step),
             "deepspeed": lambda: self._alone(case),
             "without deepspeed": lambda: self._baseline(case, bare_step),
-            "batches alone": lambda: self._batches(case),
-            "endless batches alone": lambda: self._batches(case, endless=True),
         }
+        if self.device.type == "cuda":
+            made["graph"] = lambda: self._pack(case, 1)
+            made["graph in fp8"] = lambda: self._pack(replace(case, precision="fp8"), 1)
+        made["batches alone"] = lambda: self._batches(case)
+        made["endless batches alone"] = lambda: self._batches(case, endless=True)
+        return made
 
     def packs(self, case: Case, members: Sequence[int]) -> dict[str, Callable[[], Take]]:
         """A model alone through DeepSpeed, and packs of it; a pack of one is the same step without packing."""
@@ -294,6 +298,8 @@ class Run:
     """Cases by size; empty: all."""
     steps: bool = True
     packed: bool = True
+    variants: tuple[str, ...] = ()
+    """Of steps, by name; empty: all."""
     members: tuple[int, ...] = (2, 4, 8)
     """Sizes of packs."""
     seconds: float = 150.0
@@ -341,7 +347,8 @@ def _rows(wanted: Run, device: torch.device, only: Sequence[str] = ()) -> list[d
             bench = Bench(device, Path(folder))
             for case in cases:
                 variants = bench.variants(case)
-                chosen = {name: variants[name] for name in (only or variants)}
+                names = [name for name in only or variants if name in wanted.variants or not wanted.variants]
+                chosen = {name: variants[name] for name in names}
                 figures += time_variants(case, chosen, device, share, bench.release)
             for case in small:
                 figures += time_variants(case, bench.packs(case, wanted.members), device, share, bench.release)

@@ -199,6 +199,7 @@ def upload(checkpoints: int, width: int, bandwidth: float, latency: float, threa
 @click.command()
 @click.option("--size", "sizes", multiple=True, help="Only these, as XL/2, w32, w128-d6-n64; may be given again.")
 @click.option("--steps/--no-steps", default=True, help="Steps beside a plain loop and the paper's recipe.")
+@click.option("--variant", "variants", multiple=True, help="Of steps, as plain or graph; may be given again.")
 @click.option("--packed/--no-packed", default=True, help="Packs of small models beside the same trained one by one.")
 @click.option("--members", multiple=True, default=(2, 4, 8), show_default=True, type=click.IntRange(min=2))
 @click.option("--seconds", default=150.0, show_default=True, help="What timing may take; compiling comes on top.")
@@ -208,6 +209,7 @@ def upload(checkpoints: int, width: int, bandwidth: float, latency: float, threa
 def train(
     sizes: tuple[str, ...],
     steps: bool,
+    variants: tuple[str, ...],
     packed: bool,
     members: tuple[int, ...],
     seconds: float,
@@ -223,7 +225,8 @@ def train(
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    figures = run(Run(sizes=sizes, steps=steps, packed=packed, members=members, seconds=seconds), device)
+    wanted = Run(sizes=sizes, steps=steps, variants=variants, packed=packed, members=members, seconds=seconds)
+    figures = run(wanted, device)
     if raw is not None:
         raw.write_text(json.dumps(figures, indent=1) + "\n")
     if as_json:

@@ -115,8 +115,8 @@ def _compiled(plan: Plan) -> str | None:
     if not plan.sweep.compute.compile or plan.device.kind != "gpu":
         return None
     return (
-        "compute.compile is on: hours and memory are those of training without it, which takes longer and more memory "
-        "(docs/memory.md). Take both as upper bounds."
+        "compute.compile is on: memory is that of training without it, which takes more (docs/memory.md), and hours "
+        "leave out about half a minute of compiling for each size on each gang."
     )
 
 

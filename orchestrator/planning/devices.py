@@ -34,6 +34,8 @@ class Speed:
     width: int
     tokens: int
     flops_per_second: float
+    compiled: bool = False
+    """Through torch.compile, on a GPU as a CUDA graph."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,10 +110,10 @@ def _gpu(name: str, mib: int, tera_bf16: float, tera_fp32: float, speeds: tuple[
     )
 
 
-def _measured(precision: Precision, *rows: tuple[int, int, float]) -> tuple[Speed, ...]:
+def _measured(precision: Precision, *rows: tuple[int, int, float], compiled: bool = False) -> tuple[Speed, ...]:
     """Speeds from rows of width, images a micro-batch (of 256 tokens) and TFLOP/s."""
     return tuple(
-        Speed(precision=precision, width=width, tokens=256 * images, flops_per_second=1e12 * tera)
+        Speed(precision=precision, width=width, tokens=256 * images, flops_per_second=1e12 * tera, compiled=compiled)
         for width, images, tera in rows
     )
 
@@ -125,9 +127,11 @@ H100_SPEEDS = (
         (1152, 8, 23.7), (1152, 32, 91.3), (1152, 128, 226.2),
     ),
     *_measured("fp32", (384, 32, 21.1), (384, 128, 29.7)),
+    *_measured("bf16", (128, 16, 26.2), (384, 256, 261.9), (768, 256, 378.9), (1152, 128, 409.6), compiled=True),
 )  # fmt: skip
-"""DiT-S/2 to XL/2 through DeepSpeed (bf16: ZeRO-1; fp32: ZeRO-0) on one H100 80GB HBM3, torch 2.11+cu130, DeepSpeed
-0.19.8: means of two runs of `ditlaw bench memory`, raw figures in docs/data/memory_h100_*.json."""
+"""On one H100 80GB HBM3, torch 2.11+cu130, DeepSpeed 0.19.8. Not compiled: DiT-S/2 to XL/2 through DeepSpeed (bf16:
+ZeRO-1; fp32: ZeRO-0), means of two runs of `ditlaw bench memory`, raw figures in docs/data/memory_h100_*.json.
+Compiled: the CUDA graphs of docs/training.md (XL/2 without one), raw figures in docs/data/training_h100.json."""
 
 GPUS: dict[str, Device] = {
     gpu.name: gpu
@@ -149,20 +153,27 @@ REFERENCE = "h100-80gb"
 
 @functools.lru_cache(maxsize=4096)
 def training_flops_per_second(
-    device: Device, model: ModelConfig, precision: Precision, micro_batch: int, activation_checkpointing: bool
+    device: Device,
+    model: ModelConfig,
+    precision: Precision,
+    micro_batch: int,
+    activation_checkpointing: bool,
+    compiled: bool = False,
 ) -> tuple[float, bool]:
     """Training FLOP/s (3 x forward, what is computed twice counted once) of one GPU, or of one core of a CPU, and
     whether they come from measurements on this very device.
 
     Between measured widths and tokens a micro-batch they are interpolated in logarithms, beyond them taken from the
-    edge. A GPU that was not measured has the reference's share of its peak.
+    edge. A GPU that was not measured has the reference's share of its peak. fp8 is taken to be as fast as bf16.
     """
     work = CHECKPOINTING_WORK if activation_checkpointing else 1.0
     tokens = micro_batch * cost(model).tokens
-    own = _of_precision(device, precision)
+    kind: Precision = "fp32" if precision == "fp32" else "bf16"
+    own = _of_kind(device, kind, compiled)
     if own:
-        return _interpolated(own, model.width, tokens) / work, _within(own, model.width, tokens)
-    reference = _of_precision(GPUS[REFERENCE], precision) if device.kind == "gpu" else _of_precision(device, "fp32")
+        within = _within(own, model.width, tokens) and precision == kind and own[0].compiled == compiled
+        return _interpolated(own, model.width, tokens) / work, within
+    reference = _of_kind(GPUS[REFERENCE], kind, compiled) if device.kind == "gpu" else _of_kind(device, "fp32", False)
     if not reference:
         return ASSUMED_UTILISATION * device.peak(precision) / work, False
     ratio = device.peak(precision) / GPUS[REFERENCE].peak(precision) if device.kind == "gpu" else 1.0
@@ -177,8 +188,11 @@ def _within(speeds: Sequence[Speed], width: int, tokens: int) -> bool:
     return 0.8 * min(widths) <= width <= 1.25 * max(widths) and tokens >= 0.8 * min(sizes)
 
 
-def _of_precision(device: Device, precision: Precision) -> tuple[Speed, ...]:
-    return tuple(speed for speed in device.speeds if speed.precision == precision)
+def _of_kind(device: Device, precision: Precision, compiled: bool) -> tuple[Speed, ...]:
+    """Speeds of compiled steps where there are any and they are asked for, else of those that are not."""
+    alike = [speed for speed in device.speeds if speed.precision == precision]
+    found = [speed for speed in alike if speed.compiled == compiled]
+    return tuple(found or [speed for speed in alike if not speed.compiled])
 
 
 def _interpolated(speeds: tuple[Speed, ...], width: int, tokens: int) -> float:

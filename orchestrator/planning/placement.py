@@ -240,7 +240,12 @@ def trial_seconds(trial: Trial, flops: float, device: Device) -> tuple[float, bo
     """
     micro_batch = trial.micro_batch or trial.batch_size // trial.num_workers
     rate, known = training_flops_per_second(
-        device, trial.model, trial.precision, micro_batch, trial.activation_checkpointing
+        device,
+        trial.model,
+        trial.precision,
+        micro_batch,
+        trial.activation_checkpointing,
+        compiled=trial.compiled and device.kind == "gpu",
     )
     work = ZERO_WORK[trial.zero_stage] * (OFFLOAD_WORK if trial.offload else 1.0) if device.kind == "gpu" else 1.0
     seconds = flops * work / (rate * trial.num_workers) + evaluation_seconds(trial, device)

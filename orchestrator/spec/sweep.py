@@ -253,9 +253,9 @@ class Compute(Section):
     compile: bool = False
     """Train through torch.compile, on GPUs at ZeRO 0 to 2: faster steps after a minute of compiling, results that
     differ by rounding, and less memory than the plan says."""
-    graphs: Literal["auto", "off"] = "auto"
+    graphs: bool = True
     """On GPUs, trials of one worker take their steps without DeepSpeed, each as one CUDA graph, where memory allows:
-    the same results to rounding, sooner. off: all steps go through DeepSpeed."""
+    the same results to rounding, sooner. false: all steps go through DeepSpeed."""
     packing: Annotated[int, Field(ge=2, le=1024)] | Literal["auto", "off"] = "off"
     """Train trials of one shape as one stacked model: at most so many together, or auto: as many as were measured to
     pay on the device. Their results are those that they have alone, to rounding."""
@@ -280,6 +280,11 @@ class Compute(Section):
         if self.zero_stage is not None:
             return self.zero_stage
         return 0 if self.precision == "fp32" else 1
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _off(cls, packing: object) -> object:
+        return "off" if packing is False else packing  # what YAML makes of off
 
     @field_validator("priorities")
     @classmethod
