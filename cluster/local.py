@@ -29,6 +29,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from ray.cluster_utils import Cluster  # reads the environment
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's shell has it ignored in the background
     size = {"num_cpus": arguments.cpus, "num_gpus": arguments.gpus, "object_store_memory": 150_000_000}
     port = arguments.dashboard_port
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}

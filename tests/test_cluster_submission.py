@@ -64,7 +64,7 @@ def cluster(tmp_path_factory) -> Iterator[Local]:
             started = process.children(recursive=True)
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(timeout=120)
+                process.wait(timeout=60)
             finally:
                 for left in [process, *started]:
                     if left.is_running():
