@@ -18,15 +18,17 @@ OTHERS = (
     Fault(point="step.after", action="clock", occurrence=20),
     Fault(point="step.before", action="raise", occurrence=60),
     Fault(point="step.inside", action="hang", occurrence=80),
-    Fault(point="step.before", action="freeze", occurrence=90),
 )
+FREEZE = Fault(point="step.before", action="freeze", occurrence=90)
+"""Looks like a hang to the driver; only with --long."""
 
 
 @pytest.fixture(scope="module")
-def broken(rig, undisturbed, tmp_path_factory):
+def broken(rig, undisturbed, tmp_path_factory, pytestconfig):
     """The results of one run in which workers died at every point, and met with all else that can befall them."""
     trials = [trial.trial_id for trial in make(SPEC).trials]
-    for index, fault in enumerate(KILLS + OTHERS):
+    faults = (*KILLS, *OTHERS, *([FREEZE] if pytestconfig.getoption("--long") else []))
+    for index, fault in enumerate(faults):
         points.arm(rig.faults, points.Fault(**{**vars(fault), "trial_id": trials[index % len(trials)]}))
     results = tmp_path_factory.mktemp("broken") / "soak"
     driver = rig.drive(SPEC, results)
@@ -43,7 +45,9 @@ def test_a_sweep_runs_on_a_cluster_that_it_joins(rig, undisturbed):
     assert all(alive(node.all_processes["raylet"][0].process.pid) for node in rig.nodes), "the cluster goes on"
 
 
-@pytest.mark.parametrize("fault", KILLS + OTHERS, ids=lambda fault: f"{fault.action} at {fault.point}")
+@pytest.mark.parametrize(
+    "fault", [*KILLS, *OTHERS, pytest.param(FREEZE, marks=pytest.mark.long)], ids=lambda f: f"{f.action} at {f.point}"
+)
 def test_every_fault_has_struck(rig, broken, fault):
     struck = [(each.point, each.action, each.occurrence) for each in points.fired(rig.faults)]
     assert (fault.point, fault.action, fault.occurrence) in struck
