@@ -44,8 +44,8 @@ def measurement_points(row: Mapping[str, Any]) -> Iterator[Point]:
 
 
 def attempt_points(row: Mapping[str, Any]) -> Iterator[Point]:
-    """`attempt/*` of an attempt."""
-    return _points(row, "attempt", COST_COLUMNS, milliseconds(row["ended_at"]), row["samples_end"])
+    """`spent/*` of an attempt: after `eval/*` in MLflow's alphabetical list of charts."""
+    return _points(row, "spent", COST_COLUMNS, milliseconds(row["ended_at"]), row["samples_end"])
 
 
 def milliseconds(moment: Any) -> int:

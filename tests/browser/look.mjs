@@ -80,7 +80,7 @@ async function mlflow(browser, address, experiment, folder) {
   await page.screenshot({ path: `${folder}/mlflow-runs.png` });
   const links = await page.$$eval(runs, (found) => found.map((link) => link.href));
   await page.goto(links[1], { waitUntil: "domcontentloaded" });
-  await page.waitForFunction(() => /trial_id/.test(document.body.textContent));
+  await page.waitForFunction(() => /trial_id/.test(document.body.innerText));
   await page.screenshot({ path: `${folder}/mlflow-run.png` });
   await page.goto(`${links[1].split("?")[0]}/model-metrics`, { waitUntil: "domcontentloaded" });
   await page.waitForFunction(() => document.querySelectorAll(".js-plotly-plot .trace, .js-plotly-plot canvas").length > 0);
