@@ -200,7 +200,7 @@ def _train(config: ModelConfig, parameterization: Parameterization, seed: int, p
     objective = build_objective(RectifiedFlow() if config.predicts == "images" else MaskedTokens())
     x, y, t, noise = _batch(protocol.batch_size, config)
     seen: dict[str, Tensor] = {}
-    _watch(model, config.depth, seen)
+    _watch(model, seen)
     first: dict[str, Tensor] = {}
     run: Run = {}
     for step in range(protocol.steps + 1):
@@ -228,7 +228,7 @@ def _batch(size: int, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor, Tens
     return x, y, torch.rand(size, generator=generator), noise
 
 
-def _watch(model: TaggedModule, depth: int, seen: dict[str, Tensor]) -> None:
+def _watch(model: TaggedModule, seen: dict[str, Tensor]) -> None:
     """Keep the output of every layer of `model` in `seen` at each forward pass."""
 
     def keep(layer: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
@@ -238,10 +238,11 @@ def _watch(model: TaggedModule, depth: int, seen: dict[str, Tensor]) -> None:
 
         return hook
 
+    num_blocks = len(getattr(model, model.trunk))
     for name, module in model.named_modules():
         if name == "" or re.fullmatch(model.activations, name):
             # The last block has one name at every depth.
-            layer = name.replace(f"blocks.{depth - 1}", "blocks.last") if depth > 1 else name
+            layer = name.replace(f"{model.trunk}.{num_blocks - 1}", "blocks.last") if num_blocks > 1 else name
             module.register_forward_hook(keep(layer or "output"))
 
 

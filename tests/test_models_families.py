@@ -151,6 +151,20 @@ def test_mup_is_flat_over_widths(name: str) -> None:
     assert {s.layer for s in found} > {"output", "x_embedder"}
 
 
+@pytest.mark.parametrize("name", ["mmdit", "flux", "uvit", "jit", "masked"])
+def test_completep_is_flat_over_depths_and_mup_is_not(name: str) -> None:
+    """By how far training moves the last stream. The U-Net's depth is blocks of a level: its stages do not compare."""
+    family, options = EXAMPLES[name]
+    protocol = Protocol(depth_seeds=2, steps=2, head_dim=16, family=family, options=options, batch_size=8)
+
+    def moved(parameterization: MuP | CompleteP) -> float:
+        found = slopes(check("depth", (3, 15), 32, parameterization, protocol))
+        return steepest(found, "change", ("blocks.last",)).slope
+
+    assert abs(moved(CompleteP(base_width=32, base_depth=3))) < 0.12
+    assert moved(MUP) > 0.4
+
+
 @pytest.mark.parametrize("name", ["unet", "flux"])
 def test_sp_is_not_flat_over_widths(name: str) -> None:
     family, options = EXAMPLES[name]
