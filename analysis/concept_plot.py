@@ -22,7 +22,7 @@ def concept_plot(rows: pd.DataFrame) -> Figure:
     """
     if not len(rows):
         raise ValueError("no rows to draw; wanted at least one trial")
-    figure, axes = blank("A line that tells the classes", "training FLOPs", "area under the ROC curve, mean of classes")
+    figure, axes = blank("A line that tells the classes", "training FLOPs", "mean area under the ROC curve")
     arms = list(dict.fromkeys(rows["arm"]))
     for arm in arms:
         mine = rows[rows["arm"] == arm]
@@ -35,5 +35,5 @@ def concept_plot(rows: pd.DataFrame) -> Figure:
                 markersize=2.5 + 1.5 * weight, label=f"{arm} {size}",
             )  # fmt: skip
     log_axis(axes, "x", float(rows["flops"].min()), float(rows["flops"].max()), scientific)
-    axes.legend(ncols=2)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure

@@ -112,6 +112,8 @@ def concepts(
 
         folder = results or Path("results") / planned.sweep.name
         found = list(concept_study.study(planned.trials, folder, data_folder(planned, data), images=images, t=t))
+        arms = list(planned.sweep.arms)
+        found.sort(key=lambda row: (arms.index(row.arm) if row.arm in arms else len(arms), row.flops, row.size))
         if out is not None:
             save(concept_plot(pd.DataFrame([row.measured() for row in found])), out)
         if directions is not None:
@@ -120,7 +122,7 @@ def concepts(
         click.echo(json.dumps([row.measured() for row in found], indent=2))
         return
     click.echo("arm         size           FLOPs  separability  worst class")
-    for row in sorted(found, key=lambda row: (row.arm, row.flops, row.size)):
+    for row in found:
         click.echo(f"{row.arm:<11} {row.size:<10} {row.flops:>9.3g}  {row.mean:>12.3f}  {row.least:>11.3f}")
 
 
