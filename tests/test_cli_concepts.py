@@ -22,7 +22,12 @@ arms:
   dit: {}
   unet:
     models:
-      {family: unet, multipliers: [1], attention: [], head_dim: 8, groups: 8, sizes: [{name: small, width: 8, depth: 1}]}
+      family: unet
+      multipliers: [1]
+      attention: []
+      head_dim: 8
+      groups: 8
+      sizes: [{name: small, width: 8, depth: 1}]
 training: {batch_size: 32, schedule: {name: wsd, cooldown: 0.5}, warmup_samples: 32}
 budgets: {samples: [64, 128]}
 """

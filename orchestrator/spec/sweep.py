@@ -65,8 +65,19 @@ def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _trainable_alone(value: Any) -> Any:
+    """Refuse the objective that wants more than a spec can name."""
+    named = _by_name(value)
+    if isinstance(named, dict) and named.get("name") == "guidance-distillation":
+        raise ValueError(
+            "guidance-distillation trains a student of a teacher, and a sweep cannot name a teacher; wanted another "
+            "objective here, and models.distillation.GuidanceDistillation in Python (docs/families.md shows it)"
+        )
+    return named
+
+
 ParameterizationSection = Annotated[Annotated[SP | MuP | CompleteP, Discriminator("name")], BeforeValidator(_by_name)]
-ObjectiveSection = Annotated[Annotated[Objective, Discriminator("name")], BeforeValidator(_by_name)]
+ObjectiveSection = Annotated[Annotated[Objective, Discriminator("name")], BeforeValidator(_trainable_alone)]
 
 
 class Arm(Section):
