@@ -137,11 +137,7 @@ def test_weights_come_from_the_seed_and_every_one_has_a_role(name: str) -> None:
 
 
 <<<<<<< HEAD
-@pytest.mark.parametrize(
-    "name", ["unet", "mmdit", "mmdit cross", "flux guidance", "uvit", "jit", "masked", "video windowed cross", "unet3d"]
-)
-=======
-@pytest.mark.parametrize("name", [*BESIDE_DIT, "mmdit cross", "flux guidance"])
+@pytest.mark.parametrize("name", [*BESIDE_DIT, "mmdit cross", "flux guidance", "video windowed cross"])
 >>>>>>> 1cadf6d (What is published of each family's sizes and what is counted; slopes of U-ViT and U-Net measured and explained; how to distil guidance; a family added by the page alone)
 def test_mup_is_flat_over_widths(name: str) -> None:
     """Within DiT's tolerance. The U-Nets, whose widest levels cost most, over smaller widths (the 3-D one over 16 to
@@ -158,7 +154,7 @@ def test_mup_is_flat_over_widths(name: str) -> None:
     assert {s.layer for s in found} > {"output", "x_embedder"}
 
 
-@pytest.mark.parametrize("name", [name for name in BESIDE_DIT if name != "unet"])
+@pytest.mark.parametrize("name", [name for name in BESIDE_DIT if "unet" not in name])
 def test_completep_is_flat_over_depths_and_mup_is_not(name: str) -> None:
     """By how far training moves the last stream. The U-Net's depth is blocks of a level: its stages do not compare."""
     family, options = EXAMPLES[name]
