@@ -136,9 +136,7 @@ def test_weights_come_from_the_seed_and_every_one_has_a_role(name: str) -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("name", [*BESIDE_DIT, "mmdit cross", "flux guidance", "video windowed cross"])
->>>>>>> 1cadf6d (What is published of each family's sizes and what is counted; slopes of U-ViT and U-Net measured and explained; how to distil guidance; a family added by the page alone)
 def test_mup_is_flat_over_widths(name: str) -> None:
     """Within DiT's tolerance. The U-Nets, whose widest levels cost most, over smaller widths (the 3-D one over 16 to
     48, where less is asked of it); the U-ViT from its own start, without zeros: an attention that started at zero is
