@@ -179,7 +179,8 @@ def _places(figure: Figure, marked: Marked, text: str) -> dict[str, list[float]]
 
 
 def picture(path: Location, alt: str, caption: str) -> str:
-    """A PNG, embedded."""
+    """A PNG or a GIF, embedded."""
     data = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
+    kind = path.name.rpartition(".")[2]
+    image = f'<img src="data:image/{kind};base64,{data}" alt="{escape(alt)}">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

@@ -12,6 +12,8 @@ from orchestrator.results.location import Location, entries
 MAX_PICTURE_BYTES = 4_000_000
 MAX_ALL_BYTES = 8_000_000
 """Of all pictures of a report together: it must stay a file that can be sent."""
+GRIDS = ("png", "gif")
+"""Suffixes of grids that a page can show: of images, and of clips."""
 MAX_PICTURES = 8
 """Sample grids of one arm."""
 
@@ -27,8 +29,8 @@ def samples(findings: Findings) -> str:
     strips = []
     for arm in trained:
         pictures = []
-        for row in _chosen(arm, there):
-            path = findings.folder / "samples" / _name(row)
+        for row, name in _chosen(arm, there):
+            path = findings.folder / "samples" / name
             size = path.stat().st_size
             if size <= min(MAX_PICTURE_BYTES, left):
                 left -= size
@@ -43,17 +45,23 @@ def samples(findings: Findings) -> str:
     return page.section("samples", "Samples along compute", *strips, words)
 
 
-def _chosen(arm: ArmFindings, there: set[str]) -> list[pd.Series]:
-    best = [row for _, row in arm.frontier.iterrows() if _name(row) in there]
+def _chosen(arm: ArmFindings, there: set[str]) -> list[tuple[pd.Series, str]]:
+    """Rows with the names of their grids."""
+    best = _with_grids(arm.frontier, there)
     if best:
         return best[-MAX_PICTURES:]
-    named = arm.trained["trial_id"].astype(str) + "-" + arm.trained["samples"].astype(str) + ".png"
-    rows = arm.trained[named.isin(there)].sort_values("loss").head(4).sort_values("flops")
-    return [row for _, row in rows.iterrows()]
+    rows = _with_grids(arm.trained.sort_values("loss"), there)[:4]
+    return sorted(rows, key=lambda pair: pair[0]["flops"])
 
 
-def _name(row: pd.Series) -> str:
-    return f"{row['trial_id']}-{row['samples']}.png"
+def _with_grids(rows: pd.DataFrame, there: set[str]) -> list[tuple[pd.Series, str]]:
+    found = []
+    for _, row in rows.iterrows():
+        names = (f"{row['trial_id']}-{row['samples']}.{suffix}" for suffix in GRIDS)
+        name = next((name for name in names if name in there), None)
+        if name is not None:
+            found.append((row, name))
+    return found
 
 
 def _picture(path: Location, row: pd.Series) -> str:

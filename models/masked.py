@@ -91,6 +91,7 @@ class MaskedTokens(Objective):
     """Cross-entropy of the masked tokens in nats, its mean over them (Chang et al. 2022, equation 1); t is uniform."""
 
     predicts = "tokens"
+    sampler = "parallel-decoding"
 
     def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         return u

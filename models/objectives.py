@@ -22,6 +22,7 @@ from models.configs.base import Predicts
 from models.learned_variance import bound
 from models.paths import BETAS, INTERPOLANTS, NUM_STEPS, Linear, Path, VarianceExploding, over
 from models.predictions import Epsilon, Preconditioned, Prediction, V, Velocity, X
+from models.warping import Flow, warping_error
 
 HIGHEST_HALF_LOG_SNR = 5.1
 """lambda = log(alpha / sigma) from which a solver in lambda takes its last step, to the image."""
@@ -43,6 +44,8 @@ class Objective(ABC):
     """
 
     predicts: Predicts = "images"
+    sampler: str | None = None
+    """The one sampler of `models.samplers` that generates with what it trains; None: any but those."""
     path: Path
     prediction: Prediction
     learn_variance: bool = False
@@ -135,6 +138,36 @@ class Objective(ABC):
         """The model's prediction, without the second set of channels of a model with `learn_sigma`."""
         return self.outputs(model, x_t, t, y)[0]
 
+    consistency: float = 0.0
+    """Weight of the warping error in `training_loss`, which then wants the flow of clips."""
+
+    @final
+    def training_loss(
+        self,
+        model: Denoiser,
+        x: Float[Tensor, "b c *size"],
+        y: Int[Tensor, " b"],
+        t: Float[Tensor, " b"],
+        noise: Float[Tensor, "b c *size"],
+        *flow: Tensor,
+    ) -> Float[Tensor, " b"]:
+        """What training minimises, of each sample: the loss, and with a weight of consistency the warping error, under
+        the flow of the clips themselves, of the clips that predictions imply."""
+        if not flow:
+            return self.loss(model, x, y, t, noise)
+        x_t = self.noised(x, noise, t)
+        prediction, rest = self.outputs(model, x_t, t, y)
+        x0 = self.x0_and_eps(prediction, x_t, t)[0]
+        return self._error(prediction, rest, x, x_t, t, noise) + self.consistency * warping_error(x0, Flow(*flow))
+
+    def denoised(
+        self, model: Denoiser, x: Float[Tensor, "b c *size"], y: Int[Tensor, " b"], noise: Float[Tensor, "b c *size"]
+    ) -> Float[Tensor, "b c *size"]:
+        """The model's estimate of samples from where they weigh as much as the noise in them, alpha = sigma."""
+        t = torch.full((len(x),), self.path.time_of(0.0), device=x.device)
+        x_t = self.noised(x, noise, t)
+        return self.x0_and_eps(self.predict(model, x_t, t, y), x_t, t)[0]
+
     def loss(
         self,
         model: Denoiser,
@@ -149,7 +182,10 @@ class Objective(ABC):
         times, of which t is one: the factors cancel.
         """
         x_t = self.noised(x, noise, t)
-        prediction, rest = self.outputs(model, x_t, t, y)
+        return self._error(*self.outputs(model, x_t, t, y), x, x_t, t, noise)
+
+    def _error(self, prediction: Tensor, rest: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The loss of each sample, from what the model gave for x_t."""
         error = (prediction - self.target(x, noise, t)).square().flatten(1).mean(1)
         weight = self.weight(t)
         if weight is not None:
@@ -167,8 +203,11 @@ class RectifiedFlow(Objective):
     t is uniform, or logit(t) is standard normal (Esser et al. 2024, arXiv 2403.03206, section 3.1).
     """
 
-    def __init__(self, t_distribution: Literal["uniform", "logit-normal"] = "uniform") -> None:
+    def __init__(
+        self, t_distribution: Literal["uniform", "logit-normal"] = "uniform", consistency: float = 0.0
+    ) -> None:
         self.path, self.prediction = Linear(), Velocity()
+        self.consistency = consistency
         self.t_distribution = t_distribution
 
     def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -220,8 +259,9 @@ class VPrediction(Objective):
 class XPrediction(Objective):
     """x_t = alpha x + sigma eps, target x (Salimans & Ho 2022, section 4), without weights, uniform t."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, consistency: float = 0.0) -> None:
         self.path, self.prediction = path, X()
+        self.consistency = consistency
 
     def draw_t(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         return u
@@ -292,7 +332,7 @@ def build_objective(objective: config.Objective) -> Objective:
 
 @build_objective.register
 def _build_rectified_flow(objective: config.RectifiedFlow) -> Objective:
-    return RectifiedFlow(objective.t_distribution)
+    return RectifiedFlow(objective.t_distribution, objective.consistency)
 
 
 @build_objective.register
@@ -312,7 +352,7 @@ def _build_v_prediction(objective: config.VPrediction) -> Objective:
 
 @build_objective.register
 def _build_x_prediction(objective: config.XPrediction) -> Objective:
-    return XPrediction(INTERPOLANTS[objective.path])
+    return XPrediction(INTERPOLANTS[objective.path], objective.consistency)
 
 
 @build_objective.register

@@ -23,8 +23,11 @@ from models.masked import decode
 from models.objectives import Denoiser, Objective
 from models.paths import posterior
 from models.predictions import Epsilon
+from models.pyramid import PyramidFlow, walk
 
-Sampler = Literal["ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m", "dpm-v3", "parallel-decoding"]
+Sampler = Literal[
+    "ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m", "dpm-v3", "parallel-decoding", "pyramid"
+]
 LOWEST_HALF_LOG_SNR = -5.1
 """Where sampling starts if it cannot at alpha = 0; DPM-Solver's code cuts there (Lu et al. 2022, arXiv 2206.00927).
 
@@ -79,14 +82,15 @@ def sample(
     if steps < 1:
         raise ValueError(f"steps is {steps}; wanted at least 1")
     kind = SAMPLERS[sampler]
-    if kind.of_tokens != (objective.predicts == "tokens"):
-        wanted = [name for name, other in SAMPLERS.items() if other.of_tokens != kind.of_tokens]
+    wanted = [objective.sampler] if objective.sampler else [name for name, other in SAMPLERS.items() if not other.own]
+    if sampler not in wanted:
         raise ValueError(
-            f"sampler is {sampler!r} for a model that predicts {objective.predicts}; wanted one of {wanted}"
+            f"sampler is {sampler!r} for a model that predicts {objective.predicts} under "
+            f"{type(objective).__name__}; wanted one of {wanted}"
         )
     draws = Draws(generator, statistics, sampler)
     field = Field(model, objective, y, guidance=guidance, null_class=null_class, interval=guidance_interval)
-    if kind.of_tokens:
+    if kind.own:
         return kind.walk(field, noise, [1 - i / steps for i in range(steps + 1)], draws)
     path, start = objective.path, 1.0
     if kind.needs_log_snr or isinstance(objective.prediction, Epsilon):
@@ -142,7 +146,8 @@ class Kind:
     walk: Callable[[Field, Tensor, Sequence[float], Draws], Tensor]
     stochastic: bool = False
     needs_log_snr: bool = False
-    of_tokens: bool = False
+    own: bool = False
+    """Of one objective alone, which has no other: it gets the noise and the times as they are."""
 
 
 def _euler(field: Field, x: Tensor, times: Sequence[float], draws: Draws) -> Tensor:
@@ -274,6 +279,12 @@ def _parallel_decoding(field: Field, x: Tensor, times: Sequence[float], draws: D
     return decode(field.model, field.y, null, steps=steps, guidance=guidance, normal=draws.normal)
 
 
+def _pyramid(field: Field, x: Tensor, times: Sequence[float], draws: Draws) -> Tensor:
+    """Euler's method level by level (`models.pyramid.walk`)."""
+    assert isinstance(field.objective, PyramidFlow), "no other objective has this sampler"
+    return walk(field.objective, field.velocity, x, len(times) - 1, draws.normal)
+
+
 SAMPLERS: dict[str, Kind] = {
     "ddpm": Kind(_ddpm, stochastic=True),
     "ddim": Kind(_ddim),
@@ -283,6 +294,7 @@ SAMPLERS: dict[str, Kind] = {
     "dpmpp-2m": Kind(_dpmpp_2m, needs_log_snr=True),
     "dpmpp-3m": Kind(_dpmpp_3m, needs_log_snr=True),
     "dpm-v3": Kind(_dpm_v3, needs_log_snr=True),
-    "parallel-decoding": Kind(_parallel_decoding, stochastic=True, of_tokens=True),
+    "parallel-decoding": Kind(_parallel_decoding, stochastic=True, own=True),
+    "pyramid": Kind(_pyramid, stochastic=True, own=True),
 }
 """Every sampler by its name."""

@@ -15,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from orchestrator.spec.datasets import dataset_named, encoded_names
-from orchestrator.training.data.encode import autoencoder, encode
+from orchestrator.training.data.encode import autoencoder, encode, pictures_of
 from orchestrator.training.data.examples import examples
 from orchestrator.training.data.images import load, to_float
 from orchestrator.training.data.source import HeldImages
@@ -71,7 +71,11 @@ def means(images: torch.Tensor) -> torch.Tensor:
 def test_every_kind_of_source_gives_the_same_dataset(source, tmp_path, monkeypatch):
     monkeypatch.setenv("DITLAW_DATA", str(tmp_path / "data"))
     folder = encode(
-        examples(source(tmp_path / "pictures")), means, tmp_path / "data" / "mine", size=8, batch=4, validation_every=3
+        pictures_of(examples(source(tmp_path / "pictures")), 8),
+        means,
+        tmp_path / "data" / "mine",
+        batch=4,
+        validation_every=3,
     )
     dataset = dataset_named("mine")
     assert encoded_names() == ["mine"]
@@ -91,7 +95,7 @@ def test_every_kind_of_source_gives_the_same_dataset(source, tmp_path, monkeypat
     x, y = HeldImages(*load("mine", "train", folder)).batch(0, 0, 4, slice(1, 3))
     assert (x.dtype, x.shape, y.shape) == (torch.float32, (2, 3, 2, 2), (2,))
     with pytest.raises(ValueError, match="holds a dataset already"):
-        encode(examples(tmp_path / "pictures"), means, folder, size=8, batch=4, validation_every=3)
+        encode(pictures_of(examples(tmp_path / "pictures"), 8), means, folder, batch=4, validation_every=3)
     (folder / "train-labels.bin").unlink()
     with pytest.raises(ValueError, match=r"train-labels\.bin missing or of a wrong size\. Put them back"):
         load("mine", "train", folder)
@@ -117,8 +121,8 @@ def test_sources_that_hold_nothing_or_are_broken_say_so(tmp_path):
     with pytest.raises(ValueError, match=r"e\.tar is not a whole tar"):
         list(examples(tmp_path / "e.tar"))
     one = folders(tmp_path / "few")
-    with pytest.raises(ValueError, match="6 pictures; wanted at least 7"):
-        encode(examples(one), means, tmp_path / "out", size=8, batch=4, validation_every=7)
+    with pytest.raises(ValueError, match="6 samples; wanted at least 7"):
+        encode(pictures_of(examples(one), 8), means, tmp_path / "out", batch=4, validation_every=7)
 
 
 def test_a_folder_without_an_autoencoder_says_which_files_to_put_there(tmp_path):

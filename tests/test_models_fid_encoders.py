@@ -9,8 +9,9 @@ import torch
 
 from models.fid import encoders
 from models.fid.catalog import ENCODERS
-from models.fid.classifier import Classifier, classifier_flops, mirrored
+from models.fid.classifier import Classifier, classifier_flops, clip_classifier_flops, mirrored, new_classifier
 from models.fid.encoders import load_encoder, to_bytes
+from orchestrator.training.data.moving import render_clips
 from orchestrator.training.data.procedural import FIRST_VALIDATION, render
 from orchestrator.training.encoder_training import accuracy
 
@@ -20,7 +21,7 @@ def images(n: int, channels: int, size: int) -> torch.Tensor:
     return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
-SMALL = [facts for facts in ENCODERS.values() if facts.input is not None]
+SMALL = [facts for facts in ENCODERS.values() if facts.input is not None and facts.samples == "images"]
 
 
 @pytest.mark.parametrize("facts", SMALL, ids=lambda facts: facts.name)
@@ -60,6 +61,18 @@ def test_their_flops_are_those_that_planning_counts(facts):
     assert facts.flops == pytest.approx(classifier_flops(size, channels), rel=0.01)
 
 
+def test_the_flops_of_the_encoder_of_clips_are_counted_with_its_frames():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    facts = ENCODERS["moving-cnn"]
+    channels, size = facts.input
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        new_classifier(facts).features(torch.zeros(1, channels, 8, size, size))
+    assert counter.get_total_flops() == clip_classifier_flops(8, size, channels)
+    beside = ENCODERS[facts.frames_by].flops
+    assert facts.flops == pytest.approx(clip_classifier_flops(8, size, channels) + beside, rel=0.01)
+
+
 def test_half_of_the_training_images_are_mirrored():
     x = torch.arange(6.0).expand(200, 1, 1, 6)
     found = mirrored(x, torch.Generator().manual_seed(0))[:, 0, 0]
@@ -89,7 +102,7 @@ def test_bytes_of_floats():
 
 def test_missing_or_wrong_weights_say_which_file_is_wanted(tmp_path, monkeypatch):
     with pytest.raises(
-        ValueError, match=r"no encoder 'vgg'; known are inception, fmnist-cnn, shapes-cnn, dinov2, clip"
+        ValueError, match=r"no encoder 'vgg'; known are inception, fmnist-cnn, shapes-cnn, moving-cnn, dinov2, clip"
     ):
         load_encoder("vgg", tmp_path)
     with pytest.raises(ValueError, match=r"pt_inception-2015-12-05-6726825d.pth is missing; .*SHA-256 6726825d0af5f7"):
@@ -126,3 +139,28 @@ def test_transformers_come_from_local_folders(tmp_path, name):
     assert encoder.digest == load_encoder(name, tmp_path).digest
     model.save_pretrained(tmp_path / ENCODERS[name].file, max_shard_size="1KB")
     assert encoder.digest != load_encoder(name, tmp_path).digest
+
+
+def test_the_encoder_of_clips_sees_motion_and_one_frame_of_each_clip(tmp_path):
+    encoder, still = load_encoder("moving-cnn", tmp_path), load_encoder("shapes-cnn", tmp_path)
+    clips, labels = render_clips(torch.arange(200) + FIRST_VALIDATION, 16, 8, 3)
+    pictures = to_bytes(clips)
+    features = encoder.features(pictures)
+    assert features.shape == (200, encoder.dim) == (200, 64 + encoder.frame_dim)
+    frames = pictures[torch.arange(200), :, torch.arange(200) % 8]
+    assert torch.allclose(features[:, 64:], still.features(frames), atol=1e-4)
+    assert accuracy(encoder.network.whole.classifier, clips, labels) > MOVING_ACCURACY
+    frozen = encoder.features(pictures[:, :, :1].expand(-1, -1, 8, -1, -1))
+    assert not torch.allclose(frozen[:, :64], features[:, :64], atol=0.1)
+    for channels, size, count in ((1, 16, 8), (3, 32, 4)):
+        assert encoder.features(torch.zeros(2, channels, count, size, size, dtype=torch.uint8)).shape == (
+            2,
+            encoder.dim,
+        )
+    with pytest.raises(
+        ValueError, match=r"moving-cnn got clips of torch.uint8 .* wanted bytes .* \[n, 1 or 3, f, h, w\]"
+    ):
+        encoder.features(pictures[:, :, 0])
+
+
+MOVING_ACCURACY = 0.9

@@ -27,7 +27,7 @@ from orchestrator.training import distance as distance_file
 from orchestrator.training import reference
 from orchestrator.training.distance import NotFinite, distances_of, generated_features
 from orchestrator.training.gang import GangMember
-from orchestrator.training.inspection import evaluate, place_of, sample_png
+from orchestrator.training.inspection import evaluate, place_of, sample_picture
 from orchestrator.training.loop import run_attempt
 from orchestrator.training.measuring import Meter
 from orchestrator.training.reference import real_images
@@ -159,11 +159,11 @@ def test_a_measurement_has_its_distances_and_eval_finds_them_again(trial, member
     assert right["training_flops"] == trial.flops_per_sample * trial.milestones[-1]
     assert [(figures["images"], len(figures["fd"])) for figures in cheap["by_images"]] == [(100, 2), (250, 1)]
 
-    png, samples = sample_png(trial, place, images=12, label=3, seed=1, device=member.device)
+    png, samples = sample_picture(trial, place, images=12, label=3, seed=1, device=member.device, suffix="png")
     assert png.startswith(b"\x89PNG")
     assert samples == trial.milestones[0]
     with pytest.raises(ValueError, match="class 10 is not one of fashion-mnist; wanted 0 to 9"):
-        sample_png(trial, place, images=1, label=10, seed=1, device=member.device)
+        sample_picture(trial, place, images=1, label=10, seed=1, device=member.device, suffix="png")
     with pytest.raises(ValueError, match="is no checkpoint; wanted RESULTS/checkpoints/TRIAL"):
         place_of(member.results)
 

@@ -15,7 +15,11 @@ from functools import cache
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 Predicts = Literal["images", "tokens"]
+Samples = Literal["images", "clips"]
+"""What one sample is: a still image, or a clip of frames."""
 
+ADDED_LATER = {"added_later": True}
+"""Metadata of a configuration's field that came when there were results already: see `orchestrator.spec.identity`."""
 DATA_FIELDS = ("image_size", "channels", "frames", "frame_counts", "num_classes", "class_names", "dataset")
 """Fields that the dataset gives, to the families that have them; users choose the others."""
 
@@ -34,6 +38,8 @@ class ModelConfig(ABC):
     """Options of other families that one may expect here, and why there are none."""
     predicts: ClassVar[Predicts] = "images"
     """Whether it predicts something of noised images, as objectives on Gaussian paths want, or tokens."""
+    samples: ClassVar[Samples] = "images"
+    """What it is a model of."""
     packable: ClassVar[bool] = False
     """Several models of one configuration can train as one stacked model."""
     can_use_float8: ClassVar[bool] = False
@@ -81,6 +87,11 @@ class ModelConfig(ABC):
     @abstractmethod
     def resized(self, *, width: int, depth: int) -> Self:
         """The same model at another size, with heads of the same size; `width` is a multiple of `width_step`."""
+
+    @property
+    def resolutions(self) -> int:
+        """Resolutions of a sample that it takes, each half the one before."""
+        return 1
 
     @property
     def shape(self) -> tuple[int, ...]:

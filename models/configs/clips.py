@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from models.configs.base import ModelConfig
+from models.configs.base import ModelConfig, Samples
 from models.cost import Cost
 
 
@@ -21,6 +21,7 @@ class View(NamedTuple):
 class ClipConfig(ModelConfig):
     """A model of clips [channels, frames, image_size, image_size] with classes."""
 
+    samples: ClassVar[Samples] = "clips"
     frames: int
     """Frames of a whole clip."""
     frame_counts: tuple[int, ...] = ()

@@ -99,6 +99,10 @@ class VideoDiTConfig(ClipConfig, TextConditioned):
             super()._check_text()
 
     @property
+    def resolutions(self) -> int:
+        return self.levels
+
+    @property
     def views(self) -> tuple[View, ...]:
         """Of every resolution, clips of every length."""
         whole = super().views

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-EncoderName = Literal["inception", "fmnist-cnn", "shapes-cnn", "dinov2", "clip"]
+from models.configs.base import Samples
+
+EncoderName = Literal["inception", "fmnist-cnn", "shapes-cnn", "moving-cnn", "dinov2", "clip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,12 @@ class EncoderFacts:
     input: tuple[int, int] | None = None
     """Channels and side of the pictures that a classifier of `models.fid.classifier` takes, whose weights come with
     ditlaw; None: another network, with weights from elsewhere."""
+    samples: Samples = "images"
+    """What it encodes."""
+    reference: int = 50_000
+    """Real samples that generated ones are compared with, at most; as many as FID-50k has, unless encoding is dear."""
+    frames_by: EncoderName | None = None
+    """The encoder of images that sees one frame of each clip beside it, for the distance of single frames."""
 
 
 ENCODERS: dict[str, EncoderFacts] = {
@@ -75,6 +83,22 @@ ENCODERS: dict[str, EncoderFacts] = {
             weight_bytes=250_000,
             image_bytes=260_000,
             input=(3, 32),
+        ),
+        EncoderFacts(
+            name="moving-cnn",
+            dim=64,
+            flops=34.2e6,
+            preprocessing="three equal channels of a grey one, antialiased bilinear to 16x16 where larger or smaller, "
+            "x / 127.5 - 1; one frame of each clip, taken in turn, as shapes-cnn has it",
+            file="moving_cnn.safetensors",
+            sha256="348e480907b30353eebd8b548a30d346e2eb186f7cf4bf956e915fef1b6e5b00",
+            published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train moving-cnn` makes it again",
+            weight_bytes=550_000,
+            image_bytes=450_000,
+            input=(3, 16),
+            samples="clips",
+            reference=10_000,
+            frames_by="shapes-cnn",
         ),
         EncoderFacts(
             name="dinov2",

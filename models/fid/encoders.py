@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.fid.catalog import ENCODERS, EncoderFacts
-from models.fid.classifier import Classifier
+from models.fid.classifier import Classifier, ClipClassifier, new_classifier
 from models.fid.inception import Inception
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -36,6 +36,8 @@ class Encoder:
     dim: int
     """Number of features."""
     network: Callable[[Tensor], Tensor]
+    frame_dim: int = 0
+    """How many of them, the last, are of a single frame of a clip and are compared on their own."""
 
     @property
     def name(self) -> str:
@@ -43,23 +45,25 @@ class Encoder:
         return self.facts.name
 
     @torch.no_grad()
-    def features(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Features in float32 of bytes 0 to 255, with one channel or three.
+    def features(self, images: UInt8[Tensor, "n c *size"]) -> Float[Tensor, "n d"]:
+        """Features in float32 of bytes 0 to 255, images or clips, with one channel or three.
 
         Raises:
-            ValueError: the images are not such bytes.
+            ValueError: the images are not such bytes, or not what the encoder is of.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        axes = "h, w" if self.facts.samples == "images" else "f, h, w"
+        dims = 4 if self.facts.samples == "images" else 5
+        if images.dtype != torch.uint8 or images.ndim != dims or images.shape[1] not in (1, 3):
             shape = list(images.shape)
             raise ValueError(
-                f"{self.name} got images of {images.dtype} and shape {shape}; wanted bytes 0 to 255 of shape [n, 1 or "
-                "3, h, w]. `to_bytes` turns floats in [-1, 1] into them."
+                f"{self.name} got {self.facts.samples} of {images.dtype} and shape {shape}; wanted bytes 0 to 255 of "
+                f"shape [n, 1 or 3, {axes}]. `to_bytes` turns floats in [-1, 1] into them."
             )
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             return self.network(images).float()
 
 
-def to_bytes(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+def to_bytes(images: Float[Tensor, "n c *size"]) -> UInt8[Tensor, "n c *size"]:
     """Generated images in [-1, 1] as bytes 0 to 255; what a sampler leaves outside is cut off, as everywhere.
 
     Raises:
@@ -82,15 +86,21 @@ def load_encoder(name: str, folder: Path, device: torch.device | str = "cpu") ->
         raise ValueError(f"no encoder {name!r}; known are {', '.join(ENCODERS)}. Correct the name.")
     facts = ENCODERS[name]
     network: nn.Module
-    if facts.input is not None:
-        network, digest, dim = _Small(_classifier(facts, facts.input[0]), *facts.input), str(facts.sha256), facts.dim
+    frame_dim = 0
+    if facts.samples == "clips":
+        assert facts.frames_by is not None, "distances of clips have those of frames beside them"
+        frames = ENCODERS[facts.frames_by]
+        network, digest, dim = _Clips(_small(facts), _small(frames)), str(facts.sha256), facts.dim + frames.dim
+        frame_dim = frames.dim
+    elif facts.input is not None:
+        network, digest, dim = _small(facts), str(facts.sha256), facts.dim
     elif name == "inception":
         network, digest, dim = _Colour(_inception(facts, folder)), str(facts.sha256), facts.dim
     else:
         transformer, digest = _transformer(facts, folder)
         network, dim = _Colour(transformer), transformer.dim
     network = network.eval().requires_grad_(False).to(device)
-    return Encoder(facts=facts, digest=digest, dim=dim, network=network)
+    return Encoder(facts=facts, digest=digest, dim=dim, frame_dim=frame_dim, network=network)
 
 
 class _Colour(nn.Module):
@@ -142,22 +152,40 @@ def _inception(facts: EncoderFacts, folder: Path) -> nn.Module:
 class _Small(nn.Module):
     """A classifier's features of any image: its channels averaged or repeated as wanted, resized."""
 
-    def __init__(self, classifier: Classifier, channels: int, size: int) -> None:
+    def __init__(self, classifier: Classifier | ClipClassifier, channels: int, size: int) -> None:
         super().__init__()
         self.classifier, self.channels, self.size = classifier, channels, size
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.float()
-        x = x.mean(dim=1, keepdim=True) if self.channels == 1 else x.expand(-1, self.channels, -1, -1)
-        if x.shape[2:] != (self.size, self.size):
-            x = nn.functional.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+        x = x.mean(dim=1, keepdim=True) if self.channels == 1 else x.expand(-1, self.channels, *x.shape[2:])
+        if x.shape[-2:] != (self.size, self.size):
+            pictures = x if x.dim() == 4 else x.transpose(1, 2).flatten(0, 1)
+            sized = nn.functional.interpolate(pictures, size=(self.size,) * 2, mode="bilinear", antialias=True)
+            x = sized if x.dim() == 4 else sized.unflatten(0, (len(x), -1)).transpose(1, 2)
         return self.classifier.features(x / 127.5 - 1)
 
 
-def _classifier(facts: EncoderFacts, channels: int) -> Classifier:
-    classifier = Classifier(channels=channels, num_classes=10)
+class _Clips(nn.Module):
+    """Features of clips, and beside them those of one frame of each: of clip i frame i modulo their number, so that a
+    set of clips has its frames in equal shares and one frame a clip, which are as independent as the clips are."""
+
+    def __init__(self, whole: nn.Module, still: nn.Module) -> None:
+        super().__init__()
+        self.whole, self.still = whole, still
+
+    def forward(self, clips: Tensor) -> Tensor:
+        number = torch.arange(len(clips), device=clips.device)
+        frames = clips[number, :, number % clips.shape[2]]
+        return torch.cat([self.whole(clips), self.still(frames)], dim=1)
+
+
+def _small(facts: EncoderFacts) -> _Small:
+    """An encoder whose weights come with ditlaw."""
+    classifier = new_classifier(facts)
     classifier.load_state_dict(load_file(_verified(facts, SHIPPED)))
-    return classifier
+    assert facts.input is not None, f"{facts.name} is no classifier"
+    return _Small(classifier, *facts.input)
 
 
 class _Transformer(nn.Module):

@@ -91,6 +91,10 @@ class Moments:
         torch.distributed.all_reduce(scatter)
         return Moments(count, mean, scatter)
 
+    def of_features(self, part: slice) -> Moments:
+        """Of some of the features alone."""
+        return Moments(self.count, self.mean[part], self.scatter[part, part])
+
     def to(self, device: torch.device | str) -> Moments:
         """The same on a device."""
         return Moments(self.count, self.mean.to(device), self.scatter.to(device))

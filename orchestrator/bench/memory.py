@@ -272,7 +272,7 @@ def member_of(case: Case, device: torch.device, folder: Location) -> Synthetic:
     generator = torch.Generator().manual_seed(0)
     num = max(BATCH, case.micro_batch * case.micro_steps)
     member = Synthetic(rank=0, world_size=1, device=device, results=folder, data=Path())
-    shape = (num, model.channels, model.image_size, model.image_size)
+    shape = (num, *model.shape)
     member.images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     member.labels = torch.randint(0, model.num_classes, (num,), generator=generator)
     return member

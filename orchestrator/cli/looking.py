@@ -76,7 +76,9 @@ def evaluate(
 @STEPS
 @GUIDANCE
 @SPEC
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where to write the picture (PNG).")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Where to write: .png; of clips .gif or .mp4."
+)
 def sample(
     checkpoint: Path, label: int | None, images: int, seed: int, sampler: str | None, steps: int | None,
     guidance: float | None, spec: Path | None, out: Path,
@@ -89,10 +91,11 @@ def sample(
     _, trial, place = _found(checkpoint, spec, sampler, steps, guidance)
     with refusing():
         from orchestrator.results.atomic import write_bytes
-        from orchestrator.training.inspection import sample_png
+        from orchestrator.training.inspection import sample_picture
 
-        png, samples = sample_png(trial, place, images, label, seed, _device())
-        write_bytes(out, png)
+        suffix = out.suffix.removeprefix(".").lower()
+        picture, samples = sample_picture(trial, place, images, label, seed, _device(), suffix)
+        write_bytes(out, picture)
     click.echo(f"{images} images of {trial.name} at {samples:,} samples: {out}")
 
 
@@ -122,7 +125,7 @@ def encoders_list() -> None:
 
 
 @encoders.command("train")
-@click.argument("name", type=click.Choice(["fmnist-cnn", "shapes-cnn"]))
+@click.argument("name", type=click.Choice(["fmnist-cnn", "shapes-cnn", "moving-cnn"]))
 @click.option("--epochs", default=30, show_default=True, type=click.IntRange(min=1), help="Of 60,000 images each.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of its images; default: data/<dataset>.")
 @click.option("--from", "start", type=click.Path(path_type=Path, exists=True), help="Go on from these weights.")
@@ -130,7 +133,7 @@ def encoders_list() -> None:
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where to write the weights.")
 def encoders_train(name: str, epochs: int, data: Path | None, start: Path | None, seed: int, out: Path) -> None:
     """Train the encoder NAME as the weights that come with ditlaw were (docs/evaluation.md): fmnist-cnn on
-    Fashion-MNIST, shapes-cnn on procedural images.
+    Fashion-MNIST, shapes-cnn on procedural images, moving-cnn on procedural clips.
 
     A minute or two of one core an epoch, or a few seconds on a GPU.
 

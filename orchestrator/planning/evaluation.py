@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from models.configs.base import ModelConfig
 from models.cost import Precision, inference_bytes
 from models.fid.catalog import ENCODERS
@@ -28,7 +30,7 @@ def generation_bytes(evaluation: Evaluation, model: ModelConfig, *, on_gpu: bool
     if evaluation.distance is None and not evaluation.sample_images:
         return 0
     forward = batch * (2 if evaluation.guidance != 1 else 1) * inference_bytes(model, _precision(on_gpu))
-    walk = 4 * WALK * batch * model.channels * model.image_size**2
+    walk = 4 * WALK * batch * math.prod(model.shape)
     if evaluation.distance is None:
         return forward + walk
     encoder = ENCODERS[evaluation.distance.encoder]

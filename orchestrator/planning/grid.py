@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from models.config import DDPM
+from models.config import DDPM, objective_label
+from models.fid.catalog import ENCODERS
 from orchestrator.planning.budget import batch_size_of, cooldown_start, flops_of_hours, steps_of_flops, steps_of_samples
 from orchestrator.planning.devices import named
 from orchestrator.planning.sizes import Ladder, SizedModel, Sizing
@@ -62,7 +63,7 @@ class Grid:
         self._check_seeds()
         if self._too_many(variants.count() * len(sweep.seeds)):
             return []
-        if not self._device_is_known():
+        if not self._device_is_known() or not self._encoder_fits():
             return []
         found = variants.all()
         self._check(found)
@@ -294,6 +295,7 @@ class Grid:
             names |= {model.name for model in ladder.models}
             self._check_variance(variant, ladder)
             self._check_prediction(variant, ladder)
+            self._check_samples(variant, ladder)
         self._check_sizes_of_budgets(names)
 
     def _device_is_known(self) -> bool:
@@ -312,6 +314,19 @@ class Grid:
             return False
         return True
 
+    def _encoder_fits(self) -> bool:
+        """Whether the encoder of the distances is of what the dataset holds."""
+        distance, data = self._sweep.evaluation.distance, dataset_named(self._sweep.dataset)
+        if distance is None or ENCODERS[distance.encoder].samples == data.samples:
+            return True
+        others = ", ".join(name for name, facts in ENCODERS.items() if facts.samples == data.samples)
+        self._refuse(
+            ("evaluation", "distance", "encoder"),
+            f"got {distance.encoder}, which is of {ENCODERS[distance.encoder].samples}, for dataset {data.name}, which "
+            f"holds {data.samples}; wanted one of {others}",
+        )
+        return False
+
     def _check_prediction(self, variant: Variant, ladder: Ladder) -> None:
         """Tokens and images are predicted by models, and trained by objectives, of their own."""
         wanted = variant.objective.predicts
@@ -324,6 +339,26 @@ class Grid:
             inside = ("arms", variant.arm) if own.objective is not None or own.models else ()
             key = "objective" if own.objective is not None or not own.models else "models"
             self._refuse((*inside, key), message)
+
+    def _check_samples(self, variant: Variant, ladder: Ladder) -> None:
+        """Some objectives are of clips alone, and of models that take several resolutions."""
+        objective = variant.objective
+        at: Location = ("objective",)
+        if self._sweep.arms[variant.arm].objective is not None:
+            at = ("arms", variant.arm, *at)
+        for model in ladder.models:
+            if objective.samples not in (None, model.config.samples):
+                self._refuse(
+                    at,
+                    f"{objective_label(objective)} is of {objective.samples}, and family "
+                    f"{variant.models.family} of {model.config.samples}; wanted another of the two",
+                )
+            elif objective.resolutions != model.config.resolutions:
+                self._refuse(
+                    at,
+                    f"{objective_label(objective)} trains models of {objective.resolutions} levels, and size "
+                    f"{model.name} has {model.config.resolutions}; wanted models.levels: {objective.resolutions}",
+                )
 
     def _check_variance(self, variant: Variant, ladder: Ladder) -> None:
         """A learned variance needs the channels to learn it in."""

@@ -100,18 +100,16 @@ class _Maker:
         self._sweep, self._evaluation, self._places = sweep, evaluation, places
         self._optimizers: dict[tuple[int, float], Optimizer] = {}
         self._emas: dict[float, PowerEma] = {}
-        self._decodings: dict[int, Evaluation] = {}
+        self._own: dict[Evaluation, Evaluation] = {}
 
     def _evaluation_of(self, objective: Objective) -> Evaluation:
-        """The sweep's evaluation; models of tokens are decoded in parallel, whatever sampler the others have."""
-        if not isinstance(objective, MaskedTokens):
+        """The sweep's evaluation; objectives that have a sampler of their own get it, whatever the others have."""
+        if objective.sampler is None:
             return self._evaluation
-        steps = objective.decoding_steps
-        if steps not in self._decodings:
-            self._decodings[steps] = dataclasses.replace(
-                self._evaluation, sampler="parallel-decoding", sampler_steps=steps, guidance_interval=None
-            )
-        return self._decodings[steps]
+        own = dataclasses.replace(self._evaluation, sampler=objective.sampler)
+        if isinstance(objective, MaskedTokens):
+            own = dataclasses.replace(own, sampler_steps=objective.decoding_steps, guidance_interval=None)
+        return self._own.setdefault(own, own)
 
     def trials(self, cells: Sequence[Cell]) -> list[Trial]:
         training = cells[0].variant.training

@@ -242,11 +242,11 @@ class Sizing:
         data = self._dataset
         facts = {"dataset": data.name, **{key: getattr(data, key) for key in DATA_FIELDS if key != "dataset"}}
         given = {key: value for key, value in facts.items() if key in self._fields}
-        if ("frames" in self._fields) != (data.frames is not None):
-            kinds = ["still images", "clips"] if data.frames is not None else ["clips", "still images"]
+        if self._family.samples != data.samples:
+            others = ", ".join(name for name, family in FAMILIES.items() if family.samples == data.samples)
             message = (
-                f"is {self._models.family}, whose samples are {kinds[0]}, and those of dataset {data.name} are "
-                f"{kinds[1]}; choose another family or another dataset"
+                f"got {self._models.family}, a family of {self._family.samples}, for dataset {data.name}, which holds "
+                f"{data.samples}; wanted one of {others}, or another dataset"
             )
             self._problem(("family",), message)
             return None

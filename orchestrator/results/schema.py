@@ -9,6 +9,7 @@ Raise SCHEMA_VERSION when a column comes, goes or changes its meaning, and add t
 3   measurements: distances of images (`fd_encoder_digest`, `fd_sd`, `kid`, `kid_subset_sd`, `fd_inf` and its interval),
     noise and times of losses (`loss_sd`, `loss_by_time`, `loss_draws`); `eval_samples` is the number of images of a
     distance (it was that of the loss's draws)
+4   measurements: of clips, `fd_per_frame`, `warping_error` and `warping_error_generated`
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 VERSION_KEY = b"ditlaw.schema_version"
 """In the metadata of each part."""
 
@@ -75,6 +76,9 @@ MEASUREMENT = _schema(
     _optional("fd_inf", pa.float64()),
     _optional("fd_inf_low", pa.float64()),
     _optional("fd_inf_high", pa.float64()),
+    _optional("fd_per_frame", pa.float64()),
+    _optional("warping_error", pa.float64()),
+    _optional("warping_error_generated", pa.float64()),
     _optional("eval_samples", pa.int64()),
     _optional("sampler", pa.string()),
     _optional("sampler_steps", pa.int64()),
@@ -97,6 +101,9 @@ MEASUREMENT = _schema(
 `fid` is Inception's Frechet distance and no other's; `fd` is that of the encoder named in `fd_encoder`, whose weights
 `fd_encoder_digest` tells. `fd_sd`, `kid` and `fd_inf` are of that encoder, whichever it is; `loss_sd` and `fd_sd` are
 the noise of other draws and other images of the same model, `fd_inf_low` to `fd_inf_high` a 95% interval.
+Of clips, `fd_per_frame` is the distance of single frames, `warping_error` the mean squared error of validation clips,
+denoised from the middle time, against their own flow, and `warping_error_generated` that of generated clips against
+flow that is estimated from them.
 `loss_by_time` has the mean losses of ten equal parts of time, from data to noise.
 
 `wall_seconds`, `gpu_hours` (device hours: of GPUs, or of workers where there are none), `flops_useful` and
@@ -105,7 +112,8 @@ the noise of other draws and other images of the same model, `fd_inf_low` to `fd
 
 EVALUATION_COLUMNS = (
     "loss", "loss_sd", "loss_by_time", "loss_draws", "fid", "fd", "fd_encoder", "fd_encoder_digest", "fd_sd", "kid",
-    "kid_subset_sd", "fd_inf", "fd_inf_low", "fd_inf_high", "eval_samples", "sampler", "sampler_steps", "guidance",
+    "kid_subset_sd", "fd_inf", "fd_inf_low", "fd_inf_high", "fd_per_frame", "warping_error", "warping_error_generated",
+    "eval_samples", "sampler", "sampler_steps", "guidance",
 )  # fmt: skip
 """Columns that an evaluation fills, each of them optional."""
 

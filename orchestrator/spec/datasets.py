@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from models.configs.base import Samples
 from orchestrator.spec.identity import digest
 from orchestrator.spec.source import nearest
 
@@ -45,6 +46,11 @@ class Dataset:
     """Most passes over the training images that a sweep may ask for unasked: beyond, nothing new is learnt."""
 
     @property
+    def samples(self) -> Samples:
+        """What one sample is."""
+        return "images" if self.frames is None else "clips"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample: channels, frames of a clip, height, width."""
         frames = () if self.frames is None else (self.frames,)
@@ -63,7 +69,8 @@ class Dataset:
         """
         files = {file.name: file.sha256 for file in self.files}
         counts = [self.train_images, self.validation_images]
-        return digest([self.form, self.image_size, self.channels, self.class_names, counts, files])
+        facts = [self.form, self.image_size, self.channels, self.class_names, counts, files]
+        return digest(facts if self.frames is None else [*facts, self.frames, self.frame_counts])
 
     def epochs(self, samples: float) -> float:
         """Passes over the training images in so many samples; 0 of a dataset without end, which repeats nothing."""

@@ -92,8 +92,8 @@ class Evaluation:
     """Fixed (t, noise) draws of each of them."""
     sample_images: int
     """Images generated for people to look at; 0 generates none."""
-    sampler: Sampler | Literal["parallel-decoding"]
-    """That of the sweep; of models that predict tokens parallel decoding, with the steps of their objective."""
+    sampler: Sampler | Literal["parallel-decoding", "pyramid"]
+    """That of the sweep, unless the objective has one of its own; parallel decoding has the steps of its objective."""
     sampler_steps: int
     guidance: float
     guidance_interval: tuple[float, float] | None = None

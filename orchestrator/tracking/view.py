@@ -24,6 +24,8 @@ from orchestrator.tracking.cursor import Cursor
 from orchestrator.tracking.points import Point, attempt_points, batches, curve_points, measurement_points, milliseconds
 from orchestrator.tracking.tracker import Outcome
 
+_GRIDS = ("png", "gif", "mp4")
+"""Suffixes of grids: of images, and of clips."""
 _PARTS_PER_PASS = 256
 _STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _LOAD_SECONDS = 10.0
@@ -282,17 +284,17 @@ class View:
         self._client.set_terminated(run_id, _STATUS[last["outcome"]], end_time=milliseconds(last["ended_at"]))
 
     def _show_images(self) -> None:
-        """Grids of generated samples, `samples/<trial_id>-<samples>.png`, of the measured milestones."""
+        """Grids of generated samples, `samples/<trial_id>-<samples>.<suffix>`, of the measured milestones."""
         try:
             names = {path.name for path in entries(self._results / "samples")}
         except FileNotFoundError:
             return
         for trial_id, samples in sorted(self._seen["measurements"]):
-            name = f"{trial_id}-{samples}.png"
-            if name in names and f"samples/{name}" not in self._cursor.logged:
-                self._writer.show_file(self._cursor.runs[trial_id], self._results / "samples" / name, "samples")
-                self._cursor.logged.add(f"samples/{name}")
-                self._cursor.save(self._results)
+            for name in (f"{trial_id}-{samples}.{suffix}" for suffix in _GRIDS):
+                if name in names and f"samples/{name}" not in self._cursor.logged:
+                    self._writer.show_file(self._cursor.runs[trial_id], self._results / "samples" / name, "samples")
+                    self._cursor.logged.add(f"samples/{name}")
+                    self._cursor.save(self._results)
 
     def _unseen(self, kind: Kind, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The first row of each milestone or curve point that has not been shown (a resumed attempt replays some)."""

@@ -53,6 +53,8 @@ class Distances:
     fd_inf: float
     fd_inf_low: float
     fd_inf_high: float
+    per_frame: float | None
+    """Frechet distance of single frames, of clips."""
 
     def columns(self) -> dict[str, object]:
         """Of a measurement. Only Inception's Frechet distance is FID."""
@@ -68,6 +70,7 @@ class Distances:
             "fd_inf": self.fd_inf,
             "fd_inf_low": self.fd_inf_low,
             "fd_inf_high": self.fd_inf_high,
+            "fd_per_frame": self.per_frame,
             "eval_samples": self.images,
         }
 
@@ -177,10 +180,12 @@ def distances_of(features: Tensor, real: RealImages, encoder: str, seed: int) ->
     Raises:
         NotFinite: some images were not finite.
     """
-    images, dim = features.shape
+    images = len(features)
     bad = int((~torch.isfinite(features).all(dim=1)).sum())
     if bad:
         raise NotFinite(f"{bad} of {images} generated images are not finite")
+    dim = real.pool.shape[1]
+    features, of_frames = features[:, :dim], features[:, dim:]
     if images < dim:
         log.warning(
             "%d images for a Frechet distance of %d features: its bias is large; rely on KID, or generate more",
@@ -208,6 +213,7 @@ def distances_of(features: Tensor, real: RealImages, encoder: str, seed: int) ->
         fd_inf=limit.value,
         fd_inf_low=limit.low,
         fd_inf_high=limit.high,
+        per_frame=None if real.frames is None else frechet_distance(Moments.of(of_frames), real.frames),
     )
 
 

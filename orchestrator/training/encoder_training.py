@@ -1,8 +1,8 @@
 """Trains the small encoders that come with ditlaw: the same weights each time on one machine.
 
-Both are classifiers. What tells classes apart says little of colours and places, by which procedural images differ
-most: there the features must also give the picture's coarse layout, its mean colours on a 4 x 4 grid, through a linear
-map that is thrown away afterwards.
+All are classifiers. What tells classes apart says little of colours and places, by which procedural images differ
+most: there the features must also give the picture's coarse layout, its mean colours on a 4 x 4 grid (a clip's at its
+beginning and at its end), through a linear map that is thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from models.fid.catalog import ENCODERS
-from models.fid.classifier import Classifier, mirrored
+from models.fid.classifier import Classifier, ClipClassifier, mirrored, new_classifier
 from orchestrator.results.atomic import write_bytes
 from orchestrator.spec.datasets import DATASETS
 from orchestrator.training.data.images import load, to_float
 from orchestrator.training.data.order import torch_generator
-from orchestrator.training.data.source import EndlessImages, HeldImages, TrainingData
+from orchestrator.training.data.source import opened
 
 BATCH = 128
 EPOCH = 60_000
@@ -50,6 +50,7 @@ class Recipe:
 RECIPES = {
     "fmnist-cnn": Recipe(dataset="fashion-mnist", mirror=True, layout=False),
     "shapes-cnn": Recipe(dataset="procedural-32", mirror=False, layout=True),
+    "moving-cnn": Recipe(dataset="moving-16", mirror=False, layout=True),
 }
 """By the name of the encoder."""
 
@@ -85,12 +86,12 @@ def train(
     """
     recipe, facts = RECIPES[name], ENCODERS[name]
     assert facts.input is not None, "only classifiers have a recipe"
-    training = _training_data(recipe.dataset, data, torch.device(device))
+    training = opened(DATASETS[recipe.dataset], data, torch.device(device))
     test_images, test_labels = load(recipe.dataset, "validation", data)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Classifier(channels=facts.input[0], num_classes=10)
-        layout = nn.Linear(facts.dim, facts.input[0] * LAYOUT**2)
+        model = new_classifier(facts)
+        layout = nn.Linear(facts.dim, facts.input[0] * LAYOUT**2 * (2 if facts.samples == "clips" else 1))
     if start is not None:
         model.load_state_dict(load_file(start))
     model.to(device)
@@ -107,8 +108,7 @@ def train(
         features = model.features(x)
         loss = nn.functional.cross_entropy(model.head(features), y, label_smoothing=LABEL_SMOOTHING)
         if recipe.layout:
-            coarse = nn.functional.adaptive_avg_pool2d(x, LAYOUT).flatten(1)
-            loss = loss + LAYOUT_WEIGHT * nn.functional.mse_loss(layout(features), coarse)
+            loss = loss + LAYOUT_WEIGHT * nn.functional.mse_loss(layout(features), _coarse(x))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -119,16 +119,15 @@ def train(
     write_bytes(out, save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}))
 
 
-def _training_data(name: str, data: Path, device: torch.device) -> TrainingData:
-    """The training images of a dataset, on the device."""
-    if DATASETS[name].train_images is None:
-        return EndlessImages(DATASETS[name], device)
-    images, labels = load(name, "train", data)
-    return HeldImages(images.to(device), labels.to(device))
+def _coarse(x: Tensor) -> Tensor:
+    """The layout of images, or of the first and of the second half of clips, a row each."""
+    if x.dim() == 4:
+        return nn.functional.adaptive_avg_pool2d(x, LAYOUT).flatten(1)
+    return nn.functional.adaptive_avg_pool3d(x, (2, LAYOUT, LAYOUT)).flatten(1)
 
 
 @torch.no_grad()
-def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
+def accuracy(model: Classifier | ClipClassifier, images: Tensor, labels: Tensor) -> float:
     """Share of images that the model, in evaluation, gives their label."""
     was_training = model.training
     device = next(model.parameters()).device

@@ -323,9 +323,9 @@ class LossModule(nn.Module):
         super().__init__()
         self.model, self._loss = model, loss
 
-    def forward(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """The mean loss of a batch."""
-        return self._loss(self.model, x, y, t, noise).mean()
+    def forward(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor, *further: Tensor) -> Tensor:
+        """The mean loss of a batch; `further` is what the loss wants beside it of each sample."""
+        return self._loss(self.model, x, y, t, noise, *further).mean()
 
 
 def _named_in_order(module: nn.Module, groups: list[dict[str, Any]]) -> dict[str, nn.Parameter]:

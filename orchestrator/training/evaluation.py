@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from models.objectives import Objective
+from models.warping import Flow
 from orchestrator.results.atomic import write_bytes
 from orchestrator.results.location import Location
 from orchestrator.spec.trial import Evaluation
@@ -34,10 +34,18 @@ class Draws:
     y: Tensor
     u: Tensor
     noise: Tensor
+    flow: Flow | None = None
+    """That of the first samples, where they are clips."""
 
 
-def fixed_draws(images: Tensor, labels: Tensor, evaluation: Evaluation) -> Draws:
-    """Draws for `loss_images` images, `loss_draws` times each.
+def fixed_draws(
+    images: Tensor,
+    labels: Tensor,
+    evaluation: Evaluation,
+    flow_of: Callable[[Tensor, Tensor], Flow | None] = lambda indices, samples: None,
+) -> Draws:
+    """Draws for `loss_images` images, `loss_draws` times each; `flow_of` tells the flow of validation samples by their
+    indices and values, if they have one.
 
     Stratified times (one in each of n equal bins, Kingma et al. 2021, arXiv 2107.00630, appendix I.1) take most of the
     variance out of the mean over times.
@@ -49,7 +57,8 @@ def fixed_draws(images: Tensor, labels: Tensor, evaluation: Evaluation) -> Draws
     bins = torch.randperm(total, generator=generator)
     u = (bins + torch.rand(total, generator=generator)) / total
     x = to_float(images[chosen])
-    return Draws(x, labels[chosen], u.clamp(max=1 - 2**-24), torch.randn(x.shape, generator=generator))
+    noise = torch.randn(x.shape, generator=generator)
+    return Draws(x, labels[chosen], u.clamp(max=1 - 2**-24), noise, flow_of(chosen, x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,32 +109,18 @@ def _by_time(losses: Tensor, times: Tensor) -> tuple[float | None, ...]:
     return tuple(means)
 
 
-def sample_grid(generator: Generator) -> bytes:
-    """A PNG of the first images of the evaluation, one column a class.
+def sample_images(generator: Generator) -> Tensor:
+    """The first samples of the evaluation [n, *shape], on the CPU: rows of one a class.
 
-    Images beyond a multiple of the number of classes are left out, but at least one row is made.
+    Samples beyond a multiple of the number of classes are left out, but at least one row is made.
     """
     num_classes = generator.config.num_classes
     rows = max(1, generator.evaluation.sample_images // num_classes)
     parts = [generator.images(*part) for part in batches(rows * num_classes, generator.batch, lambda image: False)]
-    return grid_png(torch.cat(parts).cpu(), num_classes)
+    return torch.cat(parts).cpu()
 
 
-def save_grid(results: Location, trial_id: str, samples: int, png: bytes) -> None:
-    """Keep a grid where the report and MLflow look for it."""
-    write_bytes(results / "samples" / f"{trial_id}-{samples}.png", png)
-
-
-def grid_png(images: Tensor, columns: int) -> bytes:
-    """[n, c, h, w] in [-1, 1] as one picture with a pixel between images; what the last row lacks is grey."""
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    n, c, h, w = pixels.shape
-    rows = -(-n // columns)
-    canvas = torch.full((c, rows * (h + 1) - 1, columns * (w + 1) - 1), 128, dtype=torch.uint8)
-    for index, image in enumerate(pixels):
-        top, left = index // columns * (h + 1), index % columns * (w + 1)
-        canvas[:, top : top + h, left : left + w] = image
-    array = canvas[0].numpy() if c == 1 else canvas[:3].permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")
-    return buffer.getvalue()
+def save_grid(results: Location, trial_id: str, samples: int, files: Mapping[str, bytes]) -> None:
+    """Keep a grid, by the suffixes of its files, where the report and MLflow look for it."""
+    for suffix, data in files.items():
+        write_bytes(results / "samples" / f"{trial_id}-{samples}.{suffix}", data)

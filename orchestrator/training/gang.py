@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from models.fid.encoders import Encoder, load_encoder
 from orchestrator.results.location import Location
 from orchestrator.spec.datasets import dataset_named
 from orchestrator.spec.trial import Evaluation
+from orchestrator.training.data.consistency import flow_of_validation
 from orchestrator.training.data.images import Split, load
-from orchestrator.training.data.source import EndlessImages, HeldImages, TrainingData
+from orchestrator.training.data.source import EndlessImages, HeldImages, TrainingData, whole
 from orchestrator.training.evaluation import Draws, fixed_draws
 from orchestrator.training.reference import RealImages, real_images
 
@@ -74,7 +76,8 @@ class GangMember:
         """The fixed draws of the validation loss, made once."""
         key = (name, evaluation)
         if key not in self._draws:
-            self._draws[key] = fixed_draws(*self.dataset(name, "validation"), evaluation)
+            flow = partial(flow_of_validation, dataset_named(name))
+            self._draws[key] = fixed_draws(*self.dataset(name, "validation"), evaluation, flow)
         return self._draws[key]
 
     def encoder(self, name: str) -> Encoder:
@@ -88,7 +91,7 @@ class GangMember:
         key = (name, encoder_name)
         if key not in self._real:
             self._real[key] = real_images(
-                self.training_data(name),
+                whole(self.training_data(name)),
                 dataset_named(name),
                 self.encoder(encoder_name),
                 self.results,

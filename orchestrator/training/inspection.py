@@ -16,8 +16,9 @@ from orchestrator.results.location import Location
 from orchestrator.spec.datasets import default_folder
 from orchestrator.spec.trial import Distance, Trial
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
+from orchestrator.training.data.pictures import grid_as
 from orchestrator.training.distance import NotFinite, distances_of, generated_features
-from orchestrator.training.evaluation import grid_png, validation_losses
+from orchestrator.training.evaluation import validation_losses
 from orchestrator.training.gang import GangMember
 from orchestrator.training.sampling import BLOCK, Generator
 
@@ -105,13 +106,15 @@ def evaluate(trial: Trial, place: Place, data: Path, distance: Distance | None, 
         return found | {"reason": str(error)}
 
 
-def sample_png(
-    trial: Trial, place: Place, images: int, label: int | None, seed: int, device: torch.device
+def sample_picture(
+    trial: Trial, place: Place, images: int, label: int | None, seed: int, device: torch.device, suffix: str
 ) -> tuple[bytes, int]:
-    """A picture of generated images, one column a class, or all of class `label`; and the checkpoint's samples seen.
+    """A file of generated samples, one column a class, or all of class `label`; and the checkpoint's samples seen.
+
+    It is a `suffix`: png of images, gif or mp4 of clips.
 
     Raises:
-        ValueError: the checkpoint is missing, or there is no such class.
+        ValueError: the checkpoint is missing, there is no such class, or no such file of these samples.
     """
     num_classes = trial.model.num_classes
     if label is not None and not 0 <= label < num_classes:
@@ -122,4 +125,4 @@ def sample_png(
     generator = Generator(model.to(device), build_objective(trial.objective), trial, label)
     starts = range(0, images, BLOCK)
     made = torch.cat([generator.images(start, min(start + BLOCK, images)) for start in starts]).cpu()
-    return grid_png(made, min(num_classes, images)), samples
+    return grid_as(suffix, made, min(num_classes, images)), samples

@@ -115,7 +115,7 @@ class Attempt:
         model.equip(self.member.data)
         optimizer = trial.optimizer
         return Engine(
-            LossModule(model, self.objective.loss),
+            LossModule(model, self.objective.training_loss),
             parameter_groups(
                 model, trial.parameterization, optimizer.learning_rate, optimizer.weight_decay, optimizer.eps
             ),
@@ -239,7 +239,8 @@ class Attempt:
         noise = torch.randn((trial.batch_size, *x.shape[1:]), generator=generator, device=device)
         y = torch.where(draws[1, mine] < model.class_dropout, model.num_classes, labels)
         t = self.objective.draw_t(draws[0, mine])
-        return x, y, t, noise[mine]
+        flow = self.data.flow(trial.seed, samples, trial.batch_size, mine) if self.objective.consistency else ()
+        return x, y, t, noise[mine], *flow
 
     def rate_scale(self) -> float:
         """The schedule's share of the base rate for the step at `samples`."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import nn
@@ -14,6 +14,8 @@ from orchestrator.results.outbox import Outbox
 from orchestrator.results.partials import drop_partials, partials_folder, write_partial
 from orchestrator.spec.evaluation_cost import distances
 from orchestrator.spec.trial import Trial
+from orchestrator.training.data.consistency import denoised_warping_error, generated_warping_error
+from orchestrator.training.data.pictures import grids
 from orchestrator.training.distance import (
     Distances,
     NotFinite,
@@ -21,7 +23,7 @@ from orchestrator.training.distance import (
     fingerprint_of,
     generated_features,
 )
-from orchestrator.training.evaluation import Losses, sample_grid, save_grid, validation_losses
+from orchestrator.training.evaluation import Losses, sample_images, save_grid, validation_losses
 from orchestrator.training.gang import GangMember
 from orchestrator.training.sampling import Generator
 
@@ -38,6 +40,8 @@ class Measured:
     has_grid: bool
     failure: str | None
     """Why the trial has diverged here; None where it has not."""
+    consistency: Mapping[str, float | None] = field(default_factory=dict)
+    """How well clips agree with optical flow, by column."""
 
     def columns(self, trial: Trial) -> dict[str, object]:
         """Of the measurement's row; what was not measured is None."""
@@ -49,6 +53,7 @@ class Measured:
             "loss_by_time": list(losses.by_time),
             "loss_draws": evaluation.loss_images * evaluation.loss_draws,
             **(self.distances.columns() if self.distances else {}),
+            **self.consistency,
             "sampler": evaluation.sampler if images else None,
             "sampler_steps": evaluation.sampler_steps if images else None,
             "guidance": evaluation.guidance if images else None,
@@ -90,12 +95,16 @@ class Meter:
             except NotFinite as error:
                 reason = f"{error} at {milestone} samples"
                 return Measured(losses=losses, distances=None, has_grid=False, failure=reason)
+        agrees = denoised_warping_error(self.model, self.objective, draws.x, draws.y, draws.noise, draws.flow)
+        consistency = {"warping_error": agrees}
         has_grid = milestone == trial.milestones[-1] and trial.evaluation.sample_images > 0
         if has_grid and member.rank == 0:
-            png = sample_grid(self.generator)
-            grid = partial(save_grid, member.results, trial.trial_id, milestone, png)
-            keep(lambda: self.outbox.put(grid, len(png)))
-        return Measured(losses=losses, distances=found, has_grid=has_grid, failure=None)
+            made = sample_images(self.generator)
+            consistency["warping_error_generated"] = generated_warping_error(made)
+            files = grids(made, trial.model.num_classes)
+            grid = partial(save_grid, member.results, trial.trial_id, milestone, files)
+            keep(lambda: self.outbox.put(grid, sum(map(len, files.values()))))
+        return Measured(losses=losses, distances=found, has_grid=has_grid, failure=None, consistency=consistency)
 
     def _distances(self, milestone: int, keep: Keep) -> Distances:
         member, evaluation = self.member, self.trial.evaluation

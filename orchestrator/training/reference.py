@@ -40,6 +40,8 @@ class RealImages:
     pool: Tensor
     """[n, d]"""
     encoder_digest: str
+    frames: Reference | None = None
+    """Of single frames, where the encoder is of clips and has features of frames beside theirs."""
 
 
 def real_images(
@@ -55,7 +57,7 @@ def real_images(
     """The reference from the results folder, where it is known by dataset, encoder and preprocessing; else it is made.
 
     Collective: workers share the images, and one of them keeps the result. They are the first of a training's order,
-    at most IMAGES, and always the same.
+    at most the encoder's `reference`, and always the same; clips are whole.
 
     Raises:
         ValueError: the folder's reference was made with other weights of this encoder, so that distances would not
@@ -63,8 +65,11 @@ def real_images(
     """
     facts = encoder.facts
     images_of = [dataset.name, dataset.form, dataset.image_size, dataset.channels, dataset.train_images]
+    if dataset.frames is not None:
+        images_of.append(dataset.frames)
     files = [file.sha256 for file in dataset.files]
-    key = digest([images_of, files, encoder.digest, facts.preprocessing, IMAGES, POOL])
+    most = min(facts.reference, IMAGES)
+    key = digest([images_of, files, encoder.digest, facts.preprocessing, most, POOL])
     folder, stem = results / "references", f"{dataset.name}-{encoder.name}-"
     path = folder / f"{stem}{key}.safetensors"
     known = _read(path)
@@ -80,14 +85,22 @@ def real_images(
                 f"{dataset.name} ({others[0]}); this one has SHA-256 {encoder.digest[:16]}... "
                 "Distances would not compare. Put the weights back, or measure into another results folder."
             )
-        num_images = IMAGES if dataset.train_images is None else min(IMAGES, dataset.train_images)
+        num_images = most if dataset.train_images is None else min(most, dataset.train_images)
         known = _made(data, num_images, encoder, rank, world_size, device, beat)
         if rank == 0:
             write_bytes(path, save({name: tensor.cpu().contiguous() for name, tensor in known.items()}))
             log.info("%s holds the features of %d images of %s", path, int(known["count"]), dataset.name)
-    moments = Moments(int(known["count"]), known["mean"], known["scatter"]).to(device)
-    reference = Reference.from_root(moments, known["sqrt_covariance"].to(device))
-    return RealImages(reference=reference, pool=known["pool"].to(device), encoder_digest=encoder.digest)
+    moments, pool = Moments(int(known["count"]), known["mean"], known["scatter"]).to(device), known["pool"].to(device)
+    if not encoder.frame_dim:
+        reference = Reference.from_root(moments, known["sqrt_covariance"].to(device))
+        return RealImages(reference=reference, pool=pool, encoder_digest=encoder.digest)
+    own, frames = slice(0, facts.dim), slice(facts.dim, None)
+    return RealImages(
+        reference=Reference.of(moments.of_features(own)),
+        pool=pool[:, own],
+        encoder_digest=encoder.digest,
+        frames=Reference.of(moments.of_features(frames)),
+    )
 
 
 def _made(

@@ -14,7 +14,7 @@ from orchestrator.results.atomic import write_bytes
 from orchestrator.spec.trial import Trial
 from orchestrator.training.data.images import load, to_float
 from orchestrator.training.data.order import torch_generator
-from orchestrator.training.evaluation import grid_png
+from orchestrator.training.data.pictures import grid_png
 from orchestrator.training.inspection import averaged_model
 from orchestrator.training.sampling import first_noise
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,26 +15,32 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from models.causal_vae import is_causal_vae, read_vae
 from orchestrator.results.atomic import write_bytes
 from orchestrator.spec.datasets import MANIFEST, latents_name
-from orchestrator.training.data.examples import Example
+from orchestrator.training.data.examples import Example, middle_square
 
-Encoder = Callable[[Float[Tensor, "n 3 s s"]], Float[Tensor, "n c h w"]]
-"""Images in [-1, 1] to latents of about unit deviation."""
+Encoder = Callable[[Float[Tensor, "n c *size"]], Float[Tensor, "n l *latent"]]
+"""Images or clips in [-1, 1] to latents of about unit deviation."""
 SPLITS = ("train", "validation")
 
 
-def encode(
-    pictures: Iterable[Example], encoder: Encoder, folder: Path, *, size: int, batch: int, validation_every: int
-) -> Path:
-    """Write the dataset `folder.name` of the latents of all pictures, and return its folder.
+class Labelled(NamedTuple):
+    """A sample in [-1, 1], an image or a clip, and its class, by name or number."""
 
-    Pictures are cut to their middle square and brought to `size` x `size`. Every `validation_every`-th goes to the
-    validation split. Latents are float16; files are written as they come, and count once the manifest is there, last.
+    sample: Float[Tensor, c * size]
+    label: str
+
+
+def encode(samples: Iterable[Labelled], encoder: Encoder, folder: Path, *, batch: int, validation_every: int) -> Path:
+    """Write the dataset `folder.name` of the latents of all samples, and return its folder.
+
+    Every `validation_every`-th goes to the validation split. Latents are float16; files are written as they come, and
+    count once the manifest is there, last.
 
     Raises:
         ValueError: the folder holds a dataset already (trials are known by its name, so it never changes), or there are
-            fewer pictures than one for each split.
+            fewer samples than one for each split.
     """
     if (folder / MANIFEST).exists():
         raise ValueError(f"{folder} holds a dataset already, by whose name trials are known. Choose another with --to.")
@@ -44,21 +50,20 @@ def encode(
     shape: list[int] = []
     files = {split: (folder / latents_name(split)).open("wb") for split in SPLITS}
     try:
-        numbered = enumerate(pictures)
+        numbered = enumerate(samples)
         while chunk := list(itertools.islice(numbered, batch)):
-            images = torch.stack([_pixels(example.picture, size) for _, example in chunk])
-            latents = encoder(images).to("cpu", torch.float16)
+            latents = encoder(torch.stack([labelled.sample for _, labelled in chunk])).to("cpu", torch.float16)
             shape = list(latents.shape[1:])
-            for (number, example), latent in zip(chunk, latents, strict=True):
+            for (number, labelled), latent in zip(chunk, latents, strict=True):
                 split = "validation" if number % validation_every == validation_every - 1 else "train"
                 files[split].write(latent.contiguous().numpy().tobytes())
-                labels[split].append(names.setdefault(example.label, len(names)))
+                labels[split].append(names.setdefault(labelled.label, len(names)))
     finally:
         for file in files.values():
             file.close()
     if not all(labels.values()):
         found = sum(map(len, labels.values()))
-        raise ValueError(f"{found} pictures; wanted at least {validation_every}, so that some are for validation")
+        raise ValueError(f"{found} samples; wanted at least {validation_every}, so that some are for validation")
     _finish(folder, shape, names, labels)
     return folder
 
@@ -72,8 +77,9 @@ def _finish(folder: Path, shape: list[int], names: dict[str, int], labels: dict[
     files = [folder / latents_name(split, kind) for split in SPLITS for kind in ("latents", "labels")]
     manifest: dict[str, Any] = {
         "name": folder.name,
-        "image_size": shape[1],
+        "image_size": shape[-1],
         "channels": shape[0],
+        **({"frames": shape[1]} if len(shape) == 4 else {}),
         "class_names": ordered,
         "train_images": len(labels["train"]),
         "validation_images": len(labels["validation"]),
@@ -87,12 +93,43 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def pictures_of(source: Iterable[Example], size: int) -> Iterator[Labelled]:
+    """Pictures as samples: their middle squares at `size` x `size`."""
+    for example in source:
+        yield Labelled(_pixels(example.picture, size), example.label)
+
+
 def _pixels(picture: Image.Image, size: int) -> Float[Tensor, "3 s s"]:
     """The middle square of a picture, in [-1, 1]."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    square = middle_square(picture, size)
     return torch.from_numpy(np.asarray(square, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def as_they_are(samples: Float[Tensor, "n c *size"]) -> Float[Tensor, "n c *size"]:
+    """No encoder: pixels for latents."""
+    return samples
+
+
+def encoder_in(folder: Path, device: torch.device) -> Encoder:
+    """The encoder of the autoencoder in a folder: of the causal one that `ditlaw data vae` trains, or a diffusers
+    AutoencoderKL, which sees every frame of a clip alone.
+
+    Raises:
+        ValueError: the folder holds neither.
+    """
+    if is_causal_vae(folder):
+        model = read_vae(folder).to(device)
+        return lambda clips: model.encoded(clips.to(device))
+    return _per_frame(autoencoder(folder, device))
+
+
+def _per_frame(encoder: Encoder) -> Encoder:
+    def encoded(samples: Tensor) -> Tensor:
+        if samples.dim() == 4:
+            return encoder(samples)
+        return encoder(samples.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(samples), -1)).transpose(1, 2)
+
+    return encoded
 
 
 def autoencoder(folder: Path, device: torch.device) -> Encoder:

@@ -50,6 +50,13 @@ def examples(source: Path) -> Iterator[Example]:
         )
 
 
+def middle_square(picture: Image.Image, size: int) -> Image.Image:
+    """The middle square of a picture at `size` x `size`."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+
+
 def _files(source: Path, suffix: str) -> list[Path]:
     if source.is_file():
         return [source] if source.suffix == suffix else []

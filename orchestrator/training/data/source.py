@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from models.warping import Flow, estimated_flow
 from orchestrator.spec.datasets import Dataset
-from orchestrator.training.data.images import rendered, to_float
+from orchestrator.training.data.images import load, rendered, to_float
 from orchestrator.training.data.moving import optical_flow
 from orchestrator.training.data.order import batch_indices_on, first_index
 
@@ -68,6 +69,25 @@ class HeldImages:
         if self.images.dim() != 5:
             raise ValueError("still images have no optical flow; wanted a dataset of clips")
         return estimated_flow(self.batch(seed, samples_seen, batch_size, part)[0])
+
+
+def opened(dataset: Dataset, folder: Path, device: torch.device) -> TrainingData:
+    """The training samples of a dataset, on the device.
+
+    Raises:
+        ValueError: its files are not in the folder.
+    """
+    if dataset.train_images is None:
+        return EndlessImages(dataset, device)
+    samples, labels = load(dataset.name, "train", folder)
+    return HeldImages(samples.to(device), labels.to(device))
+
+
+def whole(data: TrainingData) -> TrainingData:
+    """The same data with no clip cut short."""
+    if not isinstance(data, EndlessImages):
+        return data
+    return dataclasses.replace(data, dataset=dataclasses.replace(data.dataset, frame_counts=()))
 
 
 @dataclass(frozen=True)
