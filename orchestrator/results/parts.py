@@ -107,18 +107,23 @@ def _read_together(paths: Sequence[Location], kind: Kind, names: list[str]) -> p
     keys = [path.key if isinstance(path, ObjectPath) else str(path) for path in paths]
     dataset = pads.dataset(keys, schema=SCHEMAS[kind], format=_FORMAT, filesystem=filesystem)
     fragments = list(dataset.get_fragments())
-    current, tables = [], []
+    current: list[Any] = []
+    older: dict[tuple[int, str], tuple[pa.Schema, list[Any]]] = {}
     for fragment, schema in zip(fragments, _schemas(fragments, filesystem is not None), strict=True):
         if (version := version_of(schema)) == SCHEMA_VERSION:
             current.append(fragment)
-            continue
-        whole = fragment.to_table(schema=schema)
-        tables.append((fragment, migrate(whole, kind, version).select(names)))
-    if not tables:
+        else:  # parts of one version are read and brought up to date together
+            plain = schema.remove_metadata()
+            older.setdefault((version, plain.to_string()), (plain, []))[1].append(fragment)
+    if not older:
         return dataset.to_table(columns=names)
+    tables = []
+    for (version, _), (schema, parts) in sorted(older.items()):
+        whole = pads.FileSystemDataset(parts, schema, _FORMAT, filesystem or dataset.filesystem).to_table()
+        tables.append(migrate(whole, kind, version).select(names))
     kept = pads.FileSystemDataset(current, SCHEMAS[kind], _FORMAT, filesystem or dataset.filesystem)
     # Earlier versions are earlier parts, and order decides between duplicates.
-    return pa.concat_tables([*(table for _, table in tables), kept.to_table(columns=names)])
+    return pa.concat_tables([*tables, kept.to_table(columns=names)])
 
 
 def _schemas(fragments: Sequence[Any], remote: bool) -> list[pa.Schema]:
