@@ -22,7 +22,7 @@ import torch
 
 from models.config import preset
 from models.configs.dit import DiTConfig
-from models.cost import cost
+from models.cost import Precision, cost
 from models.objectives import build_objective
 from orchestrator.bench.baseline import bare_step, held, loaded, plain_step, reference_step
 from orchestrator.bench.memory import Case, Synthetic, assignment_of, attempt_of, environment, member_of, trial_of
@@ -46,6 +46,13 @@ class Figure:
     case: str
     variant: str
     images_per_s: float
+    width: int
+    tokens: int
+    """Of one batch: images times tokens an image."""
+    precision: Precision
+    compiled: bool
+    flops_per_second: float
+    """Training FLOP/s, 3 x forward."""
     mfu: float
     """Training FLOP/s, 3 x forward, over the device's dense peak in bf16 (of a CPU, of the cores in fp32)."""
     memory_gib: float | None
@@ -199,6 +206,11 @@ def time_variants(
                     case=f"{case.size} {case.micro_batch}",
                     variant=name,
                     images_per_s=images,
+                    width=case.model.width,
+                    tokens=case.micro_batch * cost(case.model).tokens,
+                    precision=case.precision,
+                    compiled=case.compiled and device.type == "cuda",
+                    flops_per_second=images * cost(case.model).training_flops,
                     mfu=images * cost(case.model).training_flops / peak_of(device),
                     memory_gib=timed.memory_gib,
                     first_step_s=timed.first_s,
@@ -273,9 +285,27 @@ def peak_of(device: torch.device) -> float:
     """Dense peak FLOP/s of a device: bf16 of a GPU, fp32 of one core of a CPU for every thread."""
     if device.type != "cuda":
         return host().peak_fp32 * torch.get_num_threads()
-    name = torch.cuda.get_device_name(device).lower()
-    known: list[Device] = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in name.replace(" ", "")]
-    return known[0].peak_bf16 if known else GPUS["h100-80gb"].peak_bf16
+    return (known_gpu(device) or GPUS["h100-80gb"]).peak_bf16
+
+
+def known_gpu(device: torch.device) -> Device | None:
+    """What planning calls this GPU; None where it knows none of the name."""
+    name = torch.cuda.get_device_name(device).lower().replace(" ", "")
+    return next((gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in name), None)
+
+
+def planned_name(device: torch.device) -> str:
+    """By what name sweeps call this device.
+
+    Raises:
+        ValueError: planning does not know this GPU.
+    """
+    if device.type != "cuda":
+        return "cpu"
+    if (gpu := known_gpu(device)) is None:
+        name, known = torch.cuda.get_device_name(device), ", ".join(GPUS)
+        raise ValueError(f"{name} is not among the devices that planning knows; wanted one of {known}")
+    return gpu.name
 
 
 def _wait(device: torch.device) -> None:
@@ -323,7 +353,7 @@ def run(wanted: Run, device: torch.device) -> dict[str, Any]:
     with multiprocessing.get_context("spawn").Pool(threads) as pool:
         parts = pool.map(_on_one_thread, [rest] * threads)
     for own in zip(*parts, strict=True):
-        total = {key: sum(row[key] for row in own) for key in ("images_per_s",)}
+        total = {key: sum(row[key] for row in own) for key in ("images_per_s", "flops_per_second")}
         mfu = sum(row["mfu"] for row in own) / threads
         rows.append({**own[0], **total, "mfu": mfu, "processes": threads, "threads": 1})
     return {**environment(device), "rows": rows}

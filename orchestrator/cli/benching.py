@@ -204,6 +204,11 @@ def upload(checkpoints: int, width: int, bandwidth: float, latency: float, threa
 @click.option("--members", multiple=True, default=(2, 4, 8), show_default=True, type=click.IntRange(min=2))
 @click.option("--seconds", default=150.0, show_default=True, help="What timing may take; compiling comes on top.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of a CPU; default: as torch has them.")
+@click.option(
+    "--table",
+    type=click.Path(path_type=Path),
+    help="Write a table for planning to this folder: set DITLAW_SPEEDS to it.",
+)
 @click.option("--raw", type=click.Path(path_type=Path), help="Write the figures to this JSON file too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train(
@@ -214,19 +219,23 @@ def train(
     members: tuple[int, ...],
     seconds: float,
     threads: int | None,
+    table: Path | None,
     raw: Path | None,
     as_json: bool,
 ) -> None:
     """Images a second of training steps on the first GPU, or on this CPU, with MFU and memory."""
     import torch
 
-    from orchestrator.bench.train import Run, run
+    from orchestrator.bench.train import Run, planned_name, run
+    from orchestrator.planning.own_speeds import write_figures
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if threads is not None:
         torch.set_num_threads(threads)
     wanted = Run(sizes=sizes, steps=steps, variants=variants, packed=packed, members=members, seconds=seconds)
     figures = run(wanted, device)
+    if table is not None:
+        write_figures(table, planned_name(device), figures["rows"])
     if raw is not None:
         raw.write_text(json.dumps(figures, indent=1) + "\n")
     if as_json:

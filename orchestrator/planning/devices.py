@@ -8,11 +8,12 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.configs.base import ModelConfig
 from models.cost import Precision, cost
+from orchestrator.planning.own_speeds import own_figures
 
 MIB = 2**20
 CHECKPOINTING_WORK = 4 / 3
@@ -68,11 +69,24 @@ class Device:
 
 
 def named(name: str) -> Device:
-    """The device of this name; "cpu" is this host.
+    """The device of this name, with what was measured on one's own (`planning.own_speeds`); "cpu" is this host.
 
     Raises:
-        ValueError: there is none; the nearest name is told.
+        ValueError: there is none, and the nearest name is told; or the table of one's own is damaged.
     """
+    own = tuple(Speed(**row) for row in own_figures(name)["speeds"])
+    return _with_speeds(_built_in(name), own) if own else _built_in(name)
+
+
+@functools.lru_cache(maxsize=64)
+def _with_speeds(device: Device, own: tuple[Speed, ...]) -> Device:
+    """One object for the same speeds: a device is equal to itself only."""
+    kinds = {(speed.precision, speed.compiled) for speed in own}
+    rest = (speed for speed in device.speeds if (speed.precision, speed.compiled) not in kinds)
+    return replace(device, speeds=(*own, *rest))
+
+
+def _built_in(name: str) -> Device:
     if name == "cpu":
         return host()
     if name not in GPUS:

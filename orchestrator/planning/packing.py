@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.cost import cost
+from orchestrator.planning.own_speeds import own_figures
 from orchestrator.spec.sweep import Compute
 from orchestrator.spec.trial import ConstantSchedule, Trial
 
@@ -36,7 +37,8 @@ GAINS: dict[str, tuple[Gain, ...]] = {
         Gain(width=192, tokens=16384, members=16, gain=1.68),
     ),
 }
-"""By device, from `ditlaw bench train --no-steps` (docs/training.md); of a CPU, on one thread."""
+"""By device, from `ditlaw bench train --no-steps` (docs/training.md); of a CPU, on one thread. A table of one's own
+(`planning.own_speeds`) takes their place."""
 
 
 def members_worth(device: str, trial: Trial) -> int:
@@ -44,7 +46,8 @@ def members_worth(device: str, trial: Trial) -> int:
 
     A shape counts as measured between the widths and tokens of the table; nothing is assumed beyond them.
     """
-    gains = GAINS.get(device, ())
+    own = tuple(Gain(**row) for row in own_figures(device)["gains"])
+    gains = own or GAINS.get(device, ())
     width, tokens = trial.model.width, trial.batch_size * cost(trial.model).tokens
     near = [gain for gain in gains if gain.width >= width and gain.tokens >= tokens]
     return max((gain.members for gain in near if gain.gain >= WORTH_IT), default=1)
