@@ -6,8 +6,10 @@ deviations; the last is the part of it that other validation draws or other gene
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -74,3 +76,21 @@ def _of(rows: pd.DataFrame, quantity: str) -> NoiseEstimate:
     return NoiseEstimate(
         quantity=quantity, seed=seed, measurement=measurement, sampling=sampling, degrees_of_freedom=freedom_between
     )
+
+
+def stored_noise(path: Path, quantity: str = "loss") -> NoiseEstimate:
+    """What `ditlaw noise` kept in a results folder, or in this file.
+
+    Raises:
+        ValueError: it is not there, or does not tell of the noise between seeds.
+    """
+    file = path / "noise.json" if path.is_dir() else path
+    remedy = "Run `ditlaw noise` on results with several seeds."
+    try:
+        entries = json.loads(file.read_text())["relative_sd"]
+        estimates = [NoiseEstimate(**entry) for entry in entries if entry["quantity"] == quantity]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} holds no noise ({error!r}); wanted what `ditlaw noise` writes. {remedy}") from None
+    if not estimates or estimates[0].seed is None:
+        raise ValueError(f"{file} does not tell how much the {quantity} scatters between seeds. {remedy}")
+    return estimates[0]

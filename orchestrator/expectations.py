@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from analysis.design import ExpectedInterval, expected_intervals
+from analysis.noise import stored_noise
 from analysis.planted import Cells, Noise, PlantedLaw
 from orchestrator.planning.plan import Plan
 from orchestrator.spec.sweep import Expect
@@ -15,9 +17,13 @@ from orchestrator.spec.trial import Trial
 
 
 def expectations(plan: Plan) -> dict[str, list[ExpectedInterval]]:
-    """Expected 95% intervals by arm, each at the middle one of its learning rates."""
+    """Expected 95% intervals by arm, each at the middle one of its learning rates.
+
+    Raises:
+        ValueError: `expect.noise` names no stored noise, or one of none at all.
+    """
     expect = plan.sweep.expect
-    noise = Noise(seed=expect.seed_noise, measurement=expect.measurement_noise)
+    noise = _noise(expect, plan.source.path.parent)
     found = {}
     for arm in plan.arms:
         cells = _cells([trial for trial in plan.trials if trial.arm == arm and trial.milestones])
@@ -42,6 +48,19 @@ def expected_json(plan: Plan) -> list[dict[str, Any]]:
         for arm, intervals in expectations(plan).items()
         for interval in intervals
     ]
+
+
+def _noise(expect: Expect, folder: Path) -> Noise:
+    """As the spec gives it, or else as it was measured."""
+    seed, measurement = expect.seed_noise, expect.measurement_noise
+    if expect.noise is not None:
+        stored = stored_noise(folder / expect.noise)
+        given = expect.model_fields_set
+        seed = seed if "seed_noise" in given else stored.seed or 0.0
+        measurement = measurement if "measurement_noise" in given else stored.measurement or 0.0
+    if seed + measurement == 0:
+        raise ValueError(f"expect.noise: {expect.noise} tells of no noise at all; give seed_noise or measurement_noise")
+    return Noise(seed=seed, measurement=measurement)
 
 
 def _law(expect: Expect, cells: Cells) -> PlantedLaw:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.noise import estimate_noise
+from analysis.noise import estimate_noise, stored_noise
+from orchestrator.expectations import expectations
+from orchestrator.planning.plan import make
 
 
 def table(seeds: int, milestones: int, seed_sd: float, measurement_sd: float, groups: int = 40) -> pd.DataFrame:
@@ -50,3 +56,44 @@ def test_one_milestone_cannot_tell_seeds_from_measurements():
     (found,) = estimate_noise(table(4, 1, 0.02, 0.005))
     assert found.seed == pytest.approx(np.hypot(0.02, 0.005), rel=0.15)
     assert found.measurement is None
+
+
+def keep(folder: Path, *estimates: object) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "noise.json").write_text(json.dumps({"relative_sd": estimates}))
+
+
+def test_stored_noise_is_read_from_its_file_or_folder(tmp_path):
+    (found,) = estimate_noise(table(4, 5, 0.02, 0.005, groups=3))
+    keep(tmp_path, dataclasses.asdict(found))
+    assert stored_noise(tmp_path) == stored_noise(tmp_path / "noise.json") == found
+    for quantity, message in (("loss", "holds no noise"), ("fd", "does not tell how much the fd scatters")):
+        with pytest.raises(ValueError, match=message):
+            stored_noise(tmp_path / "nowhere" if quantity == "loss" else tmp_path, quantity)
+    keep(tmp_path, {"quantity": "loss"})
+    with pytest.raises(ValueError, match="Run `ditlaw noise` on results with several seeds"):
+        stored_noise(tmp_path)
+
+
+def test_a_plan_expects_what_noise_was_measured(tmp_path):
+    """Ten times the noise, about ten times the interval; what the spec gives itself counts more."""
+    stored = {"quantity": "loss", "sampling": None, "degrees_of_freedom": 9}
+    keep(tmp_path / "quiet", {**stored, "seed": 0.001, "measurement": 0.0005})
+    keep(tmp_path / "loud", {**stored, "seed": 0.01, "measurement": 0.005})
+    keep(tmp_path / "silent", {**stored, "seed": 0.0, "measurement": None})
+
+    def width(expect: str) -> float:
+        path = tmp_path / "sweep.yaml"
+        path.write_text(
+            f"name: s\ninclude: {Path('sweeps/quickstart.yaml').absolute()}\n"
+            f"arms: {{sp: null}}\nbudgets: {{flops: [1e11, 2e11, 4e11]}}\nexpect: {{{expect}}}\n"
+        )
+        intervals = {one.name: one for one in expectations(make(path))["mup"] if one.method == "surface"}
+        one = intervals["N_exponent"]
+        return one.high - one.low
+
+    quiet, loud = width("noise: quiet"), width("noise: loud/noise.json")
+    assert 4 < loud / quiet < 25
+    assert width("noise: loud, seed_noise: 0.001, measurement_noise: 0.0005") == quiet
+    with pytest.raises(ValueError, match="silent tells of no noise at all"):
+        width("noise: silent")

@@ -44,7 +44,8 @@ def plan(spec: Path, results: str | None, from_scratch: bool, picture: Path | No
     from orchestrator.planning.cautions import cautions
     from orchestrator.planning.speeds import speeds_json
 
-    expected = expected_json(whole)
+    with refusing():
+        expected = expected_json(whole)
     if as_json:
         with _uncollected():
             more = {"devices": speeds_json(planned), "cautions": cautions(planned), "expected": expected}

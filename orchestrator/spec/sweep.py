@@ -354,6 +354,9 @@ class Expect(Section):
     """Relative standard deviation of the loss between seeds, shared by all budgets of a trial."""
     measurement_noise: float = Field(default=0.002, ge=0, lt=1)
     """Relative standard deviation between the measurements of one trial."""
+    noise: str | None = None
+    """Path, from the spec's folder, of a results folder that `ditlaw noise` has looked at, or of its noise.json: the
+    loss's noise found there counts where seed_noise or measurement_noise is not given."""
     target_flops: PositiveFloat | None = None
     """Also say how well the best size and loss will be known at so many FLOPs."""
 
