@@ -136,7 +136,8 @@ def _chosen(plan: Plan, results: Path, most: int) -> list[tuple[Trial, int]]:
 def _losses(results: Path) -> dict[tuple[str, int], float]:
     """Validation losses by trial and samples."""
     rows = read_measurements(results)
-    return {(row.trial_id, int(row.samples)): float(row.loss) for row in rows.itertuples()}
+    columns = (rows[name].tolist() for name in ("trial_id", "samples", "loss"))
+    return {(trial_id, samples): loss for trial_id, samples, loss in zip(*columns, strict=True)}
 
 
 def _evaluation(evaluation: Evaluation, protocol: Protocol) -> Evaluation:
