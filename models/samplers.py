@@ -85,8 +85,8 @@ def sample(
     wanted = [objective.sampler] if objective.sampler else [name for name, other in SAMPLERS.items() if not other.own]
     if sampler not in wanted:
         raise ValueError(
-            f"sampler is {sampler!r} for a model that predicts {objective.predicts} under "
-            f"{type(objective).__name__}; wanted one of {wanted}"
+            f"sampler is {sampler!r} for a model that predicts {objective.predicts}; wanted one of {wanted}, which go "
+            f"with {type(objective).__name__}"
         )
     draws = Draws(generator, statistics, sampler)
     field = Field(model, objective, y, guidance=guidance, null_class=null_class, interval=guidance_interval)

@@ -189,7 +189,7 @@ def test_completep_is_a_parameterization_of_a_sweep(spec):
             "name: small",
             "name: small\nobjective: {name: ddmp}",
             "2: objective: got 'ddmp'; wanted a name among rectified-flow, interpolant, ddpm, v-prediction, "
-            "x-prediction, x-prediction-velocity-loss, edm, masked-tokens; did you mean 'ddpm'?",
+            "x-prediction, x-prediction-velocity-loss, edm, masked-tokens, pyramid-flow; did you mean 'ddpm'?",
         ),
         ("name: small", "name: small\nobjective: emd", "2: objective: got 'emd'; wanted a name among"),
         ("name: small", "name: small\nobjective: {path: vp}", "2: objective: got {'path': 'vp'} without a name"),
@@ -249,7 +249,8 @@ def test_a_preset_is_a_size_and_options_hold_for_all_sizes(spec):
 def test_an_option_that_a_family_lacks_is_refused_where_it_is_written(monkeypatch, spec):
     shape = ["image_size", "channels", "num_classes", "patch", "width", "depth", "heads"]
     fields = [*((name, int) for name in shape), ("zero_init", bool, True)]
-    plain = dataclasses.make_dataclass("Plain", fields, namespace={"presets": {}, "refusals": {}, "predicts": "images"})
+    facts = {"presets": {}, "refusals": {}, "predicts": "images", "samples": "images", "resolutions": 1}
+    plain = dataclasses.make_dataclass("Plain", fields, namespace=facts)
     monkeypatch.setitem(FAMILIES, "plain", plain)
     cost.register(plain, lambda config: cost(DiTConfig(**dataclasses.asdict(config))))
     text = GOOD.replace("patch: 7", "patch: 7\n  family: plain\n  zero_init: false\n  qk_norm: true")
