@@ -17,7 +17,7 @@ from analysis.bootstrap import Interval
 from analysis.bracketing import lost_settings, with_brackets
 from analysis.estimating import Options, estimate_isoflop, estimate_law, estimate_power, sd_of
 from analysis.fitting import NUM_RESAMPLES, Fit
-from analysis.frontier import best_learning_rates, budget_of, frontier, is_isoflop
+from analysis.frontier import best_learning_rates, budget_of, frontier, is_isoflop, with_sound_sizes
 from analysis.influence import Influence, isoflop_influence, law_influence
 from analysis.isoflop import IsoflopFit
 from analysis.kaplan import KaplanLaw
@@ -77,7 +77,7 @@ def fit_loaded(table: Table, law: str, target_flops: float | None = None, option
 
 def _power(table: Table, target: float | None, options: Options) -> Result:
     frame, warnings = _rows(table, "flops", "loss")
-    frame = _at_best_rates(frame, warnings)
+    frame = with_sound_sizes(_at_best_rates(frame, warnings), warnings)
     rows = _power_rows(frame, warnings)
     flops, loss = rows["flops"].to_numpy(dtype=float), rows["loss"].to_numpy(dtype=float)
     if len(np.unique(flops)) < 3:

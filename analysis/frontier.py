@@ -87,3 +87,19 @@ def frontier(frame: pd.DataFrame) -> pd.DataFrame:
     ordered = frame.sort_values(["flops", "loss"])
     lowest: Array = np.minimum.accumulate(ordered["loss"].to_numpy(dtype=float))
     return ordered[np.concatenate([[True], np.diff(lowest) < 0])[: len(ordered)]]
+
+
+def with_sound_sizes(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
+    """Without its samples where sizes or samples are not all positive, which is said.
+
+    A law of compute needs neither; N* and D* need both.
+    """
+    sized = [name for name in ("params", "samples") if name in frame]
+    bad = ~(frame[sized] > 0).all(axis=1)
+    if len(sized) < 2 or not bad.any():
+        return frame
+    warnings.append(
+        f"no N* and D*: {' or '.join(sized)} of {int(bad.sum())} rows are no positive numbers "
+        f"(row {int(frame.loc[bad, 'row'].iloc[0])} first)"
+    )
+    return frame.drop(columns="samples")

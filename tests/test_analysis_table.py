@@ -156,3 +156,16 @@ def test_a_column_of_words_is_said_to_be_one(tmp_path: Path) -> None:
     frame.to_csv(path, index=False)
     with pytest.raises(ValueError, match=r"column 'loss' holds no numbers \(first: low\); wanted those of loss"):
         fit_table(path, "surface", None, None)
+
+
+def test_a_power_law_of_rows_without_sizes_says_that_it_has_no_best_size() -> None:
+    N, C = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e6, 1e8, 4), np.geomspace(1e15, 1e18, 5)))
+    frame = pd.DataFrame(
+        {"params": N, "samples": C / 6 / N, "flops": C, "loss": 40 * C**-0.06 * (1 + np.log(N / 1e7) ** 2)}
+    )
+    frame.loc[frame.index[-4:], ["params", "samples"]] = np.nan
+    result = fit_table(frame, "power", target_flops=1e19, num_resamples=0)
+    assert result["params"]["beta"] == pytest.approx(0.06, rel=0.05)
+    assert result["allocation"]["params"] is None
+    assert any("no N* and D*: params or samples of 4 rows" in text for text in result["warnings"])
+    format_fit(result)
