@@ -14,6 +14,7 @@ from models.objectives import build_objective
 from orchestrator.planning.plan import make
 from orchestrator.spec.trial import Distance, Trial
 from orchestrator.training import reference
+from orchestrator.training.data.procedural import FIRST_VALIDATION, render
 from orchestrator.training.distance import Distances, distances_of, generated_features
 from orchestrator.training.evaluation import Losses, fixed_draws, validation_losses
 from orchestrator.training.gang import GangMember
@@ -41,10 +42,10 @@ def measured(rank: int, world_size: int, folder: Path, batch: int) -> tuple[torc
     reference.IMAGES = 600  # what is compared does not depend on their number
     trial = small_trial()
     model = build(trial.model, trial.parameterization, 0).eval()
-    draws = torch.Generator().manual_seed(0)
+    generator_of_weights = torch.Generator().manual_seed(0)
     with torch.no_grad():  # as initialised it gives zero whatever it is given
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator_of_weights))
     results = folder / f"{world_size}-{batch}"
     member = GangMember(rank=rank, world_size=world_size, device=torch.device("cpu"), results=results, data=folder)
     objective = build_objective(trial.objective)
@@ -52,9 +53,8 @@ def measured(rank: int, world_size: int, folder: Path, batch: int) -> tuple[torc
     generator.batch = batch
     encoder, real = member.encoder("fmnist-cnn"), member.real_images(DATASET, "fmnist-cnn")
     features = generated_features(generator, encoder, IMAGES, rank=rank, world_size=world_size)
-    losses = validation_losses(
-        model, objective, fixed_draws(*member.dataset(DATASET, "validation"), trial.evaluation), rank, world_size
-    )
+    draws = fixed_draws(*render(torch.arange(700) + FIRST_VALIDATION, 16, 3), trial.evaluation)
+    losses = validation_losses(model, objective, draws, rank, world_size)
     return features, distances_of(features, real, encoder.name, 0), losses
 
 
