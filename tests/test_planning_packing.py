@@ -88,13 +88,15 @@ def planned(tmp_path: Path, text: str):
 @pytest.mark.parametrize(
     ("change", "graphed"),
     [
-        ("", True),
-        (", device: h100-80gb", True),
-        (", graphs: false", False),
-        (", zero_stage: 2", False),
-        (", micro_batch: 8", False),
-        (", workers: 2", False),
-        (", activation_checkpointing: true", False),
+        ("", False),
+        (", graphs: true", True),
+        (", compile: true", True),
+        (", compile: true, device: h100-80gb", True),
+        (", compile: true, graphs: false", False),
+        (", compile: true, zero_stage: 2", False),
+        (", compile: true, micro_batch: 8", False),
+        (", compile: true, workers: 2", False),
+        (", compile: true, activation_checkpointing: true", False),
     ],
 )
 def test_whole_steps_of_one_gpu_are_graphs(tmp_path, change, graphed):
@@ -104,7 +106,11 @@ def test_whole_steps_of_one_gpu_are_graphs(tmp_path, change, graphed):
 
 def test_steps_that_leave_no_room_for_a_graph_have_none(tmp_path):
     """On a device of which nothing is known a graph may take 8 GiB."""
-    large = GPU.replace("name: a, width: 32, depth: 2", "name: a, width: 1152, depth: 28").replace("1e11", "1e16")
+    large = (
+        GPU.replace("bf16}", "bf16, graphs: true}")
+        .replace("name: a, width: 32, depth: 2", "name: a, width: 1152, depth: 28")
+        .replace("1e11", "1e16")
+    )
     assert not any(trial.graphed for trial in planned(tmp_path, large.replace("batch_size: 64", "batch_size: 512")))
 
 

@@ -137,7 +137,8 @@ def _with_graph(seat: Seat, cell: Cell, compute: Compute, device: Device | None,
     model, batch = cell.model.config, cell.target.batch_size
     whole = seat.micro_batch in (None, batch) and not seat.activation_checkpointing and not seat.offload
     usual = seat.zero_stage == (0 if compute.precision == "fp32" else 1)
-    on_one_gpu = compute.gpus_per_worker > 0 and seat.num_workers == 1 and compute.graphs
+    wanted = compute.compile if compute.graphs == "auto" else compute.graphs
+    on_one_gpu = compute.gpus_per_worker > 0 and seat.num_workers == 1 and wanted
     if not (on_one_gpu and whole and usual and model.packable):
         return seat
     needed = memory(

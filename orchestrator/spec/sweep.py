@@ -264,9 +264,9 @@ class Compute(Section):
     compile: bool = False
     """Train through torch.compile, on GPUs at ZeRO 0 to 2: faster steps after a minute of compiling, results that
     differ by rounding, and less memory than the plan says."""
-    graphs: bool = True
-    """On GPUs, trials of one worker take their steps without DeepSpeed, each as one CUDA graph, where memory allows:
-    the same results to rounding, sooner. false: all steps go through DeepSpeed."""
+    graphs: bool | Literal["auto"] = "auto"
+    """Take each step of a trial or pack on one GPU, where it is whole, as one CUDA graph without DeepSpeed; auto: where
+    steps are compiled. Results differ by rounding, and a graph holds the memory of a step during evaluations too."""
     packing: Annotated[int, Field(ge=2, le=1024)] | Literal["auto", "off"] = "off"
     """Train trials of one shape as one stacked model: at most so many together, or auto: as many as were measured to
     pay on the device. Their results are those that they have alone, to rounding."""

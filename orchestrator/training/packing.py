@@ -33,7 +33,7 @@ def run_pack(assignment: Assignment, member: GangMember) -> Ended:
     assignments = [assignment, *assignment.mates]
     with outbox_of(member.results) as outbox:
         trials = [one.trial for one in assignments]
-        pack = Pack(trials, build_objective(trials[0].objective), member.device)
+        pack = Pack(trials, build_objective(trials[0].objective), member.device, graph=trials[0].graphed)
         attempts = [
             Attempt(one, member, outbox, seat, share=1 / len(trials))
             for one, seat in zip(assignments, pack.members, strict=True)
