@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 WORKER = "orchestrator.training.worker:Worker"
 POLL_SECONDS = 0.5
 """Time between two looks at the progress of the gangs."""
+LOCAL_STARTS = 3
+"""Tries of starting Ray on this machine."""
 START_SECONDS = 300.0
 """A gang may be silent for so long while it starts, or its attempt does: libraries and data come over networks. Ten
 times `hang_seconds` is enough, though, where that is short."""
@@ -304,7 +306,7 @@ def _connect(address: str | None, cpus: int | None) -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address is None:
-        ray.init(address="local", num_cpus=cpus or len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+        _start_local(cpus or len(os.sched_getaffinity(0)), quiet)
         return
     if address.startswith("ray://"):
         raise ValueError(
@@ -319,6 +321,21 @@ def _connect(address: str | None, cpus: int | None) -> None:
             f"no Ray cluster answers at {address!r}: {_reason(error)}. Give the address of a running head node "
             "(ray start --head prints it), or leave --address out to run on this machine."
         ) from None
+
+
+def _start_local(cpus: int, options: dict[str, Any]) -> None:
+    """Start a Ray of this machine alone. A machine that is very busy can take longer than Ray waits for itself."""
+    for left in reversed(range(LOCAL_STARTS)):
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if left == 0:
+                raise ValueError(
+                    f"Ray did not start on this machine in {LOCAL_STARTS} tries: {_reason(error)}. Free some of its "
+                    "cores and memory, or start a cluster (ray start --head) and give its --address."
+                ) from error
 
 
 def _knock(address: str) -> None:
