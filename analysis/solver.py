@@ -193,7 +193,7 @@ def _step(theta: Array, gradient: Array, hessian: Array, damping: Array, problem
     eigenvalues, vectors = np.linalg.eigh(hessian / (unit[:, :, None] * unit[:, None, :]))
     along = ((gradient / unit)[:, None] @ vectors)[:, 0]
     curvature = np.maximum(np.abs(eigenvalues), 1e-14)
-    step = -(vectors @ (along / (curvature + damping[:, None]))[..., None])[..., 0] / unit
     with np.errstate(over="ignore"):
+        step = -(vectors @ (along / (curvature + damping[:, None]))[..., None])[..., 0] / unit
         promised = 0.5 * np.sum(along**2 / curvature, axis=1)
     return np.clip(step, -3.0, 3.0), promised

@@ -50,6 +50,7 @@ def test_reads_images_and_labels(folder: Path) -> None:
         (LABELS_NAME, gzip.compress(idx(PIXELS)), r"of shape \[3\]"),
         (LABELS_NAME, gzip.compress(idx(LABELS + 1)), "holds label 2; wanted 0 to 1"),
     ],
+    ids=["cut short", "not compressed", "other size", "a byte missing", "images for labels", "unknown label"],
 )
 def test_refuses_what_is_not_the_dataset(folder: Path, name: str, data: bytes, message: str) -> None:
     (folder / name).write_bytes(data)
