@@ -144,7 +144,7 @@ def _arm(comparison: Comparison) -> str:
         text += (
             f" To {escape(comparison.first)}'s {what} at {scientific(comparison.at_flops)} FLOPs, "
             f"{escape(comparison.second)} needs "
-            f"<strong>{comparison.multiplier:.2f} times the compute</strong>{_band(comparison.multiplier_ci95)}."
+            f"<strong>{comparison.factor} times the compute</strong>{comparison.factor_band}."
         )
     return text
 

@@ -95,6 +95,20 @@ class Comparison:
             raise ValueError(f"there is no compute multiplier to draw: {self.reason}.")
         return compute_multiplier([self], title=f"{self.first} against {self.second}")
 
+    @property
+    def factor(self) -> str:
+        """The multiplier in words; beyond a thousandfold only that it is."""
+        return "" if self.multiplier is None else _times(self.multiplier)
+
+    @property
+    def factor_band(self) -> str:
+        """Its interval in brackets, and that it is an extrapolation if it is."""
+        if self.compute is None or self.multiplier_ci95 is None:
+            return ""
+        low, high = self.multiplier_ci95
+        beyond = "" if self.compute.measured else "; an extrapolation: the arms share no range of losses"
+        return f" (95% {_times(low)} to {_times(high)}{beyond})"
+
     def sentences(self) -> list[str]:
         """What was found, in words."""
         said = []
@@ -104,12 +118,10 @@ class Comparison:
                 f"{self.quantity} than {self.second} on average, and is lower at {self.wins} of {len(self.pairs)} "
                 "sizes and budgets"
             )
-        if self.compute is not None and self.multiplier is not None and self.multiplier_ci95 is not None:
-            low, high = self.multiplier_ci95
-            beyond = "" if self.compute.measured else " (an extrapolation: the arms share no range of loss)"
+        if self.multiplier is not None:
             said.append(
-                f"{self.second} needs {self.multiplier:.3g} times the compute (95% {low:.3g} to {high:.3g}) to the "
-                f"{self.quantity} of {self.first} at {self.at_flops:.3g} FLOPs{beyond}"
+                f"{self.second} needs {self.factor} times the compute{self.factor_band} to the {self.quantity} of "
+                f"{self.first} at {self.at_flops:.3g} FLOPs"
             )
         elif self.reason:
             said.append(f"no compute multiplier: {self.reason}")
@@ -184,3 +196,9 @@ def _mean_by_size(pairs: list[Pair]) -> tuple[float | None, Interval | None]:
         return float(means.mean()), None
     half = float(special.stdtrit(len(means) - 1, 0.975) * means.std(ddof=1) / np.sqrt(len(means)))
     return float(means.mean()), (float(means.mean()) - half, float(means.mean()) + half)
+
+
+def _times(factor: float) -> str:
+    if factor < 1e-3:
+        return "under 0.001"
+    return "over 1000" if factor > 1e3 else f"{factor:.3g}"
