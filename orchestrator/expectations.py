@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from analysis.design import ExpectedInterval, expected_intervals
-from analysis.noise import stored_noise
 from analysis.planted import Cells, Noise, PlantedLaw
 from orchestrator.planning.plan import Plan
 from orchestrator.spec.sweep import Expect
@@ -54,6 +53,8 @@ def _noise(expect: Expect, folder: Path) -> Noise:
     """As the spec gives it, or else as it was measured."""
     seed, measurement = expect.seed_noise, expect.measurement_noise
     if expect.noise is not None:
+        from analysis.noise import stored_noise  # with it comes pandas, which other plans do without
+
         stored = stored_noise(folder / expect.noise)
         given = expect.model_fields_set
         seed = seed if "seed_noise" in given else stored.seed or 0.0

@@ -40,6 +40,7 @@ DRY = (
 """Commands that take a cluster, minutes or a server: of these the words are checked and nothing is done."""
 ELSEWHERE = (
     "data encode",
+    "data vae",
     "://",
     "/shared/",
     "/media/",
