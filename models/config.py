@@ -139,13 +139,23 @@ class _Named:
                 raise ValueError(f"{name} of {type(self).__name__} is {getattr(self, name)!r}; wanted one of {wanted}")
 
 
-def _check_consistency(weight: float) -> None:
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"consistency is {weight}; wanted a finite weight of at least 0")
+class _Consistent(_Named):
+    """An objective that can ask clips to be consistent in time; the field is its own, for the schema's description."""
+
+    consistency: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.consistency < math.inf:
+            raise ValueError(f"consistency is {self.consistency}; wanted a finite weight of at least 0")
+
+    @property
+    def samples(self) -> Samples | None:
+        return "clips" if self.consistency else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RectifiedFlow(_Named):
+class RectifiedFlow(_Consistent):
     """x_t = (1 - t) x + t eps, target eps - x (Liu et al. 2022, arXiv 2209.03003); t = 0 is data, t = 1 is noise."""
 
     t_distribution: Literal["uniform", "logit-normal"] = "uniform"
@@ -153,14 +163,6 @@ class RectifiedFlow(_Named):
     consistency: float = field(default=0.0, metadata=ADDED_LATER)
     """Weight, in training, of the warping error of the clips that predictions imply, under the flow of the data."""
     name: Literal["rectified-flow"] = "rectified-flow"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_consistency(self.consistency)
-
-    @property
-    def samples(self) -> Samples | None:
-        return "clips" if self.consistency else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +195,7 @@ class VPrediction(_Named):
 
 
 @dataclass(frozen=True, kw_only=True)
-class XPrediction(_Named):
+class XPrediction(_Consistent):
     """Prediction of the image itself, unweighted (Ho et al. 2020; Salimans & Ho 2022, section 4), uniform t."""
 
     path: Literal["linear", "gvp", "vp"] = "gvp"
@@ -201,14 +203,6 @@ class XPrediction(_Named):
     consistency: float = field(default=0.0, metadata=ADDED_LATER)
     """Weight, in training, of the warping error of the clips that predictions imply, under the flow of the data."""
     name: Literal["x-prediction"] = "x-prediction"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_consistency(self.consistency)
-
-    @property
-    def samples(self) -> Samples | None:
-        return "clips" if self.consistency else None
 
 
 @dataclass(frozen=True, kw_only=True)
