@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from orchestrator.magnitudes import count, duration, size
 from orchestrator.planning.cautions import cautions
+from orchestrator.planning.packing import packable
 from orchestrator.planning.placement import trial_memory
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.speeds import speeds
@@ -202,11 +204,40 @@ def _total_rows(plan: Plan, whole: Plan) -> Iterator[tuple[str, str]]:
     workers, stage = _span([trial.num_workers for trial in plan.trials]), plan.trials[0].zero_stage
     each = f"{compute.cpus_per_worker:g} CPU{gpus}"
     yield "gangs", f"{compute.gangs} of {workers} x {each}, {compute.precision}, ZeRO-{stage}"
+    if compute.packing != "off":
+        yield "packs", _packs(plan)
     yield "memory", _memory(plan)
     least = plan.makespan_bound_hours > 0.995 * plan.makespan_hours
     bound = "no order is quicker" if least else f"at least {duration(3600 * plan.makespan_bound_hours)}"
     yield "time", f"about {duration(3600 * plan.makespan_hours)} ({bound}); {plan.gpu_hours:.3g} device hours"
     yield "disk", f"{size(plan.checkpoint_bytes)} checkpoints, {size(plan.results_bytes)} results"
+
+
+def _packs(plan: Plan) -> str:
+    """How many trials are trained together, and what that brings."""
+    if not plan.packs:
+        return _no_packs(plan)
+    sizes = Counter(len(pack.trials) for pack in plan.packs)
+    packed = ", ".join(f"{number:,} of {members} trials" for members, number in sorted(sizes.items(), reverse=True))
+    alone = len(plan.trials) - sum(len(pack.trials) for pack in plan.packs)
+    rest = f", {alone:,} trial{'s' * (alone != 1)} alone" if alone else ""
+    before, now = sum(pack.alone for pack in plan.packs), sum(pack.total for pack in plan.packs)
+    saved = (before - now) / plan.devices_per_worker / 3600 * (plan.sweep.compute.gpus_per_worker or 1.0)
+    unknown = [pack for pack in plan.packs if not pack.measured]
+    known = f"; the gain of {len(unknown)} was not measured on {plan.device.name}" if unknown else ""
+    return f"{packed}{rest}: {before / now:.2f}x as fast as alone, {saved:.3g} device hours less{known}"
+
+
+def _no_packs(plan: Plan) -> str:
+    """Why there are none where packing is asked for."""
+    compute = plan.sweep.compute
+    if not any(map(packable, plan.trials)):
+        return "none: no trial here can be a member (docs/training.md)"
+    if compute.packing != "auto":
+        return "none: no two trials are of one shape and end at the same samples"
+    if compute.gpus_per_worker and compute.device is None:
+        return "none: auto needs to know the GPU; name compute.device"
+    return f"none: not measured to pay on {plan.device.name} for such shapes, or a gang would be left without work"
 
 
 def _distances(plan: Plan, distance: Distance) -> str:

@@ -36,6 +36,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "flops_wasted": outcome.flops_wasted,
         "wasted_share": outcome.wasted_share,
         "num_trials": outcome.trials,
+        **({"num_packs": outcome.packs} if outcome.packs < outcome.trials else {}),
         "attempts": outcome.attempts,
         "attempts_lost": outcome.attempts_lost,
         "gangs": outcome.gangs,
@@ -65,7 +66,8 @@ def view(outcome: Outcome, nodes: Sequence[Node]) -> Table:
     free = 1 - outcome.held / outcome.available
     table.add_row("busy", f"{outcome.utilisation:.1%} of the {device}-hours that were up")
     table.add_row("", f"{idle:.1%} in gangs that started or waited, {free:.1%} free")
-    table.add_row("attempts", f"{outcome.attempts:,} of {outcome.trials:,} trials, on {outcome.gangs:,} gangs")
+    packed = f" in {outcome.packs:,} packs" if outcome.packs < outcome.trials else ""
+    table.add_row("attempts", f"{outcome.attempts:,} of {outcome.trials:,} trials{packed}, on {outcome.gangs:,} gangs")
     lost = f"{outcome.failures:,} nodes failed, {outcome.preemptions:,} were taken away"
     table.add_row("faults", f"{lost}; {outcome.attempts_lost:,} attempts were cut off")
     table.add_row("wasted", f"{outcome.flops_wasted:.3g} FLOPs ({outcome.wasted_share:.3%} of what was spent)")

@@ -15,6 +15,7 @@ from orchestrator.cli.sweeps import plan_of
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
     from orchestrator.scheduling.backend import Node
+    from orchestrator.spec.sweep import Compute
 
 ABOVE_0 = click.FloatRange(min=0, min_open=True)
 FROM_0 = click.FloatRange(min=0)
@@ -56,7 +57,7 @@ def simulate(
     """Run SPECs on a simulated cluster: makespan, utilisation, and what faults cost.
 
     The scheduler is the one of `ditlaw run`; trials take what `ditlaw plan` estimates. As many gangs run as fit,
-    whatever compute.gangs says. Several SPECs share the cluster.
+    whatever compute.gangs says, and packs are formed for so many. Several SPECs share the cluster.
 
     \b
     ditlaw simulate sweep.yaml --gpus 4096 --mtbf-hours 50000 --json
@@ -73,8 +74,12 @@ def simulate(
         )
         most = {sweep: Limit(gpus=number) for sweep, number in given.items() if number is not None}
         first = _by_sweep("--priority", priorities, plans)
-        works = [work for plan in plans for work in works_of(plan, first.get(plan.sweep.name))]
         nodes = _nodes(gpus, gpus_per_node, cpus_per_gpu)
+        works = [
+            work
+            for plan in plans
+            for work in works_of(plan, first.get(plan.sweep.name), _widest(plan, nodes, given[plan.sweep.name]))
+        ]
         faults = Faults(
             mtbf_hours=mtbf_hours or float("inf"),
             preemptions_per_day=preemptions_per_day,
@@ -92,6 +97,16 @@ def simulate(
     from rich.console import Console
 
     Console().print(simulated.view(outcome, nodes))
+
+
+def _widest(plan: Plan, nodes: Sequence[Node], max_gpus: float | None) -> Compute:
+    """The compute section of a sweep that asks for as many gangs of one worker as fit."""
+    from orchestrator.scheduling.backend import GangShape
+    from orchestrator.scheduling.capacity import Cluster
+
+    compute = plan.sweep.compute
+    fit = max(1, Cluster.of(nodes).workers(GangShape.of(compute, 1)))
+    return compute.model_copy(update={"gangs": fit, "max_gpus": max_gpus})
 
 
 def _nodes(gpus: int, per_node: int, cpus_per_gpu: float) -> list[Node]:

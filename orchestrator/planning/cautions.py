@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from models.fid.catalog import ENCODERS
+from orchestrator.planning.placement import GIB, MARGIN, available_bytes, trial_memory
 from orchestrator.planning.plan import Plan
 from orchestrator.spec.ladder import IsoFlopLadder
 from orchestrator.spec.trial import Trial
@@ -17,7 +18,10 @@ COARSE = 1.5
 
 def cautions(plan: Plan) -> list[str]:
     """A sentence or two each, with what to change."""
-    found = (_evaluation(plan), _images(plan), _warmup(plan), _rounding(plan), _ladder(plan), _compiled(plan))
+    found = (
+        _evaluation(plan), _images(plan), _warmup(plan), _rounding(plan), _ladder(plan), _compiled(plan),
+        _crowded(plan),
+    )  # fmt: skip
     return [text for text in found if text is not None]
 
 
@@ -117,6 +121,22 @@ def _compiled(plan: Plan) -> str | None:
     return (
         "compute.compile is on: memory is that of training without it, which takes more (docs/memory.md), and hours "
         "leave out about half a minute of compiling for each size on each gang."
+    )
+
+
+def _crowded(plan: Plan) -> str | None:
+    """Packs that may not fit the device: each member holds what it holds alone."""
+    if plan.sweep.compute.device is None or not plan.packs:
+        return None
+    on_gpu, room = plan.device.kind == "gpu", available_bytes(plan.device)
+    needed = {sum(trial_memory(trial, on_gpu=on_gpu).training for trial in pack.trials): pack for pack in plan.packs}
+    most = max(needed)
+    if most <= room:
+        return None
+    pack = needed[most]
+    return (
+        f"A pack of {len(pack.trials)} trials of size {pack.trials[0].size} needs about {most / GIB:.1f} GiB; "
+        f"{plan.device.name} has {room / GIB:.1f} GiB with {MARGIN:.0%} left free. Lower compute.packing."
     )
 
 

@@ -41,15 +41,19 @@ GAINS: dict[str, tuple[Gain, ...]] = {
 (`planning.own_speeds`) takes their place."""
 
 
+def gains_of(device: str) -> tuple[Gain, ...]:
+    """What was measured of packs on a device: one's own table, else the built-in one."""
+    own = tuple(Gain(**row) for row in own_figures(device)["gains"])
+    return own or GAINS.get(device, ())
+
+
 def members_worth(device: str, trial: Trial) -> int:
     """The most members of a pack of this shape for which the table says that it pays; 1 where it does not.
 
     A shape counts as measured between the widths and tokens of the table; nothing is assumed beyond them.
     """
-    own = tuple(Gain(**row) for row in own_figures(device)["gains"])
-    gains = own or GAINS.get(device, ())
     width, tokens = trial.model.width, trial.batch_size * cost(trial.model).tokens
-    near = [gain for gain in gains if gain.width >= width and gain.tokens >= tokens]
+    near = [gain for gain in gains_of(device) if gain.width >= width and gain.tokens >= tokens]
     return max((gain.members for gain in near if gain.gain >= WORTH_IT), default=1)
 
 
@@ -90,7 +94,14 @@ def _most(compute: Compute, group: Sequence[Trial]) -> int:
     if isinstance(compute.packing, int):
         return compute.packing
     most = members_worth(compute.device or ("cpu" if compute.gpus_per_worker == 0 else ""), group[0])
-    return min(most, max(1, -(-len(group) // compute.gangs)))
+    return min(most, max(1, -(-len(group) // _side_by_side(compute))))
+
+
+def _side_by_side(compute: Compute) -> int:
+    """Gangs of one worker that run at once."""
+    if compute.max_gpus is None or not compute.gpus_per_worker:
+        return compute.gangs
+    return max(1, min(compute.gangs, int(compute.max_gpus / compute.gpus_per_worker + 1e-9)))
 
 
 def _cut(group: Sequence[Trial], most: int) -> Iterable[tuple[Trial, ...]]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from orchestrator.planning import makespan
 from orchestrator.planning.devices import GPUS, REFERENCE, Device, host, named
 from orchestrator.planning.grid import Grid
+from orchestrator.planning.pack_times import PackTime, pack_times
 from orchestrator.planning.packing import packs_of
 from orchestrator.planning.placement import checkpoint_bytes, state_bytes, trial_seconds
 from orchestrator.planning.sharing import share
@@ -24,7 +25,7 @@ from orchestrator.spec.evaluation_cost import distances, evaluation_flops
 from orchestrator.spec.identity import digest_text
 from orchestrator.spec.problems import problem_of
 from orchestrator.spec.source import Problem, Source, SpecError, read
-from orchestrator.spec.sweep import Sweep
+from orchestrator.spec.sweep import Compute, Sweep
 from orchestrator.spec.trial import Trial
 
 MEASUREMENT_BYTES = 12_000
@@ -87,12 +88,32 @@ class Plan:
         return trial.flops_per_sample * max(0, trial.last - self.start(trial))
 
     def seconds(self, trial: Trial) -> float:
-        """Estimated seconds of `trial` on a gang, evaluation included."""
+        """Estimated seconds of `trial` on a gang, evaluation included; of a member of a pack, its share of them."""
         return self._seconds[trial.trial_id]
+
+    def seconds_of(self, packs: Sequence[tuple[Trial, ...]]) -> list[float]:
+        """Estimated seconds on a gang of each of some packs, which need not be those of the plan."""
+        packed = iter(pack_times([pack for pack in packs if len(pack) > 1], self.device, self.device_seconds))
+        return [
+            next(packed).total / self.devices_per_worker if len(pack) > 1 else self._alone[pack[0].trial_id]
+            for pack in packs
+        ]
+
+    @cached_property
+    def packs(self) -> list[PackTime]:
+        """The packs of several trials, as `ditlaw run` will form them; seconds as in `device_seconds`."""
+        return self.packs_under(self.sweep.compute, self.device, self.device_seconds)
+
+    def packs_under(self, compute: Compute, device: Device, alone: Mapping[str, tuple[float, bool]]) -> list[PackTime]:
+        """The same under another compute section or on another device, where trials alone take `alone`."""
+        if compute.packing == "off":
+            return []
+        return pack_times((pack for pack in packs_of(compute, self.trials) if len(pack) > 1), device, alone)
 
     @cached_property
     def device_seconds(self) -> dict[str, tuple[float, bool]]:
-        """Seconds of each trial if its workers had one device each, by trial_id, and whether the speed was measured."""
+        """Seconds of each trial alone if its workers had one device each, and whether the speed was measured, by
+        trial_id."""
         return {trial.trial_id: trial_seconds(trial, self.flops(trial), self.device) for trial in self.trials}
 
     @cached_property
@@ -113,9 +134,17 @@ class Plan:
         return max(1, min(compute.gangs, int(compute.max_gpus / widest + 1e-9)))
 
     @cached_property
-    def _seconds(self) -> dict[str, float]:
+    def _alone(self) -> dict[str, float]:
+        """Seconds of each trial alone, by trial_id."""
         share = self.devices_per_worker
         return {trial_id: seconds / share for trial_id, (seconds, _) in self.device_seconds.items()}
+
+    @cached_property
+    def _seconds(self) -> dict[str, float]:
+        """Seconds of each trial, or its share of its pack's."""
+        share = self.devices_per_worker
+        members = (pair for pack in self.packs for pair in zip(pack.trials, pack.seconds, strict=True))
+        return self._alone | {trial.trial_id: seconds / share for trial, seconds in members}
 
     @property
     def devices_per_worker(self) -> float:
@@ -125,8 +154,8 @@ class Plan:
 
     def longest_first(self) -> Plan:
         """The same plan in the order in which its trials start."""
-        ordered = dataclasses.replace(self, trials=tuple(makespan.by_length(self.trials, self._seconds)))
-        vars(ordered).update(_seconds=self._seconds, device_seconds=self.device_seconds)  # whatever the order
+        ordered = dataclasses.replace(self, trials=tuple(makespan.by_length(self.trials, self._alone)))
+        vars(ordered).update(_alone=self._alone, device_seconds=self.device_seconds)  # whatever the order
         return ordered
 
     @property
@@ -142,12 +171,32 @@ class Plan:
 
     def makespans_on(self, gangs: Sequence[int]) -> list[float]:
         """As `makespan_hours`, on other numbers of gangs."""
-        return [seconds / 3600 for seconds in makespan.makespans(self.trials, gangs, self._seconds)]
+        if self.sweep.compute.packing != "auto":
+            trials, seconds = self._firsts(self.packs)
+            return [each / 3600 for each in makespan.makespans(trials, gangs, seconds)]
+        placed = ((number, *self._firsts(self._packs_on(number))) for number in gangs)
+        return [makespan.makespans(trials, [number], seconds)[0] / 3600 for number, trials, seconds in placed]
+
+    def _packs_on(self, gangs: int) -> list[PackTime]:
+        """The packs of a sweep that asks for so many gangs: none of them is left without work for a larger pack."""
+        if gangs == self.gangs:
+            return self.packs
+        compute = self.sweep.compute.model_copy(update={"gangs": gangs, "max_gpus": None})
+        return self.packs_under(compute, self.device, self.device_seconds)
+
+    def _firsts(self, packs: Sequence[PackTime]) -> tuple[Sequence[Trial], makespan.Seconds]:
+        """Trials alone and the first of each pack in the order in which they start, and how long each takes."""
+        if not packs:
+            return self.trials, self._alone
+        seconds = self._alone | {pack.trials[0].trial_id: pack.total / self.devices_per_worker for pack in packs}
+        others = {trial.trial_id for pack in packs for trial in pack.trials[1:]}
+        return makespan.by_length([trial for trial in self.trials if trial.trial_id not in others], seconds), seconds
 
     @cached_property
     def makespan_bound_hours(self) -> float:
         """Hours that no order of the trials beats on as many gangs."""
-        return makespan.lower_bound(self.trials, self.gangs, self._seconds) / 3600
+        trials, seconds = self._firsts(self.packs)
+        return makespan.lower_bound(trials, self.gangs, seconds) / 3600
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -227,6 +276,7 @@ class Plan:
             "arms": self.arms,
             "gangs": compute.gangs,
             "retries": compute.retries,
+            **({} if compute.packing == "off" else {"packs": [self._pack_json(pack) for pack in self.packs]}),
             "trials": [self._trial_json(trial) for trial in self.trials],
             "spec_path": str(self.source.path),
             "spec": self.source.text,
@@ -237,6 +287,15 @@ class Plan:
         compute = self.sweep.compute
         units = compute.gpus_per_worker if self.device.kind == "gpu" else compute.cpus_per_worker
         return self.device.peak(trial.precision) * units * trial.num_workers
+
+    def _pack_json(self, pack: PackTime) -> dict[str, Any]:
+        share = self.devices_per_worker
+        return {
+            "trials": [trial.trial_id for trial in pack.trials],
+            "seconds": pack.total / share,
+            "seconds_alone": pack.alone / share,
+            "gain_measured": pack.measured,
+        }
 
     def _trial_json(self, trial: Trial) -> dict[str, Any]:
         compute, start = self.sweep.compute, self.start(trial)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.planning.devices import Device, named
+from orchestrator.planning.pack_times import PackTime
 from orchestrator.planning.placement import available_bytes, trial_memory, trial_seconds
 from orchestrator.planning.plan import Plan
 from orchestrator.spec.evaluation_cost import evaluation_flops
@@ -37,7 +38,7 @@ def speeds(plan: Plan) -> list[Speed]:
     or shorter by one factor, that of the plan's hours."""
     names = dict.fromkeys((plan.device.name, *(SHOWN if plan.sweep.compute.gpus_per_worker else ())))
     gangs = gang_counts(plan)
-    own = _speed(plan, plan.device, plan.device_seconds)
+    own = _speed(plan, plan.device, plan.device_seconds, plan.packs)
     own = replace(own, hours_by_gangs=dict(zip(gangs, plan.makespans_on(gangs), strict=True)))
     return [own, *(_other(plan, named(name), own) for name in names if name != plan.device.name)]
 
@@ -60,16 +61,19 @@ def speeds_json(plan: Plan) -> list[dict[str, Any]]:
 
 def _other(plan: Plan, device: Device, own: Speed) -> Speed:
     seconds = {trial.trial_id: trial_seconds(trial, plan.flops(trial), device) for trial in plan.trials}
-    speed = _speed(plan, device, seconds)
+    compute = plan.sweep.compute.model_copy(update={"device": device.name})
+    speed = _speed(plan, device, seconds, plan.packs_under(compute, device, seconds))
     factor = speed.device_hours / own.device_hours if own.device_hours else 1.0
     return replace(speed, hours_by_gangs={gangs: factor * hours for gangs, hours in own.hours_by_gangs.items()})
 
 
-def _speed(plan: Plan, device: Device, estimates: Mapping[str, tuple[float, bool]]) -> Speed:
+def _speed(plan: Plan, device: Device, alone: Mapping[str, tuple[float, bool]], packs: Sequence[PackTime]) -> Speed:
     """But for the hours by gangs."""
-    seconds, work, measured = 0.0, 0.0, True
+    seconds, work, measured = 0.0, 0.0, all(pack.measured for pack in packs)
+    packed = {t.trial_id: each for pack in packs for t, each in zip(pack.trials, pack.seconds, strict=True)}
     for trial in plan.trials:
-        each, known = estimates[trial.trial_id]
+        each, known = alone[trial.trial_id]
+        each = packed.get(trial.trial_id, each)
         seconds, measured = seconds + each * trial.num_workers, measured and known
         work += plan.flops(trial) + evaluation_flops(trial)
     fits = all(

@@ -90,6 +90,10 @@ class Cluster:
                 return nodes
         return None
 
+    def workers(self, shape: GangShape) -> int:
+        """How many workers of `shape` it could hold, were it empty."""
+        return sum(_holds(room, shape) * count for room, count in self.sizes.items())
+
     def least_share(self, shape: GangShape) -> int:
         """The fewest workers that any node of a placement can have."""
         most = max((_holds(room, shape) for room in self.sizes), default=0)

@@ -36,17 +36,18 @@ def jobs_of(
     if priority is not None:
         compute = compute.model_copy(update={"priority": priority})
     priorities = priorities_of(compute, trials)
-    return [_job(plan, pack, waits, after, number) for pack, number in zip(packs, priorities, strict=True)]
+    rows = zip(packs, plan.seconds_of(packs), priorities, strict=True)
+    return [_job(plan, pack[0], seconds, waits, after, number) for pack, seconds, number in rows]
 
 
 def _job(
     plan: Plan,
-    pack: tuple[Trial, ...],
+    trial: Trial,
+    seconds: float,
     waits: Callable[[Trial], bool],
     after: dict[tuple[str, int], float],
     priority: int,
 ) -> Job:
-    trial, seconds = pack[0], sum(plan.seconds(member) for member in pack)
     share = [(point - trial.first) / (trial.last - trial.first) for point in trial.branch_points]
     chains = [
         part * seconds + after.get((trial.trial_id, point), 0.0)

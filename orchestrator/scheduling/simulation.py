@@ -339,7 +339,8 @@ class _Simulation:
             lost=self.lost,
             flops=sum(work.flops for work in self.works.values()),
             flops_wasted=self.flops_wasted,
-            trials=len(self.works),
+            trials=sum(1 + len(work.mates) for work in self.works.values()),
+            packs=len(self.works),
             attempts=count["attempts"],
             attempts_lost=count["lost"],
             gangs=count["gangs"],
@@ -357,12 +358,14 @@ def _check(works: Sequence[Work], nodes: Sequence[Node]) -> None:
     cluster = Cluster.of(nodes)
     if not works:
         raise ValueError("there is no trial to simulate; wanted at least one")
-    seen: dict[str, Job] = {}
-    for job in (work.job for work in works):
-        if job.trial_id in seen:
-            both = f"{seen[job.trial_id].kind.sweep} and {job.kind.sweep}"
-            raise ValueError(f"trial {job.trial_id} is in {both}; wanted it once. Drop one of them.")
-        seen[job.trial_id] = job
+    seen: dict[str, str] = {}
+    for work in works:
+        for trial_id in (work.job.trial_id, *work.mates):
+            sweep = work.job.kind.sweep
+            if trial_id in seen:
+                both = f"{seen[trial_id]} and {sweep}"
+                raise ValueError(f"trial {trial_id} is in {both}; wanted it once. Drop one of them.")
+            seen[trial_id] = sweep
     for kind in {work.job.kind: None for work in works}:
         if cluster.span(kind.shape) is None:
             shape = kind.shape

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from orchestrator.planning.packing import packs_of
 from orchestrator.planning.plan import Plan
 from orchestrator.scheduling.backend import Node
 from orchestrator.scheduling.capacity import Placement
 from orchestrator.scheduling.jobs import jobs_of
 from orchestrator.scheduling.state import Job, Limit
+from orchestrator.spec.sweep import Compute
+from orchestrator.spec.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Faults:
 
 
 class Work(NamedTuple):
-    """A trial as the simulation sees it."""
+    """A trial, or a pack of them, as the simulation sees it."""
 
     job: Job
     flops: float
@@ -47,6 +50,8 @@ class Work(NamedTuple):
     """Samples at which it saves a checkpoint whatever the time."""
     checkpoint_seconds: float
     """Longest time between two others."""
+    mates: tuple[str, ...] = ()
+    """Trials that are trained together with the job's."""
 
 
 class Span(NamedTuple):
@@ -96,6 +101,8 @@ class Outcome:
     flops_wasted: float
     """Training FLOPs that were spent twice, or for nothing."""
     trials: int
+    packs: int
+    """Trials alone and packs of them."""
     attempts: int
     attempts_lost: int
     gangs: int
@@ -124,14 +131,28 @@ class Outcome:
         return self.flops_wasted / spent if spent else 0.0
 
 
-def works_of(plan: Plan, priority: int | None = None) -> list[Work]:
-    """The trials of a plan, all of them to be run; `priority` takes the place of compute.priority."""
-    jobs = jobs_of(plan, [(trial,) for trial in plan.trials], lambda trial: trial.trunk is not None, priority)
-    seconds = 60 * plan.sweep.compute.checkpoint_minutes
-    return [
-        Work(job, plan.flops(trial), tuple(sorted({*trial.milestones, *trial.branch_points})), seconds)
-        for job, trial in zip(jobs, plan.trials, strict=True)
-    ]
+def works_of(plan: Plan, priority: int | None = None, compute: Compute | None = None) -> list[Work]:
+    """The trials of a plan, all of them to be run, in packs where it asks for them.
+
+    Args:
+        plan: the sweep.
+        priority: takes the place of compute.priority.
+        compute: of which packs are formed; default: the plan's own.
+    """
+    packs = packs_of(compute or plan.sweep.compute, plan.trials)
+    jobs = jobs_of(plan, packs, lambda trial: trial.trunk is not None, priority)
+    return [_work(plan, pack, job) for pack, job in zip(packs, jobs, strict=True)]
+
+
+def _work(plan: Plan, pack: tuple[Trial, ...], job: Job) -> Work:
+    stops = {samples for trial in pack for samples in (*trial.milestones, *trial.branch_points)}
+    return Work(
+        job=job,
+        flops=sum(map(plan.flops, pack)),
+        stops=tuple(sorted(stops)),
+        checkpoint_seconds=60 * plan.sweep.compute.checkpoint_minutes,
+        mates=tuple(trial.trial_id for trial in pack[1:]),
+    )
 
 
 def lower_bound(jobs: Sequence[Job], nodes: Sequence[Node], limits: Mapping[str, Limit] | None = None) -> float:
