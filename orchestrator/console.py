@@ -11,10 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.best_losses import Best, leaders
 from orchestrator.magnitudes import clock, duration
 from orchestrator.scheduling.driver import Snapshot
-from orchestrator.status import Best
-from orchestrator.status_view import best_table
+from orchestrator.status_view import best_table, budget_of
 
 CALM_SECONDS = 10.0
 """Time between two lines of progress where there is no terminal."""
@@ -91,12 +91,12 @@ class LiveView:
             self._best = self._read_best()
 
     def _mfu(self, snapshot: Snapshot) -> float | None:
-        """Mean share of peak over the gangs that train."""
-        shares = [
-            p.samples_per_second * snapshot.trials[p.trial_id].flops_per_sample / self._peaks[p.trial_id]
-            for p in snapshot.progress.values()
-            if p.samples_per_second and self._peaks.get(p.trial_id)
-        ]
+        """Mean share of peak over the gangs that train; the members of a pack have each a part of it."""
+        shares = []
+        for whole in snapshot.progress.values():
+            if whole.samples_per_second and (peak := self._peaks.get(whole.trial_id)):
+                flops = snapshot.trials[whole.trial_id].flops_per_sample  # that of its mates too: they are of one shape
+                shares.append(flops * sum(p.samples_per_second or 0.0 for p in (whole, *whole.mates)) / peak)
         return sum(shares) / len(shares) if shares else None
 
     def _table(self, snapshot: Snapshot) -> RenderableType:
@@ -139,9 +139,7 @@ class LiveView:
             parts.append(f"{rate / 1e9:,.1f} GFLOP/s" + (f" (MFU {mfu:.0%})" if mfu else ""))
             parts.append(f"about {duration((snapshot.flops_planned - snapshot.flops_done) / rate)} left")
         if self._best:
-            last = self._best[-1]
-            at = f"{last.budget_flops:.3g} FLOPs" if last.budget_flops is not None else f"{last.samples:,} samples"
-            parts.append(f"best {last.loss:.4f} at {at} ({last.arm} {last.size})")
+            parts += _best_words(self._best)
         if self._notes:
             parts.append(f"{len(self._notes)} faults and retries")
         if snapshot.state.stopping:
@@ -149,6 +147,16 @@ class LiveView:
         elif not snapshot.progress:
             parts.append("starting workers")
         return ", ".join(parts)
+
+
+def _best_words(best: Sequence[Best]) -> list[str]:
+    """The lowest loss at the largest budget; one for each objective where there are several."""
+    first = leaders(best)
+    named = len(first) > 1
+    return [
+        f"best {row.objective + ' ' if named else ''}{row.loss:.4f} at {budget_of(row)} ({row.arm} {row.size})"
+        for row in first
+    ]
 
 
 def _waiting_word(snapshot: Snapshot) -> str:

@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from orchestrator.best_losses import Best, lowest
 from orchestrator.results.checkpoints import checkpoint_folders
 from orchestrator.results.location import Location
 from orchestrator.results.logs import claimed_attempts
 from orchestrator.results.parts import read_parts
 from orchestrator.results.requests import requests_of, retried_at
+from orchestrator.results.schema import RUNNING
 from orchestrator.results.store import Store, read_attempts, read_planned
 from orchestrator.scheduling.books import failures_in
 
@@ -26,7 +28,6 @@ DEFAULT_RETRIES = 2
 """Of a plan.json that does not say."""
 NUM_FAULTS = 5
 """Faults that are told, the latest."""
-BEST_COLUMNS = ["trial_id", "arm", "size", "samples", "budget_flops", "loss", "outcome"]
 CURVE_COLUMNS = ["trial_id", "attempt", "samples", "loss", "samples_per_second"]
 
 
@@ -61,19 +62,6 @@ class Fault:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Best:
-    """The lowest loss of an arm at one budget."""
-
-    arm: str
-    budget_flops: float | None
-    """None where the sweep asked for samples."""
-    samples: int
-    loss: float
-    size: str
-    trial_id: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class SweepStatus:
     """A sweep at a moment."""
 
@@ -97,7 +85,7 @@ class SweepStatus:
     flops_per_second: float | None
     samples_per_second: float | None
     mfu: float | None
-    """Mean over the trials that run."""
+    """Mean over the gangs that train."""
     eta_seconds: float | None
     faults: Sequence[Fault]
     best: Sequence[Best]
@@ -130,7 +118,8 @@ class StatusReader:
         """The status now. Raises ValueError where the folder holds no plan."""
         plan = _plan(self._store.folder)
         self._read_curves()
-        attempts = read_attempts(self._store.folder)
+        begun = read_attempts(self._store.folder, running=True)
+        attempts = begun[begun["outcome"] != RUNNING]
         rows, _ = read_planned(self._store.folder)
         holder = self._store.holder()
         alive = holder is not None and holder[2]
@@ -142,7 +131,6 @@ class StatusReader:
         first = {str(trial["trial_id"]): trial["samples_start"] for trial in plan["trials"]}
         done = sum((trial.samples - first[trial.trial_id]) * flops[trial.trial_id] for trial in trials)
         workers = {str(trial["trial_id"]): trial["gang"]["workers"] for trial in plan["trials"]}
-        seconds = attempts["wall_seconds"] * attempts["trial_id"].map(workers).astype(float).fillna(1.0)
         return SweepStatus(
             sweep=plan["sweep"],
             folder=str(self._store.folder),
@@ -155,15 +143,15 @@ class StatusReader:
             flops_planned=plan["flops_planned"],
             flops_done=done,
             flops_spent=float(attempts["flops"].sum()),
-            device_hours=float(seconds.sum()) / 3600,
+            device_hours=_device_seconds(attempts, workers) / 3600,
             attempts=len(attempts) + len(current),
             attempts_failed=int((attempts["outcome"] == "failed").sum()),
             flops_per_second=rate[0],
             samples_per_second=rate[1],
-            mfu=_mean([trial.mfu for trial in current if trial.mfu is not None]),
+            mfu=_mfu(current, begun),
             eta_seconds=max(0.0, plan["flops_planned"] - done) / rate[0] if rate[0] else None,
             faults=_faults(attempts, {trial.trial_id: trial.name for trial in trials}),
-            best=_best(rows),
+            best=lowest(rows),
         )
 
     def _state(self, trials: Sequence[TrialStatus], alive: bool, named: bool) -> SweepState:
@@ -334,43 +322,27 @@ def _faults(attempts: pd.DataFrame, names: Mapping[str, str]) -> list[Fault]:
     ]
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mfu(running: Sequence[TrialStatus], begun: pd.DataFrame) -> float | None:
+    """Mean over the gangs that train; the members of a pack have each a part of their gang's."""
+    newest = begun[begun["outcome"] == RUNNING].sort_values("attempt")
+    gang_of = dict(zip(newest["trial_id"], newest["gang"], strict=True))
+    gangs: dict[str, float] = {}
+    for trial in running:
+        if trial.mfu is not None:
+            gang = gang_of.get(trial.trial_id) or trial.trial_id
+            gangs[gang] = gangs.get(gang, 0.0) + trial.mfu
+    return sum(gangs.values()) / len(gangs) if gangs else None
 
 
-class BestLosses:
-    """The lowest loss of each arm and budget of a folder, kept up to date by reading each part of measurements once."""
-
-    def __init__(self, folder: Location) -> None:
-        self._store = Store(folder)
-        self._seen: set[Location] = set()
-        self._rows = pd.DataFrame(columns=BEST_COLUMNS)
-
-    def read(self) -> list[Best]:
-        """By budget and arm, now."""
-        new = [part for part in self._store.parts("measurements") if part not in self._seen]
-        if new:
-            self._seen |= set(new)
-            fresh = read_parts(new, "measurements", BEST_COLUMNS).to_pandas()
-            self._rows = pd.concat([self._rows, fresh]) if len(self._rows) else fresh
-        return _best(self._rows)
-
-
-def _best(rows: pd.DataFrame) -> list[Best]:
-    """By arm and budget, cheapest first; where the sweep asked for samples, by those."""
-    best: dict[tuple[float, str], Best] = {}
-    records: list[Any] = rows[(rows["outcome"] == "ok") & rows["loss"].notna()].to_dict("records")
-    for row in records:
-        flops = None if pd.isna(row["budget_flops"]) else float(row["budget_flops"])
-        samples, loss = int(row["samples"]), float(row["loss"])
-        key = flops if flops is not None else float(samples), str(row["arm"])
-        if key not in best or loss < best[key].loss:
-            best[key] = Best(
-                arm=key[1],
-                budget_flops=flops,
-                samples=samples,
-                loss=loss,
-                size=row["size"],
-                trial_id=row["trial_id"],
-            )
-    return [best[key] for key in sorted(best)]
+def _device_seconds(attempts: pd.DataFrame, workers: Mapping[str, int]) -> float:
+    """Seconds of attempts times the workers of each; time that attempts on one gang, a pack, have in common counts
+    once."""
+    total = 0.0
+    busy_until: dict[str, float] = {}
+    rows: list[Any] = attempts.sort_values("started_at").to_dict("records")
+    for row in rows:
+        start, gang = row["started_at"].timestamp(), row["gang"] or f"{row['trial_id']} {row['attempt']}"
+        shared = max(0.0, busy_until.get(gang, start) - start)
+        total += max(0.0, row["wall_seconds"] - shared) * workers.get(row["trial_id"], 1)
+        busy_until[gang] = max(busy_until.get(gang, start), start + row["wall_seconds"])
+    return total

@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.best_losses import Best
 from orchestrator.magnitudes import count, duration
-from orchestrator.status import Best, SweepStatus, TrialStatus
+from orchestrator.status import SweepStatus, TrialStatus
 
 MOST_TRIALS = 40
 """Trials that a table shows one by one, unless all are asked for."""
@@ -102,15 +103,29 @@ def _trials(trials: Sequence[TrialStatus], every: bool) -> RenderableType:
     return Group(table, Text(f"and {len(ordered) - len(shown):,} others (--all shows them)", style="dim"))
 
 
-def best_table(best: Sequence[Best]) -> Table:
-    """The lowest loss of each budget and arm."""
+def best_table(best: Sequence[Best]) -> RenderableType:
+    """The lowest loss of each budget and arm; a table an objective, as losses of different ones do not compare."""
+    objectives = sorted({row.objective for row in best})
+    if len(objectives) == 1:
+        return _of_one_objective(best)
+    parts: list[RenderableType] = [Text("of different objectives, which do not compare", style="dim")]
+    for objective in objectives:
+        parts += [Text(objective), _of_one_objective([row for row in best if row.objective == objective])]
+    return Group(*parts)
+
+
+def _of_one_objective(best: Sequence[Best]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("budget", "arm", "loss", "size", "trial"):
         table.add_column(title, justify="right" if title in ("budget", "loss") else "left")
     for row in best:
-        budget = f"{row.budget_flops:.3g} FLOPs" if row.budget_flops is not None else f"{row.samples:,} samples"
-        table.add_row(budget, Text(row.arm), f"{row.loss:.4f}", Text(row.size), row.trial_id[:8])
+        table.add_row(budget_of(row), Text(row.arm), f"{row.loss:.4f}", Text(row.size), row.trial_id[:8])
     return table
+
+
+def budget_of(best: Best) -> str:
+    """What a loss was reached with, in words."""
+    return f"{best.budget_flops:.3g} FLOPs" if best.budget_flops is not None else f"{best.samples:,} samples"
 
 
 def _faults(status: SweepStatus) -> Table:

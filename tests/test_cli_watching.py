@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 from sweep_folder import drive, smoke
+from test_analysis_planted import attempt
 
+from orchestrator.best_losses import BestLosses, leaders, lowest
 from orchestrator.cli import main
 from orchestrator.console import CALM_SECONDS, LiveView
 from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Progress
 from orchestrator.scheduling.driver import Snapshot
-from orchestrator.status import BestLosses, StatusReader
+from orchestrator.status import StatusReader
+from orchestrator.status_view import best_table
 
 
 def ditlaw(*arguments: object) -> Result:
@@ -118,7 +123,46 @@ def test_the_view_of_a_run_tells_speed_best_loss_and_faults_in_a_line(folder):
     told = out.getvalue()
     assert "! gang-0 was lost: node gone" in told
     assert re.search(r"\(50%\), 0.1 GFLOP/s \(MFU \d+%\), about 10 s left, best [\d.]+ at 8e\+08 FLOPs", told)
+    assert re.search(r" at 8e\+08 FLOPs \((mup|sp) w8\)", told)
     assert "1 faults and retries" in told
+
+
+OBJECTIVES = pd.DataFrame(
+    [("a", "flow", 1e9, 0.9), ("a", "flow", 2e9, 0.5), ("b", "flow", 2e9, 0.4), ("c", "edm", 2e9, 0.1),
+     ("c", "edm", 2e9, 0.2), ("d", "flow", 2e9, 0.6)],
+    columns=["arm", "objective", "budget_flops", "loss"],
+).assign(trial_id="t", size="w8", samples=64, outcome="ok")  # fmt: skip
+
+
+def test_losses_of_different_objectives_are_never_held_against_each_other():
+    best = lowest(OBJECTIVES)
+    assert [(row.objective, row.budget_flops, row.arm, row.loss) for row in best] == [
+        ("flow", 1e9, "a", 0.9), ("edm", 2e9, "c", 0.1), ("flow", 2e9, "a", 0.5), ("flow", 2e9, "b", 0.4),
+        ("flow", 2e9, "d", 0.6),
+    ]  # fmt: skip
+    assert [(row.objective, row.arm, row.loss) for row in leaders(best)] == [("edm", "c", 0.1), ("flow", "b", 0.4)]
+    out = StringIO()
+    Console(file=out, width=80).print(best_table(best))
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert lines[0] == ["of", "different", "objectives,", "which", "do", "not", "compare"]
+    assert [lines[1], lines[4]] == [["edm"], ["flow"]]
+    assert [line[2] for line in lines if "FLOPs" in line] == ["c", "a", "a", "b", "d"]
+    out = StringIO()
+    Console(file=out, width=80).print(best_table([row for row in best if row.objective == "flow"]))
+    assert "flow" not in out.getvalue()
+
+
+def test_a_packs_gang_is_counted_once(folder):
+    """Its members have each its whole time in their rows, and a part of its speed."""
+    plan, store, began = smoke(), Store(folder), datetime(2026, 1, 1, tzinfo=UTC)
+    drive(plan, folder)
+    before = StatusReader(folder).read()
+    row = {"wall_seconds": 3600.0, "samples": 64, "flops": 1.0, "outcome": "ok", "reason": None}
+    rows = [attempt(trial.trial_id, [row], began) | {"gang": "g", "attempt": 7} for trial in plan.trials[:3]]
+    rows.append(rows[0] | {"attempt": 8, "started_at": began + timedelta(hours=1), "wall_seconds": 1800.0})
+    rows.append(rows[0] | {"attempt": 9, "gang": "other"})
+    store.append_attempts(rows)
+    assert StatusReader(folder).read().device_hours - before.device_hours == pytest.approx(1 + 0.5 + 1)
 
 
 def test_a_driver_that_died_is_told_from_one_that_stopped(folder):

@@ -247,9 +247,9 @@ def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker) -> Stat
     """Let the driver work and show how it goes."""
     from rich.console import Console
 
+    from orchestrator.best_losses import BestLosses
     from orchestrator.console import LiveView
     from orchestrator.scheduling.driver import Driver
-    from orchestrator.status import BestLosses
 
     best = BestLosses(store.folder)
     peaks = {trial.trial_id: plan.peak(trial) for trial in plan.trials}
