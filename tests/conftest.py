@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,19 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+# Several processes of tests, and the workers they start, share the cores; more threads than cores would slow them all.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="Also run the tests that take minutes each.")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:  # a file is for one process, and all that start Ray for the first, one after the other
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "ray")
     if not config.getoption("--long"):
         skip = pytest.mark.skip(reason="takes minutes; make test-long runs it")
         for item in items:

@@ -14,12 +14,15 @@ from typing import NamedTuple
 import psutil
 import pytest
 from click.testing import CliRunner, Result
+from listening import beyond_loopback
 
 from orchestrator.cli import main
 from orchestrator.planning.plan import make
 from orchestrator.results.store import Store, read_attempts
 from orchestrator.scheduling import submission
 from orchestrator.status import StatusReader
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 SPEC = """
 name: job
@@ -92,13 +95,7 @@ def test_a_submitted_sweep_runs_once_and_goes_on_after_a_cancel(cluster, tmp_pat
     wait_for("a measurement", lambda: len(Store(results).parts("measurements")))
     status = StatusReader(results).read()
     assert (status.state, status.counts["running"]) == ("running", 1)
-    beyond = [
-        connection.laddr
-        for process in cluster.process.children(recursive=True)
-        for connection in process.net_connections()
-        if connection.status == "LISTEN" and not connection.laddr.ip.removeprefix("::ffff:").startswith("127.")
-    ]
-    assert not beyond, "every port is on loopback"
+    assert not beyond_loopback(cluster.process.children(recursive=True)), "every port is on loopback"
     cancelled = ditlaw("cancel", results, "--wait", 120)
     assert cancelled.output.endswith("Stopped. The same command goes on from here.\n"), cancelled.output
     third = ditlaw(*arguments)

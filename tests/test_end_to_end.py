@@ -18,6 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from listening import beyond_loopback
 from safetensors.torch import load_file
 
 from orchestrator.cli import main
@@ -26,7 +27,7 @@ from orchestrator.results.location import Location, location
 from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
 from orchestrator.results.store import read_attempts, read_curves, read_measurements
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 SMOKE = Path("sweeps/smoke.yaml")
 ABSENT = "http://127.0.0.1:9"
@@ -190,24 +191,14 @@ def test_fit_answers_from_the_results_folder(smoke):
     assert len(answer["minima"]) == 3
 
 
-def beyond_loopback(processes: list[psutil.Process]) -> list[object]:
-    """Addresses other than this machine's own on which processes listen."""
-    found = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found += [one.laddr for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
-    return [address for address in found if not address.ip.removeprefix("::ffff:").startswith(("127.", "::1"))]
-
-
 class Running:
     """`ditlaw run` of the smoke sweep, in processes that a test may break. MLflow does not answer."""
 
-    def __init__(self, results: Path) -> None:
-        self.results = results
+    def __init__(self, results: Path, said: Path) -> None:
+        self.results, self.said = results, said
         command = [sys.executable, "-m", "orchestrator.cli", "run", str(SMOKE), "--results", str(results)]
-        self.driver = psutil.Popen(
-            [*command, "--tracking-uri", ABSENT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        with said.open("w") as out:
+            self.driver = psutil.Popen([*command, "--tracking-uri", ABSENT], stdout=out, stderr=subprocess.STDOUT)
         self.started = [self.driver]
 
     def __enter__(self) -> Running:
@@ -221,11 +212,17 @@ class Running:
 
     def until(self, measurements: int) -> None:
         """Wait for so many parts of measurements."""
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 200
         while len(list((self.results / "measurements").glob("[!.]*.parquet"))) < measurements:
-            assert self.driver.poll() is None, self.driver.communicate()
-            assert time.monotonic() < deadline, f"no {measurements} measurements in 100 s"
+            assert self.driver.poll() is None, self.said.read_text()
+            assert time.monotonic() < deadline, f"no {measurements} measurements in 200 s:\n{self.state()}"
             time.sleep(0.005)
+
+    def state(self) -> str:
+        """What was said, what processes there are, and the ends of the logs."""
+        there = [f"{one.pid} {one.status()} {' '.join(one.cmdline())[:80]}" for one in self.driver.children(True)]
+        logs = [f"{path}:\n{path.read_text()[-600:]}" for path in sorted(self.results.glob("logs/*/*.log"))]
+        return "\n".join([self.said.read_text(), *there, *logs])
 
     def workers(self) -> list[psutil.Process]:
         self.started += self.driver.children(recursive=True)
@@ -234,7 +231,7 @@ class Running:
 
 def test_a_killed_worker_an_interrupt_and_a_killed_driver_lose_nothing(smoke, tmp_path):
     results = tmp_path / "smoke"
-    with Running(results) as first:
+    with Running(results, tmp_path / "first.log") as first:
         first.until(1)
         workers = first.workers()
         assert len(workers) == 2
@@ -242,13 +239,14 @@ def test_a_killed_worker_an_interrupt_and_a_killed_driver_lose_nothing(smoke, tm
         workers[0].kill()
         first.until(3)
         first.driver.send_signal(signal.SIGINT)
-        out, err = first.driver.communicate(timeout=60)
-    assert first.driver.returncode == 130, out + err
-    assert "The same command goes on from here." in out
-    assert "Traceback" not in err
+        first.driver.wait(timeout=60)
+    said = first.said.read_text()
+    assert first.driver.returncode == 130, said
+    assert "The same command goes on from here." in said
+    assert "Traceback" not in said
     measured = len(table(results))
     assert 3 <= measured < 16
-    with Running(results) as second:
+    with Running(results, tmp_path / "second.log") as second:
         second.until(measured + 2)
         second.workers()
         second.driver.kill()
