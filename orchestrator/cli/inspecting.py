@@ -53,7 +53,9 @@ def coord_check(
 @click.option("--results", type=click.Path(path_type=Path), help="Results folder; default: results/<sweep>.")
 @click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")
 @click.option("--images", default=1024, show_default=True, type=click.IntRange(min=1), help="Images to average over.")
-@click.option("--grid", type=click.Path(path_type=Path), help="Also sample images with them, into this PNG.")
+@click.option(
+    "--grid", type=click.Path(path_type=Path), help="Also sample with them, into this PNG (of clips GIF, MP4)."
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where to write them (safetensors).")
 def solver_statistics(
     spec: Path, trial_id: str, results: Path | None, data: Path | None, images: int, grid: Path | None, out: Path

@@ -33,14 +33,15 @@ def grid_as(suffix: str, samples: Tensor, columns: int) -> bytes:
     Raises:
         ValueError: there is no such file of these samples, or PyAV is wanted for it and is not installed.
     """
-    if samples.dim() == 4 and suffix == "png":
-        return grid_png(samples, columns)
-    if samples.dim() == 5 and suffix == "gif":
-        return grid_gif(samples, columns)
-    if samples.dim() == 5 and suffix == "mp4":
-        return grid_mp4(samples, columns)
-    kind, wanted = ("images", "png") if samples.dim() == 4 else ("clips", "gif or mp4")
-    raise ValueError(f"{kind} cannot be written as {suffix or 'a file without suffix'}; wanted {wanted}")
+    check_suffix(suffix, moving=samples.dim() == 5)
+    return {"png": grid_png, "gif": grid_gif, "mp4": grid_mp4}[suffix](samples, columns)
+
+
+def check_suffix(suffix: str, *, moving: bool) -> None:
+    """Refuse, with a ValueError, a kind of file that clips (`moving`) or images cannot be written as."""
+    if suffix not in (("gif", "mp4") if moving else ("png",)):
+        kind, wanted = ("clips", "gif or mp4") if moving else ("images", "png")
+        raise ValueError(f"{kind} cannot be written as {suffix or 'a file without suffix'}; wanted {wanted}")
 
 
 def grid_png(images: Tensor, columns: int) -> bytes:
