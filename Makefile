@@ -11,7 +11,7 @@ demo: $(INSTALLED) $(DATA)  ## Run the quickstart sweep: a scaling law in a few 
 	$(BIN)/ditlaw run sweeps/quickstart.yaml
 
 test: $(INSTALLED) $(DATA)  ## Run every test that this machine can run.
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-long: $(INSTALLED) $(DATA)  ## Also those that take minutes each: nodes, heads and disks that fail.
 	$(BIN)/pytest --long

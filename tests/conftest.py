@@ -5,9 +5,14 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.request import Request, urlopen
 
 import pytest
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
 
 # Several processes of tests, and the workers they start, share the cores; more threads than cores would slow them all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,15 +23,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:  # a file is for one process, and all that start Ray for the first, one after the other
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "ray")
+    items.sort(key=lambda item: not _starts_ray(item.nodeid))
     if not config.getoption("--long"):
         skip = pytest.mark.skip(reason="takes minutes; make test-long runs it")
         for item in items:
             if "long" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """A file is for one process, and all files that start Ray for the first: two clusters would starve each other."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "Ray" if _starts_ray(nodeid) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
+def _starts_ray(nodeid: str) -> bool:
+    return Path(nodeid.split("::")[0]).name.startswith(("test_end_to_end", "test_faults_", "test_cluster_s"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from faults_oracle import SPEC
 
 from orchestrator.results.store import read_attempts, read_measurements
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def spec(folder: Path, name: str, seeds: list[int], priority: int) -> Path:

@@ -22,8 +22,6 @@ from orchestrator.results.store import Store, read_attempts
 from orchestrator.scheduling import submission
 from orchestrator.status import StatusReader
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 SPEC = """
 name: job
 models: {patch: 7, head_dim: 8, sizes: [{name: a, width: 8, depth: 1}]}

@@ -27,7 +27,7 @@ from orchestrator.results.location import Location, location
 from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
 from orchestrator.results.store import read_attempts, read_curves, read_measurements
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 SMOKE = Path("sweeps/smoke.yaml")
 ABSENT = "http://127.0.0.1:9"

@@ -22,7 +22,7 @@ from orchestrator.faults.rig import Rig, all_gone
 from orchestrator.results.checkpoints import checkpoint_folders
 from orchestrator.results.store import read_measurements
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def test_a_driver_is_killed_checkpoints_rot_and_mlflow_is_absent_then_silent(rig, undisturbed, tmp_path):

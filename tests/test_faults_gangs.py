@@ -15,7 +15,7 @@ from orchestrator.faults.comparison import forgotten, problems
 from orchestrator.faults.points import Fault
 from orchestrator.results.store import read_attempts
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

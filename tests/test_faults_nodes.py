@@ -9,7 +9,7 @@ from orchestrator.faults.points import Trace
 from orchestrator.faults.rig import Rig
 from orchestrator.results.store import read_attempts
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def gangs(rig: Rig) -> dict[str, str]:

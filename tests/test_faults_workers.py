@@ -11,7 +11,7 @@ from orchestrator.faults.rig import alive
 from orchestrator.planning.plan import make
 from orchestrator.results.store import read_attempts, read_measurements
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILLS = tuple(Fault(point=point, occurrence=40 if point.startswith("step") else 1) for point in POINTS)
 OTHERS = (
