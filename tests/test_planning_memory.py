@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from models.config import DiTConfig, preset
-from models.cost import Precision
-from orchestrator.bench.memory import Case, attempt_of, train
-from orchestrator.planning.memory import EVALUATION_BATCH, Memory, memory
+from models.cost import Precision, cost
+from orchestrator.bench.memory import Case, assignment_of, attempt_of, member_of, train, trial_of
+from orchestrator.planning.memory import EVALUATION_BATCH, Memory, flat_memory, memory
 from orchestrator.training import engine
 from orchestrator.training.evaluation import BATCH
+from orchestrator.training.packing import seated, step
 
 MODEL = DiTConfig(image_size=16, channels=4, num_classes=10, patch=2, width=128, depth=3, heads=2)
 CPU = torch.device("cpu")
@@ -111,6 +113,34 @@ def test_the_model_says_what_an_attempt_holds_and_its_peak(group, tmp_path, opti
     peak = peak_bytes(tmp_path / "trace.json", lambda: train(attempt, 1))
     assert modelled(case).training == pytest.approx(modelled(case).held + peak, rel=0.05)
     attempt.engine.close()
+
+
+@pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 0), ("bf16", 1)])
+def test_the_model_says_what_a_step_over_flat_buffers_holds_and_its_peak(tmp_path, precision, zero_stage):
+    case = Case(size="small", model=MODEL, micro_batch=2, precision=precision, zero_stage=zero_stage)
+    needed = flat_memory(MODEL, micro_batch=2, precision=precision, num_workers=1, captured=False, wide=True)
+    before = tensor_bytes()
+    pack, (attempt,) = seated([assignment_of(trial_of(case, 4))], member_of(case, CPU, tmp_path))
+    step(pack, [attempt])
+    own = attempt.data.images.nbytes + attempt.data.labels.nbytes
+    assert needed.held == pytest.approx(tensor_bytes() - before - own, rel=0.02)
+    peak = peak_bytes(tmp_path / "trace.json", lambda: step(pack, [attempt]))
+    assert needed.training == pytest.approx(needed.held + peak, rel=0.05)
+
+
+def test_workers_divide_the_state_of_flat_buffers_and_a_graph_keeps_what_a_step_needs():
+    def needs(**given: Any) -> Memory:
+        options = {"precision": "bf16", "num_workers": 1, "captured": False, "wide": False, "micro_batch": 8, **given}
+        return flat_memory(preset("B/2"), **options)
+
+    params = cost(preset("B/2")).params_total
+    one, four = needs(), needs(num_workers=4)
+    assert one.state == 22 * params
+    assert four.state == pytest.approx((2 + 16 / 4 + 4) * params, rel=1e-6)
+    assert needs(precision="fp32").state == 20 * params
+    graph = needs(captured=True)
+    assert graph.training == one.training == graph.held
+    assert graph.total == one.training + one.evaluation
 
 
 @pytest.mark.parametrize("stage", [2, 3])

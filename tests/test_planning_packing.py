@@ -86,22 +86,29 @@ def planned(tmp_path: Path, text: str):
 
 
 @pytest.mark.parametrize(
-    ("change", "graphed"),
+    ("change", "stepping"),
     [
-        ("", False),
-        (", graphs: true", True),
-        (", compile: true", True),
-        (", compile: true, device: h100-80gb", True),
-        (", compile: true, graphs: false", False),
-        (", compile: true, zero_stage: 2", False),
-        (", compile: true, micro_batch: 8", False),
-        (", compile: true, workers: 2", False),
-        (", compile: true, activation_checkpointing: true", False),
+        ("", "deepspeed"),
+        (", graphs: true", "graph"),
+        (", compile: true", "graph"),
+        (", compile: true, device: h100-80gb", "graph"),
+        (", compile: true, graphs: false", "deepspeed"),
+        (", compile: true, graphs: uncaptured", "flat"),
+        (", compile: true, zero_stage: 2", "deepspeed"),
+        (", compile: true, micro_batch: 8", "deepspeed"),
+        (", compile: true, workers: 2", "deepspeed"),
+        (", compile: true, workers: 2, graphs: true", "graph"),
+        (", workers: 2, graphs: uncaptured, device: h100-80gb", "flat"),
+        (", workers: 2, micro_batch: 32, graphs: true", "graph"),
+        (", workers: 2, micro_batch: 16, graphs: true", "deepspeed"),
+        (", workers: 2, zero_stage: 2, graphs: true", "deepspeed"),
+        (", workers: 2, offload: true, graphs: true", "deepspeed"),
+        (", compile: true, activation_checkpointing: true", "deepspeed"),
     ],
 )
-def test_whole_steps_of_one_gpu_are_graphs(tmp_path, change, graphed):
+def test_whole_steps_of_one_gpu_are_graphs_and_those_of_several_if_asked_for(tmp_path, change, stepping):
     trials = planned(tmp_path, GPU.replace("bf16}", f"bf16{change}}}"))
-    assert {trial.graphed for trial in trials} == {graphed}
+    assert {trial.stepping for trial in trials} == {stepping}
 
 
 def test_steps_that_leave_no_room_for_a_graph_have_none(tmp_path):
@@ -111,11 +118,12 @@ def test_steps_that_leave_no_room_for_a_graph_have_none(tmp_path):
         .replace("name: a, width: 32, depth: 2", "name: a, width: 1152, depth: 28")
         .replace("1e11", "1e16")
     )
-    assert not any(trial.graphed for trial in planned(tmp_path, large.replace("batch_size: 64", "batch_size: 512")))
+    trials = planned(tmp_path, large.replace("batch_size: 64", "batch_size: 512"))
+    assert {trial.stepping for trial in trials} == {"deepspeed"}
 
 
 def test_no_trial_on_a_cpu_is_a_graph(plan):
-    assert not any(trial.graphed for trial in plan.trials)
+    assert {trial.stepping for trial in plan.trials} == {"deepspeed"}
 
 
 def test_fp8_of_a_width_that_its_units_cannot_take_is_refused(tmp_path):

@@ -12,14 +12,11 @@ import torch
 
 from models.configs.dit import DiTConfig
 from models.float8 import product, rowwise
-from models.objectives import build_objective
 from orchestrator.bench.memory import Case, assignment_of, attempt_of, member_of, train, trial_of
-from orchestrator.spec.trial import Trial
+from orchestrator.spec.trial import Stepping, Trial
 from orchestrator.training import engine
 from orchestrator.training.data.source import HeldImages
-from orchestrator.training.loop import Attempt
-from orchestrator.training.pack import Pack
-from orchestrator.training.packing import step
+from orchestrator.training.packing import seated, step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,12 +42,9 @@ def trial(case: Case, seed: int = 0) -> Trial:
 
 def packed(case: Case, device: torch.device, folder: Path, seeds: tuple[int, ...] = (0,), graph: bool = True):
     """The losses [steps, members] of members that differ in their seed, and their attempts."""
-    trials = [trial(case, seed) for seed in seeds]
-    pack = Pack(trials, build_objective(trials[0].objective), device, graph=graph)
-    worker = member_of(case, device, folder)
-    attempts = [Attempt(assignment_of(one), worker, seat=seat) for one, seat in zip(trials, pack.members, strict=True)]
-    for row, attempt in enumerate(attempts):
-        pack.follow(row, attempt.ema)
+    stepping: Stepping = "graph" if graph else "flat"
+    trials = [dataclasses.replace(trial(case, seed), stepping=stepping) for seed in seeds]
+    pack, attempts = seated([assignment_of(one) for one in trials], member_of(case, device, folder))
     losses = []
     for _ in range(STEPS):
         losses.append(step(pack, attempts))

@@ -19,6 +19,7 @@ from models.packed import pack
 from orchestrator.results.store import read_attempts, read_curves, read_measurements
 from orchestrator.scheduling.backend import Assignment
 from orchestrator.spec.trial import CooldownSchedule, Trial
+from orchestrator.training.division import Alone
 from orchestrator.training.flat import Layout
 from orchestrator.training.flat_adamw import Buffers, EagerUpdate, Settings, flat_update, slot_values, slots_of
 from orchestrator.training.gang import GangMember
@@ -230,8 +231,9 @@ def test_the_flat_update_is_that_of_fused_adamw_for_every_member_and_parameter()
         )  # fmt: skip
 
     eager, by_tensors, flat = buffers(), buffers(), buffers()
-    update, update_by_tensors = (EagerUpdate(settings, layout, one, betas) for one in (eager, by_tensors))
-    rows, values, slot_of_element = slots_of(settings, layout, torch.device("cpu"))
+    alone = Alone(layout)
+    update, update_by_tensors = (EagerUpdate(settings, alone, one, betas) for one in (eager, by_tensors))
+    rows, values, slot_of_element = slots_of(settings, alone, torch.device("cpu"))
     for step in range(3):
         gradient, rates, weights = torch.randn(layout.size, generator=generator), [1.0, 0.5], [1.0, 0.3 / (step + 1)]
         for one in (eager, by_tensors, flat):

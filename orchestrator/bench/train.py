@@ -23,15 +23,13 @@ import torch
 from models.config import preset
 from models.configs.dit import DiTConfig
 from models.cost import Precision, cost
-from models.objectives import build_objective
 from orchestrator.bench.baseline import bare_step, held, loaded, plain_step, reference_step
-from orchestrator.bench.memory import Case, Synthetic, assignment_of, attempt_of, environment, member_of, trial_of
+from orchestrator.bench.memory import Case, assignment_of, attempt_of, environment, member_of, trial_of
 from orchestrator.planning.devices import GPUS, Device, host
 from orchestrator.spec.datasets import PROCEDURAL
 from orchestrator.training import engine
 from orchestrator.training.data.source import EndlessImages
 from orchestrator.training.loop import Attempt
-from orchestrator.training.pack import Pack
 from orchestrator.training.packing import step as pack_step
 
 Take = Callable[[], None]
@@ -162,15 +160,9 @@ class Bench:
         return take
 
     def _pack(self, case: Case, members: int, graph: bool = True) -> Take:
-        trials = [replace(trial_of(case, 10**6), seed=seed) for seed in range(members)]
-        pack = Pack(trials, build_objective(trials[0].objective), self.device, graph=graph)
-        worker: Synthetic = member_of(case, self.device, self.folder)
-        attempts = [
-            Attempt(assignment_of(trial), worker, seat=seat, share=1 / members)
-            for trial, seat in zip(trials, pack.members, strict=True)
-        ]
-        for row, attempt in enumerate(attempts):
-            pack.follow(row, attempt.ema)
+        trial = replace(trial_of(case, 10**6), stepping="graph" if graph else "flat")
+        assignments = [assignment_of(replace(trial, seed=seed)) for seed in range(members)]
+        pack, attempts = seated(assignments, member_of(case, self.device, self.folder))
 
         def take() -> None:
             pack_step(pack, attempts)

@@ -40,7 +40,7 @@ class Memory:
     bucket: int
     """What ZeRO reduces gradients in during a backward pass."""
     standing: int
-    """Of `gradients` and `bucket`, what ZeRO 3 holds all the time."""
+    """What is held all the time of what a step needs: by ZeRO 3 of `gradients` and `bucket`, by a CUDA graph all."""
     gathered: int
     """Weights that ZeRO 3 has gathered from the other workers."""
     activations: int
@@ -143,6 +143,58 @@ def memory(
         copied_master=4 * owned if offload else 0,
         evaluation=max(evaluation_batch * inference_bytes(model, "fp32"), generation_bytes),
         host=_host(share, size, zero_stage == 2 and again) if offload else 0,
+    )
+
+
+@lru_cache(maxsize=4096)
+def flat_memory(
+    model: ModelConfig,
+    *,
+    micro_batch: int,
+    precision: Precision,
+    num_workers: int,
+    captured: bool,
+    wide: bool,
+    evaluation_batch: int = EVALUATION_BATCH,
+    generation_bytes: int = 0,
+) -> Memory:
+    """Memory of one of `num_workers` workers that train `model` without DeepSpeed, over flat buffers (training.pack).
+
+    Masters, moments and average are divided by the workers; in fp32 masters are part of the weights.
+
+    Args:
+        micro_batch: a worker's share of the batch.
+        captured: the step is a CUDA graph, which keeps all that a step needs.
+        wide: gradients are summed in fp32 even if the step is in bf16 (not compiled, or clipped).
+        evaluation_batch: images of one forward pass of the validation loss.
+        generation_bytes: of generating images and encoding them (`planning.evaluation`).
+    """
+    params = cost(model).params_total
+    size = 4 if precision == "fp32" else 2
+    share = -(-params // num_workers)
+    buffer = (4 if wide else size) * params
+    activations = micro_batch * activation_bytes(model, precision, False)
+    working = micro_batch * working_bytes(model, precision)
+    reducing = buffer + size * params  # autograd's are copied into the buffer
+    averages = 4 * params if num_workers > 1 else 0  # gathered to be measured
+    return Memory(
+        weights=size * params,
+        master=0 if precision == "fp32" else 4 * share,
+        moments=8 * share,
+        ema=4 * share,
+        measured=4 * params,
+        gradients=buffer,
+        accumulated=buffer,
+        reducing=reducing,
+        bucket=0,
+        standing=max(buffer + activations + working, reducing) if captured else buffer,
+        gathered=0,
+        activations=activations,
+        working=working,
+        gradients_to_step=0,
+        copied_master=0,
+        evaluation=max(evaluation_batch * inference_bytes(model, "fp32"), generation_bytes, averages),
+        host=0,
     )
 
 

@@ -12,7 +12,7 @@ from models.configs.base import ModelConfig
 from models.cost import Precision
 from orchestrator.planning.devices import GPUS, OFFLOAD_WORK, ZERO_WORK, Device, training_flops_per_second
 from orchestrator.planning.evaluation import evaluation_seconds, generation_bytes_of
-from orchestrator.planning.memory import EVALUATION_BATCH, Memory, memory
+from orchestrator.planning.memory import EVALUATION_BATCH, Memory, flat_memory, memory
 from orchestrator.spec.trial import Trial
 
 ZeroStage = Literal[0, 1, 2, 3]
@@ -254,6 +254,16 @@ def trial_seconds(trial: Trial, flops: float, device: Device) -> tuple[float, bo
 
 def trial_memory(trial: Trial, *, on_gpu: bool) -> Memory:
     """Memory of one worker of `trial`, at its fullest."""
+    if on_gpu and trial.stepping != "deepspeed":
+        return flat_memory(
+            trial.model,
+            micro_batch=trial.batch_size // trial.num_workers,
+            precision=trial.precision,
+            num_workers=trial.num_workers,
+            captured=trial.stepping == "graph",
+            wide=not trial.compiled or trial.optimizer.gradient_clip is not None,
+            generation_bytes=generation_bytes_of(trial, on_gpu=True),
+        )
     return memory(
         trial.model,
         micro_batch=trial.micro_batch or trial.batch_size // trial.num_workers,

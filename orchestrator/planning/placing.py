@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from orchestrator.planning.devices import Device, named
 from orchestrator.planning.evaluation import generation_bytes
 from orchestrator.planning.grid import Cell
-from orchestrator.planning.memory import memory
+from orchestrator.planning.memory import flat_memory
 from orchestrator.planning.placement import Limits, Placement, Wish, available_bytes, place_all
 from orchestrator.spec.source import Problem
 from orchestrator.spec.sweep import Compute, Sweep
-from orchestrator.spec.trial import Evaluation, ZeroStage
+from orchestrator.spec.trial import Evaluation, Stepping, ZeroStage
 
 FLOAT8_MULTIPLE = 16
 """What fp8 units want the sizes of a weight to be a multiple of."""
@@ -31,8 +31,8 @@ class Seat:
     micro_batch: int | None
     activation_checkpointing: bool
     offload: bool
-    graphed: bool
-    """Steps as CUDA graphs, without DeepSpeed."""
+    stepping: Stepping
+    """By what steps are taken."""
 
 
 def key_of(cell: Cell) -> Key:
@@ -52,7 +52,7 @@ def seats(sweep: Sweep, cells: Iterable[Cell], evaluation: Evaluation, problems:
         return {}
     if compute.device is None:
         given = _as_given(compute)
-        return {key: _with_graph(given, cell, compute, None, evaluation) for key, cell in first.items()}
+        return {key: _with_step(given, cell, compute, None, evaluation) for key, cell in first.items()}
     try:
         device = device_of(compute)
     except ValueError as error:
@@ -75,7 +75,7 @@ def seats(sweep: Sweep, cells: Iterable[Cell], evaluation: Evaluation, problems:
         problems.append(Problem(("compute",), str(error)))
         return {}
     return {
-        key: _with_graph(_seat(place, stage), cell, compute, device, evaluation)
+        key: _with_step(_seat(place, stage), cell, compute, device, evaluation)
         for (key, cell), place in zip(first.items(), places, strict=True)
     }
 
@@ -116,7 +116,7 @@ def _as_given(compute: Compute) -> Seat:
         micro_batch=None if compute.micro_batch == "auto" else compute.micro_batch,
         activation_checkpointing=compute.activation_checkpointing is True,
         offload=compute.offload,
-        graphed=False,
+        stepping="deepspeed",
     )
 
 
@@ -127,30 +127,39 @@ def _seat(place: Placement, stage: ZeroStage) -> Seat:
         micro_batch=place.micro_batch,
         activation_checkpointing=place.activation_checkpointing,
         offload=place.offload,
-        graphed=False,
+        stepping="deepspeed",
     )
 
 
-def _with_graph(seat: Seat, cell: Cell, compute: Compute, device: Device | None, evaluation: Evaluation) -> Seat:
-    """The seat, with CUDA graphs if whole steps of a trial on one GPU can have them and there is room: a graph holds
-    what a step needs even while the trial is evaluated."""
-    model, batch = cell.model.config, cell.target.batch_size
-    whole = seat.micro_batch in (None, batch) and not seat.activation_checkpointing and not seat.offload
+def _with_step(seat: Seat, cell: Cell, compute: Compute, device: Device | None, evaluation: Evaluation) -> Seat:
+    """The seat, with the step over flat buffers if that is wanted, serves the trial and has room: whole batches, the
+    ZeRO stage whose arithmetic it is, and a model that says so. A graph holds what a step needs even in evaluations."""
+    model, share = cell.model.config, cell.target.batch_size // seat.num_workers
+    stepping = _wanted(compute, seat.num_workers)
+    whole = seat.micro_batch in (None, share) and not seat.activation_checkpointing and not seat.offload
     usual = seat.zero_stage == (0 if compute.precision == "fp32" else 1)
-    wanted = compute.compile if compute.graphs == "auto" else compute.graphs
-    on_one_gpu = compute.gpus_per_worker > 0 and seat.num_workers == 1 and wanted
-    if not (on_one_gpu and whole and usual and model.packable):
+    if stepping == "deepspeed" or not (compute.gpus_per_worker > 0 and whole and usual and model.packable):
         return seat
-    needed = memory(
+    needed = flat_memory(
         model,
-        micro_batch=batch,
+        micro_batch=share,
         precision=compute.precision,
-        zero_stage=seat.zero_stage,
-        num_workers=1,
+        num_workers=seat.num_workers,
+        captured=stepping == "graph",
+        wide=not compute.compile or cell.variant.training.gradient_clip is not None,
         generation_bytes=generation_bytes(evaluation, model, on_gpu=True, whole=compute.compile),
     )
     room = UNKNOWN_DEVICE_BYTES if device is None else available_bytes(device)
-    return dataclasses.replace(seat, graphed=needed.training + needed.evaluation <= room)
+    return dataclasses.replace(seat, stepping=stepping) if needed.total <= room else seat
+
+
+def _wanted(compute: Compute, num_workers: int) -> Stepping:
+    """The step that a sweep asks for; on several GPUs, where it has not been measured, only by name."""
+    if compute.graphs == "auto":
+        return "graph" if compute.compile and num_workers == 1 else "deepspeed"
+    if compute.graphs == "uncaptured":
+        return "flat"
+    return "graph" if compute.graphs else "deepspeed"
 
 
 def _without_float8(cells: Iterable[Cell]) -> str | None:

@@ -150,7 +150,7 @@ class _Maker:
             micro_batch=seat.micro_batch,
             activation_checkpointing=seat.activation_checkpointing,
             offload=seat.offload,
-            graphed=seat.graphed,
+            stepping=seat.stepping,
             compiled=self._sweep.compute.compile,
             flops_per_sample=model.cost.training_flops,
             params_total=model.cost.params_total,

@@ -17,6 +17,8 @@ from orchestrator.spec.identity import ADDED_LATER, canonical_json, digest, dige
 
 Precision = Literal["fp32", "bf16", "fp8"]
 ZeroStage = Literal[0, 1, 2, 3]
+Stepping = Literal["deepspeed", "flat", "graph"]
+"""DeepSpeed, or without it over flat buffers (`training.pack`), or the latter as one CUDA graph."""
 Sampler = Literal["ddpm", "ddim", "euler", "heun", "sde-euler", "dpmpp-2m", "dpmpp-3m"]
 """The samplers of `models.samplers` that need nothing but the model: not dpm-v3, which needs statistics of it."""
 
@@ -175,8 +177,8 @@ class Trial:
     """Blocks keep only their input and are computed again in the backward pass."""
     offload: bool = False
     """Optimizer state and master weights lie in the memory of the host (ZeRO-Offload)."""
-    graphed: bool = False
-    """On a GPU its steps are taken without DeepSpeed, each as one CUDA graph: a pack of one (`training.pack`)."""
+    stepping: Stepping = "deepspeed"
+    """By what its steps are taken on GPUs."""
     compiled: bool = False
     """The step runs through torch.compile where that pays: on a GPU, but for ZeRO 3."""
 

@@ -18,16 +18,23 @@ class Layout:
     Args:
         shapes: of each parameter of one member, by name, in the model's order.
         num_members: M.
+        num_shares: equal parts into which a buffer can be cut; it ends in zeros that no parameter has.
     """
 
-    def __init__(self, shapes: Mapping[str, torch.Size], num_members: int) -> None:
+    def __init__(self, shapes: Mapping[str, torch.Size], num_members: int, num_shares: int = 1) -> None:
         self.shapes, self.num_members = dict(shapes), num_members
         self.names = list(shapes)
         self._starts, end = [], 0
         for shape in self.shapes.values():
             self._starts.append(end)
             end += -(-num_members * prod(shape) // ALIGNMENT) * ALIGNMENT
-        self.size = end
+        self.share = -(-end // (ALIGNMENT * num_shares)) * ALIGNMENT
+        self.size = self.share * num_shares
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Where each parameter begins and ends in a buffer."""
+        num = self.num_members
+        return [(at, at + num * prod(shape)) for at, shape in zip(self._starts, self.shapes.values(), strict=True)]
 
     def zeros(self, device: torch.device) -> Tensor:
         """A buffer in float32."""
@@ -35,10 +42,9 @@ class Layout:
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """Each parameter of all members [M, ...], as a part of a buffer."""
-        num = self.num_members
         return [
-            buffer[start : start + num * prod(shape)].view(num, *shape)
-            for start, shape in zip(self._starts, self.shapes.values(), strict=True)
+            buffer[start:end].view(self.num_members, *shape)
+            for (start, end), shape in zip(self.ranges(), self.shapes.values(), strict=True)
         ]
 
     def rows(self, buffer: Tensor, row: int) -> list[Tensor]:

@@ -1,4 +1,5 @@
-"""AdamW and the averages of a pack: each member and parameter with its own rate, decay and epsilon.
+"""AdamW and the averages of a pack, or of a worker's share of one model: each member and parameter with its own rate,
+decay and epsilon.
 
 `EagerUpdate` calls torch's fused kernel for what shares its settings. `CompiledUpdate` makes the step, the weights of
 the next forward pass and the averages one kernel over flat buffers, which reads and writes every buffer once.
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.training.compilation import compiled
-from orchestrator.training.flat import Layout
+from orchestrator.training.division import Division
 
 
 class Settings(NamedTuple):
@@ -27,7 +28,7 @@ class Settings(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Buffers:
-    """What an update works on, flat; steps [M]."""
+    """What an update works on, flat, as the worker keeps it; steps [M]."""
 
     masters: Tensor
     weights: Tensor
@@ -48,22 +49,27 @@ class EagerUpdate:
 
     Args:
         settings: of each member, of each parameter in the model's order.
-        layout: how they lie in the buffers.
+        division: how they lie in the buffers.
         buffers: fixed for good.
         betas: Adam's.
     """
 
     def __init__(
-        self, settings: Sequence[Sequence[Settings]], layout: Layout, buffers: Buffers, betas: tuple[float, float]
+        self, settings: Sequence[Sequence[Settings]], division: Division, buffers: Buffers, betas: tuple[float, float]
     ) -> None:
         self._buffers, self._betas, self._calls = buffers, betas, []
         followed = (buffers.averages, buffers.masters)
-        self._rows = [[layout.rows(buffer, row) for buffer in followed] for row in range(len(settings))]
-        self._views = list(zip(*map(layout.views, followed), strict=True))
-        kinds = (buffers.masters, buffers.gradient, *buffers.moments)
+        self._rows = [[division.rows(buffer, row) for buffer in followed] for row in range(len(settings))]
+        self._views = list(zip(*map(division.views, followed), strict=True))
+        rows = [
+            [division.rows(kind, row) for kind in (buffers.masters, buffers.gradient, *buffers.moments)]
+            for row in range(len(settings))
+        ]
         for (row, one), places in _slots(settings).items():
-            lists = [[layout.rows(kind, row)[place] for place in places] for kind in kinds]
-            self._calls.append((row, one, lists, [buffers.steps[row]] * len(places)))
+            kept = [place for place in places if rows[row][0][place].numel()]
+            lists = [[kind[place] for place in kept] for kind in rows[row]]
+            if kept:
+                self._calls.append((row, one, lists, [buffers.steps[row]] * len(kept)))
 
     def __call__(self, rates: Numbers, weights: Numbers) -> None:
         """A step; `rates` over the base rates, and `weights` by which the averages move."""
@@ -91,10 +97,10 @@ class CompiledUpdate:
     """The update as one kernel; arguments as of `EagerUpdate`."""
 
     def __init__(
-        self, settings: Sequence[Sequence[Settings]], layout: Layout, buffers: Buffers, betas: tuple[float, float]
+        self, settings: Sequence[Sequence[Settings]], division: Division, buffers: Buffers, betas: tuple[float, float]
     ) -> None:
         self._buffers, self._betas = buffers, betas
-        self._rows, self._settings, self._slot_of_element = slots_of(settings, layout, buffers.masters.device)
+        self._rows, self._settings, self._slot_of_element = slots_of(settings, division, buffers.masters.device)
         self._values, self._update = compiled(slot_values), compiled(flat_update)
 
     def __call__(self, rates: Numbers, weights: Numbers) -> None:
@@ -119,7 +125,7 @@ def _slots(settings: Sequence[Sequence[Settings]]) -> dict[tuple[int, Settings],
 
 
 def slots_of(
-    settings: Sequence[Sequence[Settings]], layout: Layout, device: torch.device
+    settings: Sequence[Sequence[Settings]], division: Division, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The member of each slot [S], its settings [S, 3], and the slot of every element; None where there is one slot."""
     slots = _slots(settings)
@@ -127,9 +133,9 @@ def slots_of(
     values = torch.tensor([one for _, one in slots], device=device)
     if len(slots) == 1:
         return rows, values, None
-    slot_of_element = torch.zeros(layout.size, dtype=torch.int32, device=device)
+    slot_of_element = division.zeros(device).int()
     for number, ((row, _), places) in enumerate(slots.items()):
-        views = layout.rows(slot_of_element, row)
+        views = division.rows(slot_of_element, row)
         for place in places:
             views[place].fill_(number)
     return rows, values, slot_of_element

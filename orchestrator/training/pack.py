@@ -3,7 +3,10 @@
 Weights, Adam's moments and averages of M members lie in flat buffers: parameter after parameter, and of each parameter
 [M, ...], so that what a batched product gives lies as the buffers do. Every member has its own learning rate, weight
 decay and epsilon in every parameter group, as µP wants. DeepSpeed knows one model and one learning rate a group, so it
-is not used: fp32 is what ZeRO-0 does on one worker, bf16 with fp32 masters what ZeRO-1 does.
+is not used: fp32 is what ZeRO-0 does, bf16 with fp32 masters what ZeRO-1 does.
+
+A pack of one can be that of a gang of several workers, each with its share of the batch: gradients are summed, and each
+worker steps its share of masters, moments and averages (`training.division`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from models.packed import pack
 from models.parameterization import TaggedModule, parameter_groups
 from orchestrator.spec.trial import Optimizer, Trial
 from orchestrator.training.compilation import compiled
+from orchestrator.training.division import division
 from orchestrator.training.engine import MOMENTS
 from orchestrator.training.flat import Layout
 from orchestrator.training.flat_adamw import Buffers, CompiledUpdate, EagerUpdate, Numbers, Settings
@@ -37,9 +41,19 @@ class Pack:
         objective: theirs.
         device: where.
         graph: replay the step as a CUDA graph, on a GPU.
+        rank: of the worker in its gang.
+        num_workers: of the gang; one, but for a pack of one. Then construction, steps and whole state are collective.
     """
 
-    def __init__(self, trials: Sequence[Trial], objective: Objective, device: torch.device, graph: bool = True) -> None:
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        objective: Objective,
+        device: torch.device,
+        graph: bool = True,
+        rank: int = 0,
+        num_workers: int = 1,
+    ) -> None:
         models = [training_model(trial) for trial in trials]
         self._settings = [_settings(model, trial) for model, trial in zip(models, trials, strict=True)]
         self.optimizers: list[Optimizer] = [trial.optimizer for trial in trials]
@@ -53,13 +67,14 @@ class Pack:
         self.members = [PackMember(self, row) for row in range(len(trials))]
         self._emas: dict[int, Ema] = {}
         shapes = {name: parameter.shape for name, parameter in models[0].named_parameters()}
-        self.layout = Layout(shapes, len(trials))
-        self.masters, self.averages = self.layout.zeros(device), self.layout.zeros(device)
-        self.moments = {name: self.layout.zeros(device) for name in MOMENTS}
+        self.layout = Layout(shapes, len(trials), num_workers)
+        self.division = division(self.layout, rank, num_workers)
+        self.masters, self.averages = self.division.zeros(device), self.division.zeros(device)
+        self.moments = {name: self.division.zeros(device) for name in MOMENTS}
         self.steps = torch.zeros(len(trials), device=device)
-        with torch.no_grad():
-            for view, parameter in zip(self.layout.views(self.masters), self.model.parameters(), strict=True):
-                view.copy_(parameter.view(view.shape))
+        for row, member in enumerate(self.members):
+            initial = [parameter[row] if self._stacked else parameter for parameter in self.model.parameters()]
+            self.division.write(member.masters(), initial)
         self._bind()
 
     @property
@@ -85,7 +100,7 @@ class Pack:
         if not self._graphed:
             return self._advance_by(*batch, numbers)
         if self._graph is None:
-            self._graph = StepGraph(self._advance_by)
+            self._graph = StepGraph(self._advance_by, with_others=self.division.num_workers > 1)
         return self._graph(*batch, numbers)
 
     def _advance_by(self, *inputs: Tensor) -> Tensor:
@@ -94,13 +109,16 @@ class Pack:
         return self._advance(batch, *numbers.chunk(2))
 
     def _advance(self, batch: Sequence[Tensor], rates: Numbers, weights: Numbers) -> Tensor:
-        losses = self._losses(batch)
-        gradients = torch.autograd.grad(losses.sum(), self._parameters)
+        losses, num_workers = self._losses(batch), self.division.num_workers
+        share = losses.sum() / num_workers if num_workers > 1 else losses.sum()  # their sum is the mean over the gang
+        gradients = torch.autograd.grad(share, self._parameters)
         torch._foreach_copy_(self._gradients, list(gradients))
+        self.division.reduce(self._gradient)
         self._clip()
         self.steps += 1
         with torch.no_grad():
             self._update(rates, weights)
+        self.division.gather(self._weights)
         return losses.detach()
 
     def _losses(self, batch: Sequence[Tensor]) -> Tensor:
@@ -113,15 +131,15 @@ class Pack:
         """Scale each member's gradient down to its own largest norm."""
         for row, optimizer in enumerate(self.optimizers):
             if (limit := optimizer.gradient_clip) is not None:
-                own = self.layout.rows(self._gradient, row)
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(own)))
+                own = self.division.parts(self.division.own(self._gradient), row)
+                norm = self.division.norm(own)
                 torch._foreach_mul_(own, (limit / (norm + CLIP_EPS)).clamp(max=1.0))
 
     # Members.
 
     def follow(self, row: int, ema: Ema) -> None:
         """Let the pack's steps update a member's average."""
-        own = self.layout.rows(self.averages, row)
+        own = self.division.parts(self.averages, row)
         torch._foreach_copy_(own, ema.tensors)
         ema.tensors = own
         self._emas[row] = ema
@@ -129,6 +147,7 @@ class Pack:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the members; the others are done."""
         old, self.layout = self.layout, Layout(self.layout.shapes, len(rows))
+        self.division = division(self.layout, 0, 1)
         index = torch.tensor(rows, device=self.device)
 
         def kept(buffer: Tensor) -> Tensor:
@@ -152,17 +171,27 @@ class Pack:
         self._bind()
 
     def refresh(self) -> None:
-        """Let the model see masters that were written from outside."""
+        """Let the model see masters that were written from outside. Collective."""
         if self._half:
-            self._weights.copy_(self.masters)
+            self.division.own(self._weights).copy_(self.masters)
+        self.division.gather(self._weights)
+
+    def close(self) -> None:
+        """Release the graph, at once: what it holds of the process group keeps that from being left, and its memory is
+        the next trial's."""
+        if self._graph is not None:
+            self._graph.release()
+        self._graph = None
+        self.members.clear()  # they know the pack, as it them
 
     def _bind(self) -> None:
         """Make the model's parameters views of the buffers, and make room for gradients; a graph knew the old ones."""
         self._graph = None
-        self._weights = self.masters.to(torch.bfloat16) if self._half else self.masters
+        dtype = torch.bfloat16 if self._half else torch.float32
+        self._weights, self.masters = self.division.spread(self.masters, dtype)
         clipped = any(optimizer.gradient_clip is not None for optimizer in self.optimizers)
         precise = not self._compiled or clipped  # else half the bytes are moved
-        self._gradient = torch.zeros_like(self.masters if precise else self._weights)
+        self._gradient = torch.zeros_like(self._weights, dtype=torch.float32 if precise else dtype)
         self._gradients = self._bound(self._gradient)
         for name, part in zip(self.names, self._bound(self._weights), strict=True):
             parent, _, child = name.rpartition(".")
@@ -172,11 +201,11 @@ class Pack:
         update = CompiledUpdate if self._compiled else EagerUpdate
         self._update = update(
             self._settings,
-            self.layout,
+            self.division,
             Buffers(
                 masters=self.masters,
-                weights=self._weights,
-                gradient=self._gradient,
+                weights=self.division.own(self._weights) if self._half else self.masters,
+                gradient=self.division.own(self._gradient),
                 moments=(first, second),
                 averages=self.averages,
                 steps=self.steps,
@@ -201,33 +230,32 @@ class PackMember:
         return self._pack.names
 
     def masters(self) -> list[Tensor]:
-        """The fp32 weights, in the model's order."""
-        return self._rows(self._pack.masters)
+        """The fp32 weights, in the model's order; of a gang this worker's share of them, flat."""
+        return self._parts(self._pack.masters)
 
     def whole(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Full fp32 tensors in the model's order, from parts laid out as `masters()`: they themselves."""
-        yield from parts
+        """Full fp32 tensors in the model's order, from parts laid out as `masters()`. Collective."""
+        return self._pack.division.whole(parts)
 
-    @torch.no_grad()
     def take_part(self, parts: Sequence[Tensor], full: Mapping[str, Tensor]) -> None:
-        """Write full fp32 tensors, by parameter name, into `parts`; `whole`'s reverse."""
-        for name, part in zip(self.names, parts, strict=True):
-            part.copy_(full[name])
+        """Write what this worker keeps of full fp32 tensors, by parameter name, into `parts`; `whole`'s reverse."""
+        self._pack.division.write(parts, [full[name] for name in self.names])
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of weights, Adam moments and step count as full fp32 tensors on the CPU."""
+        """Copies of weights, Adam moments and step count as full fp32 tensors on the CPU. Collective."""
         state = {
             f"{kind}/{name}": tensor.to("cpu", copy=True)
-            for kind, tensors in self._state().items()
-            for name, tensor in zip(self.names, tensors, strict=True)
+            for kind, parts in self._state().items()
+            for name, tensor in zip(self.names, self.whole(parts), strict=True)
         }
         state["step"] = self._pack.steps[self.row].long().cpu()
         return state
 
     def load_state(self, state: dict[str, Tensor], loss: Callable[[], Tensor] | None = None) -> None:
-        """Take over what `state()` gave, here or in an engine; `loss` is what an engine would need."""
-        for kind, tensors in self._state().items():
-            self.take_part(tensors, {name: state[f"{kind}/{name}"] for name in self.names})
+        """Take over what `state()` gave, here or in an engine, on any number of workers; `loss` is what an engine would
+        need. Collective."""
+        for kind, parts in self._state().items():
+            self.take_part(parts, {name: state[f"{kind}/{name}"] for name in self.names})
         self._pack.steps[self.row] = float(state["step"])
         self._pack.refresh()
 
@@ -235,11 +263,11 @@ class PackMember:
         """Nothing of its own: the pack ends with its last member."""
 
     def _state(self) -> dict[str, list[Tensor]]:
-        moments = {name: self._rows(moment) for name, moment in self._pack.moments.items()}
+        moments = {name: self._parts(moment) for name, moment in self._pack.moments.items()}
         return {"param": self.masters(), **moments}
 
-    def _rows(self, buffer: Tensor) -> list[Tensor]:
-        return self._pack.layout.rows(buffer, self.row)
+    def _parts(self, kept: Tensor) -> list[Tensor]:
+        return self._pack.division.parts(kept, self.row)
 
 
 def _settings(model: TaggedModule, trial: Trial) -> list[Settings]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.objectives import build_objective
 from orchestrator.faults import points
-from orchestrator.results.outbox import outbox_of
+from orchestrator.results.outbox import AT_ONCE, Outbox, outbox_of
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import Attempt, Story
@@ -24,24 +24,20 @@ Ended = tuple[AttemptOutcome, str | None]
 
 
 def run_pack(assignment: Assignment, member: GangMember) -> Ended:
-    """Run the attempts of an assignment with mates; as `loop.run_attempt`, and all fail if one does.
+    """Run the attempts of an assignment with mates, or one as a pack; as `loop.run_attempt`, and all fail if one does.
 
     Returns "stopped" if any was asked to stop, "diverged" if all diverged, else "completed", with the reasons of those
     that diverged.
     """
-    assert member.world_size == 1, "planning packs on one worker"
+    assert member.world_size == 1 or not assignment.mates, "planning packs on one worker"
     assignments = [assignment, *assignment.mates]
     with outbox_of(member.results) as outbox:
-        trials = [one.trial for one in assignments]
-        pack = Pack(trials, build_objective(trials[0].objective), member.device, graph=trials[0].graphed)
-        attempts = [
-            Attempt(one, member, outbox, seat, share=1 / len(trials))
-            for one, seat in zip(assignments, pack.members, strict=True)
-        ]
-        for row, attempt in enumerate(attempts):
-            pack.follow(row, attempt.ema)
-        points.begin(assignment.trial.trial_id, assignment.attempt, attempts[0].samples)
-        ended = _tell(pack, attempts)
+        pack, attempts = seated(assignments, member, outbox)
+        try:
+            points.begin(assignment.trial.trial_id, assignment.attempt, attempts[0].samples, member.rank)
+            ended = _tell(pack, attempts)
+        finally:
+            pack.close()
     reasons = "; ".join(
         f"{one.trial.name}: {reason}"
         for one, (outcome, reason) in zip(attempts, ended, strict=True)
@@ -51,6 +47,28 @@ def run_pack(assignment: Assignment, member: GangMember) -> Ended:
     if "stopped" in outcomes:
         return "stopped", "asked to stop"
     return ("diverged" if outcomes == {"diverged"} else "completed"), reasons or None
+
+
+def seated(
+    assignments: Sequence[Assignment], member: GangMember, outbox: Outbox = AT_ONCE
+) -> tuple[Pack, list[Attempt]]:
+    """A pack, and the attempts whose steps it takes. Collective."""
+    trials = [one.trial for one in assignments]
+    pack = Pack(
+        trials,
+        build_objective(trials[0].objective),
+        member.device,
+        graph=trials[0].stepping == "graph",
+        rank=member.rank,
+        num_workers=member.world_size,
+    )
+    attempts = [
+        Attempt(one, member, outbox, seat, share=1 / len(trials))
+        for one, seat in zip(assignments, pack.members, strict=True)
+    ]
+    for row, attempt in enumerate(attempts):
+        pack.follow(row, attempt.ema)
+    return pack, attempts
 
 
 def _tell(pack: Pack, attempts: Sequence[Attempt]) -> list[Ended]:

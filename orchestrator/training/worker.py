@@ -65,15 +65,15 @@ class Worker:
                 path = logs.enter_context(writing_log(self._results, one.trial.trial_id, one.attempt))
                 logs.enter_context(_log_file(path))
             try:
-                run = run_pack if assignment.mates or self._graphed(assignment) else run_attempt
+                run = run_pack if assignment.mates or self._flat(assignment) else run_attempt
                 return run(assignment, self._member)
             finally:
                 # Not at the beginning: a request may overtake the attempt that it is for.
                 self._member.stop.clear()
 
-    def _graphed(self, assignment: Assignment) -> bool:
-        """Whether it is trained as a pack of one, whose steps are CUDA graphs."""
-        return assignment.trial.graphed and self._use_gpu
+    def _flat(self, assignment: Assignment) -> bool:
+        """Whether it is trained as a pack of one, over flat buffers and without DeepSpeed."""
+        return assignment.trial.stepping != "deepspeed" and self._use_gpu
 
     def progress(self) -> Progress | None:
         """Where the running attempt is, with its signs of life; answered while it runs."""
