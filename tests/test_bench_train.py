@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from models.config import SP
 from models.configs.dit import DiTConfig
 from models.cost import cost
 from models.families import build
+from orchestrator.bench import gangs
 from orchestrator.bench.baseline import PlainDiT, bare_step, held, loaded, plain_step, reference_step
 from orchestrator.bench.memory import Case
 from orchestrator.bench.train import Bench, cpu_cases, gpu_cases, peak_of, small_case, time_variants
@@ -65,6 +68,53 @@ def test_every_variant_gives_a_figure(group, tmp_path: Path):
         assert figure.mfu == pytest.approx(figure.images_per_s * cost(TINY).training_flops / peak_of(CPU))
         assert figure.memory_gib is None
         assert figure.first_step_s > 0 < figure.again_s
+
+
+def test_steps_of_gangs_are_timed_through_deepspeed_and_over_flat_buffers(group, tmp_path: Path):
+    """Here of the smallest gang; larger ones are processes that do the same."""
+    case = Case(size="tiny", model=TINY, micro_batch=4, precision="fp32", zero_stage=0)
+    for variant in ("deepspeed ZeRO-2", "flat"):
+        row = gangs.timed(Bench(CPU, tmp_path), case, variant, num_gpus=1, seconds=0.05)
+        assert row["images_per_s"] == pytest.approx(4 / (1e-3 * row["step_ms"]))
+        assert row["mfu"] == pytest.approx(row["images_per_s"] * cost(TINY).training_flops / peak_of(CPU))
+
+
+def test_scaling_is_over_as_many_gpus_alone_and_a_failed_gang_has_none():
+    def row(variant: str, num_gpus: int, **figures) -> dict:
+        return {"case": "B/2 256", "variant": variant, "num_gpus": num_gpus, **figures}
+
+    rows = gangs.with_scaling(
+        [
+            row("deepspeed ZeRO-1", 1, images_per_s=2634),  # docs/training.md: 97.2 ms, 68.9 ms, and a graph's 93.2 ms
+            row("graph", 1, images_per_s=2747),
+            row("deepspeed ZeRO-1", 2, images_per_s=3716),
+            row("flat", 2, images_per_s=5000),
+            row("graph", 2, error="no answer for 240 s"),
+        ]
+    )
+    assert [None if one["scaling"] is None else round(one["scaling"], 3) for one in rows] == [1, 1, 0.705, None, None]
+    best = [None if one["scaling_of_best"] is None else round(one["scaling_of_best"], 3) for one in rows]
+    assert best == [0.959, 1, 0.676, 0.91, None]
+
+
+def test_a_gang_that_dies_or_stands_still_leaves_a_row(monkeypatch):
+    """Its rows until then stay: here none."""
+    worker = SimpleNamespace(exitcode=-6)
+    assert gangs._answer(queue.Queue(), [worker]) == {
+        "error": "a worker ended with exit code -6; its traceback is above"
+    }
+    monkeypatch.setattr(gangs, "PATIENCE", 0.0)
+    assert gangs._answer(queue.Queue(), []) == {"error": "no answer for 0 s"}
+
+
+def test_gangs_that_there_cannot_be_are_refused():
+    case = Case(size="tiny", model=TINY, micro_batch=4, precision="fp32", zero_stage=0)
+    with pytest.raises(ValueError, match="tiny has batches of 4; wanted a number of GPUs that divides them"):
+        gangs.run([case], (), 3, 1.0, cuda=False)
+    with pytest.raises(ValueError, match="no variant 'zero' with --gpus; wanted one of deepspeed ZeRO-1"):
+        gangs.run([case], ("zero",), 2, 1.0, cuda=False)
+    with pytest.raises(ValueError, match=f"--gpus 64, and torch sees {torch.cuda.device_count()}; wanted that many"):
+        gangs.run([case], (), 64, 1.0)
 
 
 def test_cases_are_those_of_the_page():

@@ -44,7 +44,7 @@ WARM_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One configuration on one worker."""
+    """One configuration, as each worker has it."""
 
     size: str
     model: ModelConfig
@@ -55,6 +55,7 @@ class Case:
     offload: bool = False
     micro_steps: int = 1
     compiled: bool = False
+    num_workers: int = 1
 
     @property
     def name(self) -> str:
@@ -240,9 +241,9 @@ def _run(case: Case, steps: int, device: torch.device, folder: Path, baseline: i
         attempt.engine.close()
 
 
-def attempt_of(case: Case, steps: int, device: torch.device, folder: Path) -> Attempt:
-    """An attempt of a trial of `steps` steps on synthetic images, alone in its process group; it writes to `folder`."""
-    return Attempt(assignment_of(trial_of(case, steps)), member_of(case, device, folder))
+def attempt_of(case: Case, steps: int, device: torch.device, folder: Path, rank: int = 0) -> Attempt:
+    """An attempt of a trial of `steps` steps on synthetic images, on one worker; it writes to `folder`."""
+    return Attempt(assignment_of(trial_of(case, steps)), member_of(case, device, folder, rank))
 
 
 def train(attempt: Attempt, steps: int) -> list[Tensor]:
@@ -266,12 +267,12 @@ def _train(attempt: Attempt, steps: int, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def member_of(case: Case, device: torch.device, folder: Location) -> Synthetic:
-    """A worker alone in its gang, with synthetic images of the case's shape."""
+def member_of(case: Case, device: torch.device, folder: Location, rank: int = 0) -> Synthetic:
+    """A worker of a gang, with synthetic images of the case's shape."""
     model = case.model
     generator = torch.Generator().manual_seed(0)
-    num = max(BATCH, case.micro_batch * case.micro_steps)
-    member = Synthetic(rank=0, world_size=1, device=device, results=folder, data=Path())
+    num = max(BATCH, case.micro_batch * case.micro_steps * case.num_workers)
+    member = Synthetic(rank=rank, world_size=case.num_workers, device=device, results=folder, data=Path())
     shape = (num, *model.shape)
     member.images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     member.labels = torch.randint(0, model.num_classes, (num,), generator=generator)
@@ -280,7 +281,7 @@ def member_of(case: Case, device: torch.device, folder: Location) -> Synthetic:
 
 def trial_of(case: Case, steps: int) -> Trial:
     """A trial of `steps` steps."""
-    size, batch = cost(case.model), case.micro_batch * case.micro_steps
+    size, batch = cost(case.model), case.micro_batch * case.micro_steps * case.num_workers
     return Trial(
         dataset="synthetic",
         model=case.model,
@@ -301,7 +302,7 @@ def trial_of(case: Case, steps: int) -> Trial:
         size=case.size,
         milestones=(batch * steps,),
         budgets=(None,),
-        num_workers=1,
+        num_workers=case.num_workers,
         micro_batch=case.micro_batch,
         activation_checkpointing=case.activation_checkpointing,
         offload=case.offload,

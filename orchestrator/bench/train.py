@@ -30,6 +30,8 @@ from orchestrator.spec.datasets import PROCEDURAL
 from orchestrator.training import engine
 from orchestrator.training.data.source import EndlessImages
 from orchestrator.training.loop import Attempt
+from orchestrator.training.pack import Pack
+from orchestrator.training.packing import seated
 from orchestrator.training.packing import step as pack_step
 
 Take = Callable[[], None]
@@ -87,20 +89,24 @@ def small_case(width: int, depth: int, tokens: int, batch: int, device: torch.de
 
 
 class Bench:
-    """Variants of steps on one device, in this process's gang of one."""
+    """Variants of steps on one device, by one worker of a gang; cases say of how many."""
 
-    def __init__(self, device: torch.device, folder: Path) -> None:
-        self.device, self.folder = device, folder
+    def __init__(self, device: torch.device, folder: Path, rank: int = 0) -> None:
+        self.device, self.folder, self.rank = device, folder, rank
         self._attempts: list[Attempt] = []
+        self._packs: list[Pack] = []
 
     def release(self) -> None:
         """Close the engines of what was made so far, which would keep their memory."""
         for attempt in self._attempts:
             attempt.engine.close()
+        for pack in self._packs:
+            pack.close()
         self._attempts.clear()
+        self._packs.clear()
 
     def _attempt(self, case: Case) -> Attempt:
-        self._attempts.append(attempt_of(case, 10**6, self.device, self.folder))
+        self._attempts.append(attempt_of(case, 10**6, self.device, self.folder, self.rank))
         return self._attempts[-1]
 
     def variants(self, case: Case) -> dict[str, Callable[[], Take]]:
@@ -108,24 +114,24 @@ class Bench:
         made: dict[str, Callable[[], Take]] = {
             "reference": lambda: self._baseline(case, reference_step),
             "plain": lambda: self._baseline(case, plain_step),
-            "deepspeed": lambda: self._alone(case),
+            "deepspeed": lambda: self.alone(case),
             "without deepspeed": lambda: self._baseline(case, bare_step),
         }
         if self.device.type == "cuda":
-            made["graph"] = lambda: self._pack(case, 1)
-            made["graph in fp8"] = lambda: self._pack(replace(case, precision="fp8"), 1)
+            made["graph"] = lambda: self.pack(case, 1)
+            made["graph in fp8"] = lambda: self.pack(replace(case, precision="fp8"), 1)
         made["batches alone"] = lambda: self._batches(case)
         made["endless batches alone"] = lambda: self._batches(case, endless=True)
         return made
 
     def packs(self, case: Case, members: Sequence[int]) -> dict[str, Callable[[], Take]]:
         """A model alone through DeepSpeed, and packs of it; a pack of one is the same step without packing."""
-        made: dict[str, Callable[[], Take]] = {"deepspeed": lambda: self._alone(case)}
+        made: dict[str, Callable[[], Take]] = {"deepspeed": lambda: self.alone(case)}
         for number in (1, *members):
-            made[f"pack of {number}"] = partial(self._pack, case, number)
+            made[f"pack of {number}"] = partial(self.pack, case, number)
         if self.device.type == "cuda":
             most = max(members)
-            made[f"pack of {most} without graph"] = partial(self._pack, case, most, graph=False)
+            made[f"pack of {most} without graph"] = partial(self.pack, case, most, graph=False)
         return made
 
     def _baseline(self, case: Case, make: Callable[..., Any]) -> Take:
@@ -136,7 +142,8 @@ class Bench:
         batches = (held if cuda else loaded)(images, labels, case.micro_batch)
         return lambda: step(*next(batches))
 
-    def _alone(self, case: Case) -> Take:
+    def alone(self, case: Case) -> Take:
+        """Steps of a trial through DeepSpeed."""
         attempt = self._attempt(case)
 
         def take() -> None:
@@ -159,10 +166,12 @@ class Bench:
 
         return take
 
-    def _pack(self, case: Case, members: int, graph: bool = True) -> Take:
+    def pack(self, case: Case, members: int, graph: bool = True) -> Take:
+        """Steps of so many trials together, over flat buffers; of a gang of one trial."""
         trial = replace(trial_of(case, 10**6), stepping="graph" if graph else "flat")
         assignments = [assignment_of(replace(trial, seed=seed)) for seed in range(members)]
-        pack, attempts = seated(assignments, member_of(case, self.device, self.folder))
+        pack, attempts = seated(assignments, member_of(case, self.device, self.folder, self.rank))
+        self._packs.append(pack)
 
         def take() -> None:
             pack_step(pack, attempts)

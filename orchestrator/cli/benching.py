@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.benching_distances import evaluation, frechet
+from orchestrator.cli.refusals import refusing
 from orchestrator.cli.terminal import show_figures, wide_console
 
 if TYPE_CHECKING:
@@ -205,6 +206,11 @@ def upload(checkpoints: int, width: int, bandwidth: float, latency: float, threa
 @click.option("--seconds", default=150.0, show_default=True, help="What timing may take; compiling comes on top.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of a CPU; default: as torch has them.")
 @click.option(
+    "--gpus",
+    type=click.IntRange(min=2),
+    help="Steps of gangs of so many GPUs beside those of one, and nothing else; of B/2, or the sizes given.",
+)
+@click.option(
     "--table",
     type=click.Path(path_type=Path),
     help="Write a table for planning to this folder: set DITLAW_SPEEDS to it.",
@@ -219,16 +225,23 @@ def train(
     members: tuple[int, ...],
     seconds: float,
     threads: int | None,
+    gpus: int | None,
     table: Path | None,
     raw: Path | None,
     as_json: bool,
 ) -> None:
-    """Images a second of training steps on the first GPU, or on this CPU, with MFU and memory."""
+    """Images a second of training steps on the first GPU, or on this CPU, with MFU and memory.
+
+    With --gpus N through DeepSpeed at ZeRO 1, 2 and 3 and over flat buffers, on one GPU and on N, with how they scale.
+    """
     import torch
 
     from orchestrator.bench.train import Run, planned_name, run
     from orchestrator.planning.own_speeds import write_figures
 
+    if gpus is not None:
+        _train_gangs(sizes, variants, gpus, seconds, raw, as_json)
+        return
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -242,6 +255,41 @@ def train(
         click.echo(json.dumps(figures))
     else:
         wide_console(110).print(_train_table(figures["rows"]))
+
+
+def _train_gangs(
+    sizes: tuple[str, ...], variants: tuple[str, ...], gpus: int, seconds: float, raw: Path | None, as_json: bool
+) -> None:
+    from orchestrator.bench.gangs import run
+    from orchestrator.bench.train import gpu_cases
+
+    with refusing():
+        figures = run(gpu_cases(sizes or ("B/2",)), variants, gpus, seconds)
+    if raw is not None:
+        raw.write_text(json.dumps(figures, indent=1) + "\n")
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        wide_console(110).print(_gangs_table(figures["rows"]))
+
+
+def _gangs_table(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("model, batch", "step", "GPUs", "ms", "images/s", "MFU", "GiB", "scaling", "of the best"):
+        table.add_column(title, justify="left" if title in ("model, batch", "step") else "right", no_wrap=True)
+    for row in rows:
+        where = row["case"], row["variant"], str(row["num_gpus"])
+        if "error" in row:
+            table.add_row(*where, row["error"])
+            continue
+        memory = "" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}"
+        shares = ["" if row[key] is None else f"{row[key]:.1%}" for key in ("scaling", "scaling_of_best")]
+        table.add_row(
+            *where, f"{row['step_ms']:.1f}", f"{row['images_per_s']:,.0f}", f"{row['mfu']:.1%}", memory, *shares
+        )
+    return table
 
 
 def _train_table(rows: list[dict[str, Any]]) -> Table:
