@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from models.configs.base import TransformerConfig, check_fixed_positions, check_rotation, swiglu_hidden
+from models.configs.base import PatchConfig, TransformerConfig, check_fixed_positions, check_rotation, swiglu_hidden
 from models.cost import Cost, Precision, activation_bytes, cost, inference_bytes, working_bytes
 
 Positions = Literal["sincos", "learned", "rope"]
@@ -78,6 +78,14 @@ class DiTConfig(TransformerConfig):
     def out_channels(self) -> int:
         """Channels of the prediction."""
         return self.channels * (2 if self.learn_sigma else 1)
+
+
+def plain_dit(config: PatchConfig, **options: Any) -> DiTConfig:
+    """The DiT of the same samples and size, for the blocks that another family takes from it."""
+    return DiTConfig(
+        image_size=config.image_size, channels=config.channels, num_classes=config.num_classes, patch=config.patch,
+        width=config.width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio, **options,
+    )  # fmt: skip
 
 
 @cost.register

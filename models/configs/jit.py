@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from models.configs.base import TransformerConfig, check_fixed_positions, check_rotation, swiglu_hidden
-from models.configs.dit import DiTConfig
+from models.configs.dit import DiTConfig, plain_dit
 from models.configs.mmdit import ends_values
 from models.cost import Cost, Precision, activation_bytes, cost
 from models.tally import Tally, block_values
@@ -70,11 +70,7 @@ class JiTConfig(TransformerConfig):
     @property
     def plain(self) -> DiTConfig:
         """The DiT whose blocks these are, but for the norms."""
-        return DiTConfig(
-            image_size=self.image_size, channels=self.channels, num_classes=self.num_classes, patch=self.patch,
-            width=self.width, depth=self.depth, heads=self.heads, mlp_ratio=self.mlp_ratio, qk_norm=True,
-            mlp="swiglu", positions="rope",
-        )  # fmt: skip
+        return plain_dit(self, qk_norm=True, mlp="swiglu", positions="rope")
 
     def tokens_of(self, block: int) -> int:
         """Tokens that a block sees."""

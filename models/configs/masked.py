@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from models.configs.base import PatchConfig, Predicts
-from models.configs.dit import DiTConfig
+from models.configs.dit import DiTConfig, plain_dit
 from models.cost import Cost, Precision, activation_bytes, cost
 from models.tally import Tally, block_values
 
@@ -78,11 +78,7 @@ class MaskedConfig(PatchConfig):
     @property
     def plain(self) -> DiTConfig:
         """The DiT whose blocks these are."""
-        return DiTConfig(
-            image_size=self.image_size, channels=self.channels, num_classes=self.num_classes, patch=self.patch,
-            width=self.width, depth=self.depth, heads=self.heads, mlp_ratio=self.mlp_ratio, qk_norm=self.qk_norm,
-            positions="learned",
-        )  # fmt: skip
+        return plain_dit(self, qk_norm=self.qk_norm, positions="learned")
 
 
 @cost.register

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from models.configs.base import TransformerConfig, check_fixed_positions
-from models.configs.dit import DiTConfig
+from models.configs.dit import DiTConfig, plain_dit
 from models.configs.text import Text, TextConditioned
 from models.cost import Cost, Precision, activation_bytes, cost
 from models.tally import Tally, block_values
@@ -49,10 +49,7 @@ class MMDiTConfig(TextConditioned):
     @property
     def plain(self) -> DiTConfig:
         """The DiT whose blocks a single stream is made of."""
-        return DiTConfig(
-            image_size=self.image_size, channels=self.channels, num_classes=self.num_classes, patch=self.patch,
-            width=self.width, depth=self.depth, heads=self.heads, mlp_ratio=self.mlp_ratio, qk_norm=self.qk_norm,
-        )  # fmt: skip
+        return plain_dit(self, qk_norm=self.qk_norm)
 
 
 def text_embedders(tally: Tally, text: Text, width: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from models.configs.base import divisors
 from models.configs.clips import ClipConfig, View, mean_cost, mean_tokens, windows
-from models.configs.dit import DiTConfig
+from models.configs.dit import DiTConfig, plain_dit
 from models.configs.mmdit import stream
 from models.configs.text import ClassNames, TextConditioned
 from models.cost import Cost, Precision, activation_bytes, cost
@@ -133,11 +133,7 @@ class VideoDiTConfig(ClipConfig, TextConditioned):
     @property
     def plain(self) -> DiTConfig:
         """The DiT whose blocks these are, but for what they attend over."""
-        return DiTConfig(
-            image_size=self.image_size, channels=self.channels, num_classes=self.num_classes, patch=self.patch,
-            width=self.width, depth=self.depth, heads=self.heads, mlp_ratio=self.mlp_ratio, qk_norm=self.qk_norm,
-            positions="learned",
-        )  # fmt: skip
+        return plain_dit(self, qk_norm=self.qk_norm, positions="learned")
 
 
 def attention_tally(tally: Tally, pattern: Pattern, *, frames: int, places: int, width: int, window: int) -> None:

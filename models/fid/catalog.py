@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from models.configs.base import Samples
 
@@ -44,6 +44,23 @@ class EncoderFacts:
     """The encoder of images that sees one frame of each clip beside it, for the distance of single frames."""
 
 
+def _classifier(
+    name: EncoderName, *, sha256: str, input: tuple[int, int], flops: float, preprocessing: str, **facts: Any
+) -> EncoderFacts:
+    """One whose weights come with ditlaw, and are made again by a command of it."""
+    return EncoderFacts(
+        name=name,
+        dim=64,
+        flops=flops,
+        preprocessing=preprocessing,
+        file=f"{name.replace('-', '_')}.safetensors",
+        sha256=sha256,
+        published=f"shipped with ditlaw (models/fid/weights); `ditlaw encoders train {name}` makes it again",
+        input=input,
+        **facts,
+    )
+
+
 ENCODERS: dict[str, EncoderFacts] = {
     facts.name: facts
     for facts in (
@@ -59,40 +76,31 @@ ENCODERS: dict[str, EncoderFacts] = {
             weight_bytes=96_000_000,
             image_bytes=18_000_000,
         ),
-        EncoderFacts(
-            name="fmnist-cnn",
-            dim=64,
+        _classifier(
+            "fmnist-cnn",
             flops=7.5e6,
             preprocessing="mean of channels, antialiased bilinear to 28x28 where larger or smaller, x / 127.5 - 1",
-            file="fmnist_cnn.safetensors",
             sha256="ffe4b8b2b047933916139e52b13168618684eca2a08fece3b8fe92630ba53d55",
-            published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train fmnist-cnn` makes it again",
             weight_bytes=250_000,
             image_bytes=200_000,
             input=(1, 28),
         ),
-        EncoderFacts(
-            name="shapes-cnn",
-            dim=64,
+        _classifier(
+            "shapes-cnn",
             flops=10.3e6,
             preprocessing="three equal channels of a grey one, antialiased bilinear to 32x32 where larger or smaller, "
             "x / 127.5 - 1",
-            file="shapes_cnn.safetensors",
             sha256="48ce82dd761e5b1aaeaf55ad3932bcefa7745ae91d478bf70198275c72b7f54d",
-            published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train shapes-cnn` makes it again",
             weight_bytes=250_000,
             image_bytes=260_000,
             input=(3, 32),
         ),
-        EncoderFacts(
-            name="moving-cnn",
-            dim=64,
+        _classifier(
+            "moving-cnn",
             flops=34.2e6,
             preprocessing="three equal channels of a grey one, antialiased bilinear to 16x16 where larger or smaller, "
             "x / 127.5 - 1; one frame of each clip, taken in turn, as shapes-cnn has it",
-            file="moving_cnn.safetensors",
             sha256="348e480907b30353eebd8b548a30d346e2eb186f7cf4bf956e915fef1b6e5b00",
-            published="shipped with ditlaw (models/fid/weights); `ditlaw encoders train moving-cnn` makes it again",
             weight_bytes=550_000,
             image_bytes=450_000,
             input=(3, 16),

@@ -15,7 +15,7 @@ from orchestrator.cli.sweeps import plan_of
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
     from orchestrator.scheduling.backend import Node
-    from orchestrator.spec.sweep import Compute
+    from orchestrator.spec.compute import Compute
 
 ABOVE_0 = click.FloatRange(min=0, min_open=True)
 FROM_0 = click.FloatRange(min=0)

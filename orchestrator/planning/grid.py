@@ -5,46 +5,24 @@ A cell is (variant, size, learning rate, seed, budget); `orchestrator.planning.s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from models.config import DDPM, objective_label
 from models.fid.catalog import ENCODERS
 from orchestrator.planning.budget import batch_size_of, cooldown_start, flops_of_hours, steps_of_flops, steps_of_samples
+from orchestrator.planning.cell import Cell, Target
+from orchestrator.planning.constraints import Constraints
 from orchestrator.planning.devices import named
 from orchestrator.planning.sizes import Ladder, SizedModel, Sizing
 from orchestrator.planning.variants import Variant, Variants
 from orchestrator.spec.datasets import dataset_named
-from orchestrator.spec.expression import Condition, parse
 from orchestrator.spec.recipe import Training, WarmupStableDecay
 from orchestrator.spec.source import Location, Problem, Source, nearest
 from orchestrator.spec.sweep import Sweep
 
 MAX_CELLS = 1_000_000
-
-
-class Target(NamedTuple):
-    """Where a size is measured for one budget, under one recipe."""
-
-    samples: int
-    batch_size: int
-    budget: float | None
-    """The FLOPs asked for; None where samples were."""
-    branch: int | None = None
-    """Samples at which its cooldown begins; None under a constant schedule."""
-    problem: Problem | None = None
-    """Why it cannot be; told unless the constraints leave its cells out."""
-
-
-class Cell(NamedTuple):
-    """One measurement that the sweep asks for."""
-
-    variant: Variant
-    model: SizedModel
-    learning_rate: float
-    seed: int
-    target: Target
 
 
 class Grid:
@@ -59,7 +37,7 @@ class Grid:
 
     def _cells(self) -> list[Cell]:
         sweep, variants = self._sweep, Variants(self._sweep, self.problems)
-        conditions = self._conditions()
+        constraints = Constraints(sweep, self._refuse)
         self._check_seeds()
         if self._too_many(variants.count() * len(sweep.seeds)):
             return []
@@ -74,7 +52,7 @@ class Grid:
         )
         if self._too_many(each * len(sweep.seeds)):
             return []
-        cells = self._constrained(list(self._all(found)), conditions)
+        cells = constraints.kept(list(self._all(found)))
         for target in dict.fromkeys(cell.target for cell in cells):
             if target.problem is not None:
                 self._refuse(target.problem.location, target.problem.message)
@@ -203,84 +181,6 @@ class Grid:
             apart.append(target)
         return sorted(apart, key=lambda target: (target.samples, target.batch_size))
 
-    # Constraints.
-
-    def _conditions(self) -> list[tuple[int, Condition]]:
-        found = []
-        known = {*_NAMES, *(axis.split(".")[-1] for axis in self._axes), *self._axes}
-        for index, text in enumerate(self._sweep.constraints):
-            at: Location = ("constraints", index)
-            try:
-                condition = parse(text)
-            except ValueError as error:
-                self._refuse(at, str(error))
-                continue
-            if unknown := sorted(condition.names - known):
-                wanted = f"wanted one of {', '.join(sorted(known))}"
-                self._refuse(at, f"{text!r} names {unknown[0]!r}; {wanted}{nearest(unknown[0], known)}")
-                continue
-            found.append((index, condition))
-        return found
-
-    @property
-    def _axes(self) -> set[str]:
-        return {axis for arm in self._sweep.arms.values() for axis in {**self._sweep.axes, **arm.axes}}
-
-    def _constrained(self, cells: list[Cell], conditions: Sequence[tuple[int, Condition]]) -> list[Cell]:
-        if not conditions:
-            return cells
-        left = [0] * len(conditions)
-        kept = []
-        for cell in cells:
-            values = self._values(cell)
-            met = [self._holds(index, condition, values) for index, condition in conditions]
-            left = [count + one for count, one in zip(left, met, strict=True)]
-            if all(met):
-                kept.append(cell)
-        if cells and not kept and not any(problem.location[:1] == ("constraints",) for problem in self.problems):
-            alone = "; ".join(
-                f"{condition.text!r} alone leaves {count}"
-                for (_, condition), count in zip(conditions, left, strict=True)
-            )
-            self._refuse(("constraints",), f"leave none of {len(cells)} cells: {alone}. Loosen one.")
-        return kept
-
-    def _holds(self, index: int, condition: Condition, values: Mapping[str, Any]) -> bool:
-        try:
-            return condition.holds(values)
-        except ValueError as error:
-            self._refuse(("constraints", index), f"{error}, where {_told(condition, values)}")
-        except KeyError as error:
-            self._refuse(("constraints", index), f"{condition.text!r} uses {error}, which arm {values['arm']} has not")
-        return False
-
-    def _values(self, cell: Cell) -> dict[str, Any]:
-        """What a condition may name."""
-        model, target, config = cell.model, cell.target, cell.model.config
-        samples = float(target.samples)
-        values: dict[str, Any] = {
-            "arm": cell.variant.arm,
-            "size": model.name,
-            "seed": float(cell.seed),
-            "width": float(config.width),
-            "depth": float(config.depth),
-            "params": float(model.params),
-            "params_total": float(model.cost.params_total),
-            "batch_size": float(target.batch_size),
-            "learning_rate": cell.learning_rate,
-            "samples": samples,
-            "tokens": samples * model.cost.tokens,
-            "flops": samples * model.cost.training_flops,
-            "steps": samples / target.batch_size,
-            "epochs": dataset_named(self._sweep.dataset).epochs(samples),
-            "tokens_per_param": samples * model.cost.tokens / model.params,
-        }
-        for axis, value in cell.variant.axes.items():
-            plain = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-            values.setdefault(axis, plain)
-            values.setdefault(axis.split(".")[-1], plain)
-        return values
-
     # The sweep as a whole.
 
     def _check(self, variants: Sequence[Variant]) -> None:
@@ -392,13 +292,3 @@ class Grid:
         problem = Problem(location, message)
         if problem not in self.problems:
             self.problems.append(problem)
-
-
-_NAMES = (
-    "arm", "size", "seed", "width", "depth", "params", "params_total", "batch_size", "learning_rate", "samples",
-    "tokens", "flops", "steps", "epochs", "tokens_per_param",
-)  # fmt: skip
-
-
-def _told(condition: Condition, values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {values.get(name)!r}" for name in sorted(condition.names))

@@ -8,7 +8,7 @@ from typing import Any
 
 from models.cost import cost
 from orchestrator.planning.own_speeds import own_figures
-from orchestrator.spec.sweep import Compute
+from orchestrator.spec.compute import Compute
 from orchestrator.spec.trial import ConstantSchedule, Trial
 
 WORTH_IT = 1.15

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from orchestrator.planning.cell import Cell
 from orchestrator.planning.devices import Device, named
 from orchestrator.planning.evaluation import generation_bytes
-from orchestrator.planning.grid import Cell
 from orchestrator.planning.memory import flat_memory
 from orchestrator.planning.placement import Limits, Placement, Wish, available_bytes, place_all
+from orchestrator.spec.compute import Compute
 from orchestrator.spec.source import Problem
-from orchestrator.spec.sweep import Compute, Sweep
+from orchestrator.spec.sweep import Sweep
 from orchestrator.spec.trial import Evaluation, Stepping, ZeroStage
 
 FLOAT8_MULTIPLE = 16

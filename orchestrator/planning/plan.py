@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +14,19 @@ from pydantic import ValidationError
 
 from orchestrator.planning import makespan
 from orchestrator.planning.devices import GPUS, REFERENCE, Device, host, named
+from orchestrator.planning.further_problems import further_problems
 from orchestrator.planning.grid import Grid
 from orchestrator.planning.pack_times import PackTime, pack_times
 from orchestrator.planning.packing import packs_of
 from orchestrator.planning.placement import checkpoint_bytes, state_bytes, trial_seconds
 from orchestrator.planning.sharing import share
+from orchestrator.spec.compute import Compute
 from orchestrator.spec.datasets import dataset_named
 from orchestrator.spec.evaluation_cost import distances, evaluation_flops
 from orchestrator.spec.identity import digest_text
 from orchestrator.spec.problems import problem_of
 from orchestrator.spec.source import Problem, Source, SpecError, read
-from orchestrator.spec.sweep import Compute, Sweep
+from orchestrator.spec.sweep import Sweep
 from orchestrator.spec.trial import Trial
 
 MEASUREMENT_BYTES = 12_000
@@ -343,7 +344,8 @@ def make(path: Path) -> Plan:
         sweep = Sweep.model_validate(source.data)
     except ValidationError as error:
         problems = [problem_of(detail, source.data, Sweep) for detail in error.errors()]
-        raise SpecError(source, [*problems, *_further_problems(source, problems)]) from None
+        further = further_problems(source, problems, lambda sweep: _trials(sweep, source)[1])
+        raise SpecError(source, [*problems, *further]) from None
     trials = expand(sweep, source)
     return Plan(sweep, source, tuple(trials)).longest_first()
 
@@ -365,49 +367,3 @@ def _trials(sweep: Sweep, source: Source) -> tuple[list[Trial], list[Problem]]:
 def _in_order(problems: Sequence[Problem], source: Source) -> list[Problem]:
     """As the file goes."""
     return sorted(problems, key=lambda problem: source.place(problem.location)[1])
-
-
-def _further_problems(source: Source, problems: Sequence[Problem]) -> Iterator[Problem]:
-    """Problems that a spec would have once the values in `problems` are gone: of its language, round after round, and
-    then of its grid, where that can be told."""
-    rest, told, new = copy.deepcopy(source.data), list(problems), list(problems)
-    while new:
-        for problem in new:
-            _drop(rest, problem.location)
-        sweep = None
-        try:
-            sweep = Sweep.model_validate(rest)
-            found = _trials(sweep, source)[1]
-        except ValidationError as error:
-            found = [problem_of(detail, rest, Sweep) for detail in error.errors()]
-        new = [problem for problem in found if problem not in told and not _within(problem, told)]
-        yield from new
-        told += new
-        if sweep is not None:
-            return
-
-
-def _drop(data: Any, location: tuple[str | int, ...]) -> None:
-    """Take the value at `location` out of a tree; of a list the whole item that holds it is taken."""
-    parents: list[Any] = [data]
-    for part in location[:-1]:
-        try:
-            parents.append(parents[-1][part])
-        except (KeyError, IndexError, TypeError):
-            return
-    for parent, part in reversed(list(zip(parents, location, strict=False))):
-        if isinstance(parent, dict) and isinstance(part, str):
-            parent.pop(part, None)
-            return
-
-
-def _within(problem: Problem, told: Sequence[Problem]) -> bool:
-    """Whether it may only be there because of what was told and taken out; one of the whole spec is its own."""
-    return bool(problem.location) and any(_related(problem.location, one.location) for one in told if one.location)
-
-
-def _related(one: tuple[str | int, ...], two: tuple[str | int, ...]) -> bool:
-    """Whether one location lies within the other, lists taken whole."""
-    plain = [tuple(part for part in location if isinstance(part, str)) for location in (one, two)]
-    short, long = sorted(plain, key=len)
-    return long[: len(short)] == short

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.spec.compute import PRIORITY_NAMES, Compute
 from orchestrator.spec.expression import parse
-from orchestrator.spec.sweep import PRIORITY_NAMES, Compute
 from orchestrator.spec.trial import Trial
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from models.config import MaskedTokens, Objective
-from orchestrator.planning.grid import Cell, Target
+from orchestrator.planning.cell import Cell, Target
 from orchestrator.planning.placing import Key, Seat, key_of, seats
 from orchestrator.spec.evaluation_cost import affordable_images
 from orchestrator.spec.recipe import Training, WarmupStableDecay

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 from orchestrator.spec.trial import Trial
 
 if TYPE_CHECKING:  # workers import this file and have no use for the language of sweeps
-    from orchestrator.spec.sweep import Compute
+    from orchestrator.spec.compute import Compute
 
 AttemptOutcome = Literal["completed", "stopped", "diverged", "failed"]
 

@@ -44,7 +44,7 @@ from orchestrator.scheduling.state import (
     StopGang,
     opening,
 )
-from orchestrator.spec.sweep import Compute
+from orchestrator.spec.compute import Compute
 from orchestrator.spec.trial import Trial
 
 TICK_SECONDS = 0.2

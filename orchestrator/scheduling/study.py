@@ -13,7 +13,7 @@ from orchestrator.scheduling.backend import Node
 from orchestrator.scheduling.capacity import Placement
 from orchestrator.scheduling.jobs import jobs_of
 from orchestrator.scheduling.state import Job, Limit
-from orchestrator.spec.sweep import Compute
+from orchestrator.spec.compute import Compute
 from orchestrator.spec.trial import Trial
 
 
