@@ -14,7 +14,7 @@ from models.causal_vae import CausalVAE, CausalVAEConfig, is_causal_vae, read_va
 from orchestrator.cli import main
 from orchestrator.spec.datasets import DATASETS, dataset_named
 from orchestrator.training.data.clips import clips, has_videos, rendered_clips
-from orchestrator.training.data.encode import as_they_are, encode, encoder_in
+from orchestrator.training.data.encode import Labelled, as_they_are, encode, encoder_in
 from orchestrator.training.data.images import load
 from orchestrator.training.data.moving import render_clips
 from orchestrator.training.data.pictures import grid_as
@@ -42,6 +42,7 @@ def test_videos_become_clips_of_their_middle_square(videos: Path) -> None:
     assert not has_videos(videos / "up")
     found = list(clips(videos, frames=4, every=1, size=8))
     assert [clip.label for clip in found] == ["down", "down", "down", "up", "up"]  # folders in order; 12 and 9 frames
+    assert [clip.origin for clip in found] == [0, 0, 0, 1, 1]
     assert all(clip.sample.shape == (3, 4, 8, 8) for clip in found)
     moving, _ = render_clips(torch.arange(1), 16, 9, 3)
     coarse = torch.nn.functional.interpolate(moving[0].transpose(0, 1), size=(8, 8), mode="area").transpose(0, 1)
@@ -139,6 +140,22 @@ def test_a_vae_is_trained_and_its_latents_are_a_dataset_of_clips(tmp_path: Path,
     wrong = run(main, ["data", "vae", "procedural-16", "-o", vae])
     assert wrong.exit_code == 2
     assert "procedural-16 holds images; wanted a dataset of clips" in wrong.output
+
+
+def test_clips_of_one_file_are_all_for_training_or_all_for_validation(tmp_path: Path, monkeypatch) -> None:
+    """Those of files 1 and 3 of five; a file's clips never come to be on both sides."""
+    monkeypatch.setenv("DITLAW_DATA", str(tmp_path))
+    counts = (3, 1, 2, 4, 1)
+    made = [
+        Labelled(torch.full((1, 2, 4, 4), float(origin)), "a", origin)
+        for origin, count in enumerate(counts)
+        for _ in range(count)
+    ]
+    folder = encode(made, as_they_are, tmp_path / "split", batch=4, validation_every=2)
+    origins = {split: load("split", split, folder)[0][:, 0, 0, 0, 0].tolist() for split in ("train", "validation")}
+    assert origins == {"train": [0, 0, 0, 2, 2, 4], "validation": [1, 3, 3, 3, 3]}
+    with pytest.raises(ValueError, match=r"samples of 1 pictures or video files; wanted at least 2, .* Lower --valid"):
+        encode(made[:3], as_they_are, tmp_path / "single", batch=4, validation_every=2)
 
 
 def test_clips_without_an_autoencoder_stay_pixels_and_still_ones_are_refused(tmp_path: Path, monkeypatch) -> None:

@@ -121,7 +121,7 @@ def test_sources_that_hold_nothing_or_are_broken_say_so(tmp_path):
     with pytest.raises(ValueError, match=r"e\.tar is not a whole tar"):
         list(examples(tmp_path / "e.tar"))
     one = folders(tmp_path / "few")
-    with pytest.raises(ValueError, match="6 samples; wanted at least 7"):
+    with pytest.raises(ValueError, match="samples of 6 pictures or video files; wanted at least 7"):
         encode(pictures_of(examples(one), 8), means, tmp_path / "out", batch=4, validation_every=7)
 
 

@@ -65,7 +65,7 @@ def data_fetch(dataset: str, source: Path | None, folder: Path | None) -> None:
     default=20,
     show_default=True,
     type=click.IntRange(min=2),
-    help="Every so-manieth is validation.",
+    help="Every so-manieth picture or video file, with all its clips, is for validation.",
 )
 def data_encode(
     source: str, name: str, vae: Path | None, size: int, frames: int, every: int, count: int, batch: int,

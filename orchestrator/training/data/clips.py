@@ -41,13 +41,13 @@ def clips(source: Path, *, frames: int, every: int, size: int) -> Iterator[Label
         import av
     except ImportError as error:
         raise ValueError("video files need PyAV, which is not installed. Run: pip install av") from error
-    for path in _files(source):
+    for number, path in enumerate(_files(source)):
         taken: list[Tensor] = []
         made = 0
         for frame in _decoded(av, path, every):
             taken.append(_pixels(frame, size))
             if len(taken) == frames:
-                yield Labelled(torch.stack(taken, dim=1), path.relative_to(source).parts[0])
+                yield Labelled(torch.stack(taken, dim=1), path.relative_to(source).parts[0], number)
                 made += 1
                 taken = []
         if not made:
@@ -92,5 +92,5 @@ def rendered_clips(dataset: Dataset, count: int) -> Iterator[Labelled]:
         raise ValueError(f"{dataset.name} is no dataset of moving figures; wanted one, or a folder of video files")
     for indices in torch.arange(count).split(64):
         samples, labels = rendered(dataset, indices)
-        for sample, label in zip(to_float(samples), labels.tolist(), strict=True):
-            yield Labelled(sample, dataset.class_names[label])
+        for sample, label, number in zip(to_float(samples), labels.tolist(), indices.tolist(), strict=True):
+            yield Labelled(sample, dataset.class_names[label], number)

@@ -30,17 +30,19 @@ class Labelled(NamedTuple):
 
     sample: Float[Tensor, c * size]
     label: str
+    origin: int
+    """Number of the picture or video file that it is from. Clips of one file look alike: they stay in one split."""
 
 
 def encode(samples: Iterable[Labelled], encoder: Encoder, folder: Path, *, batch: int, validation_every: int) -> Path:
     """Write the dataset `folder.name` of the latents of all samples, and return its folder.
 
-    Every `validation_every`-th goes to the validation split. Latents are float16; files are written as they come, and
-    count once the manifest is there, last.
+    Every `validation_every`-th origin goes to the validation split, with all its samples. Latents are float16; files
+    are written as they come, and count once the manifest is there, last.
 
     Raises:
         ValueError: the folder holds a dataset already (trials are known by its name, so it never changes), or there are
-            fewer samples than one for each split.
+            fewer origins than one for each split.
     """
     if (folder / MANIFEST).exists():
         raise ValueError(f"{folder} holds a dataset already, by whose name trials are known. Choose another with --to.")
@@ -48,22 +50,26 @@ def encode(samples: Iterable[Labelled], encoder: Encoder, folder: Path, *, batch
     names: dict[str, int] = {}
     labels: dict[str, list[int]] = {split: [] for split in SPLITS}
     shape: list[int] = []
+    origins: set[int] = set()
     files = {split: (folder / latents_name(split)).open("wb") for split in SPLITS}
     try:
-        numbered = enumerate(samples)
-        while chunk := list(itertools.islice(numbered, batch)):
-            latents = encoder(torch.stack([labelled.sample for _, labelled in chunk])).to("cpu", torch.float16)
+        remaining = iter(samples)
+        while chunk := list(itertools.islice(remaining, batch)):
+            latents = encoder(torch.stack([labelled.sample for labelled in chunk])).to("cpu", torch.float16)
             shape = list(latents.shape[1:])
-            for (number, labelled), latent in zip(chunk, latents, strict=True):
-                split = "validation" if number % validation_every == validation_every - 1 else "train"
+            for labelled, latent in zip(chunk, latents, strict=True):
+                origins.add(labelled.origin)
+                split = "validation" if labelled.origin % validation_every == validation_every - 1 else "train"
                 files[split].write(latent.contiguous().numpy().tobytes())
                 labels[split].append(names.setdefault(labelled.label, len(names)))
     finally:
         for file in files.values():
             file.close()
     if not all(labels.values()):
-        found = sum(map(len, labels.values()))
-        raise ValueError(f"{found} samples; wanted at least {validation_every}, so that some are for validation")
+        raise ValueError(
+            f"samples of {len(origins)} pictures or video files; wanted at least {validation_every}, so that some are "
+            "for validation: clips of one file stay together. Lower --validation-every, or cut files in parts."
+        )
     _finish(folder, shape, names, labels)
     return folder
 
@@ -95,8 +101,8 @@ def _sha256(path: Path) -> str:
 
 def pictures_of(source: Iterable[Example], size: int) -> Iterator[Labelled]:
     """Pictures as samples: their middle squares at `size` x `size`."""
-    for example in source:
-        yield Labelled(_pixels(example.picture, size), example.label)
+    for number, example in enumerate(source):
+        yield Labelled(_pixels(example.picture, size), example.label, number)
 
 
 def _pixels(picture: Image.Image, size: int) -> Float[Tensor, "3 s s"]:
