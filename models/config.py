@@ -128,6 +128,11 @@ class _Named:
         return None
 
     @property
+    def needs_flow(self) -> bool:
+        """Whether training asks for the optical flow of its samples."""
+        return False
+
+    @property
     def resolutions(self) -> int:
         """Resolutions of a sample that it trains a model on."""
         return 1
@@ -152,6 +157,10 @@ class _Consistent(_Named):
     @property
     def samples(self) -> Samples | None:
         return "clips" if self.consistency else None
+
+    @property
+    def needs_flow(self) -> bool:
+        return self.consistency > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -19,13 +20,15 @@ from models.warping import Flow
 from orchestrator.planning.plan import make
 from orchestrator.results.store import read_measurements
 from orchestrator.scheduling.backend import Assignment
-from orchestrator.spec.datasets import DATASETS
+from orchestrator.spec.datasets import DATASETS, MANIFEST
 from orchestrator.spec.source import SpecError
+from orchestrator.training.data.clips import rendered_clips
 from orchestrator.training.data.consistency import (
     denoised_warping_error,
     flow_of_validation,
     generated_warping_error,
 )
+from orchestrator.training.data.encode import as_they_are, encode
 from orchestrator.training.data.images import rendered
 from orchestrator.training.data.moving import optical_flow, render_clips
 from orchestrator.training.data.pictures import grid_as, grids
@@ -75,23 +78,44 @@ def test_denoised_clips_are_judged_by_the_true_flow_where_there_is_one_and_image
     assert worse > 1e-4
     assert flow_of_validation(DATASETS["procedural-16"], indices, x[:, :, 0]) is None
     assert denoised_warping_error(Knows(x, True), objective, x, y, noise, None) is None
-    estimated = flow_of_validation(_held(dataset), indices, x)
+    held = dataclasses.replace(dataset, form="latents")
+    estimated = flow_of_validation(held, indices, x)
     assert isinstance(estimated, Flow)
     assert not torch.equal(estimated.displacement, flow.displacement)
+    assert flow_of_validation(dataclasses.replace(held, space="latents"), indices, x) is None
 
 
-def _held(dataset):
-    return dataclasses.replace(dataset, form="latents")
+def test_clips_of_which_no_flow_is_known_anywhere_count_neither_as_good_nor_as_bad() -> None:
+    dataset = DATASETS["moving-32-grey"]
+    indices = torch.arange(4)
+    x, y = rendered(dataset, FIRST_VALIDATION + indices)
+    flow = flow_of_validation(dataset, indices, x)
+    assert flow is not None
+    objective, noise = build_objective(RectifiedFlow()), torch.randn(x.shape)
+    model = Knows(x.flip(2), True)
+
+    def error(covered: Tensor) -> float | None:
+        return denoised_warping_error(model, objective, x, y, noise, Flow(flow.displacement, covered))
+
+    first = torch.zeros_like(flow.covered)
+    first[0] = flow.covered[0]
+    alone = denoised_warping_error(
+        Knows(x[:1].flip(2), True), objective, x[:1], y[:1], noise[:1], Flow(flow.displacement[:1], flow.covered[:1])
+    )
+    assert error(first) == pytest.approx(alone, rel=1e-5)
+    assert error(torch.zeros_like(flow.covered)) is None
 
 
 def test_generated_clips_are_judged_by_their_own_estimated_flow() -> None:
+    dataset = DATASETS["moving-32"]
     clips, _ = render_clips(torch.arange(10), 32, 4, 3)
     shuffled = clips[torch.randperm(10, generator=torch.Generator().manual_seed(0))]
     mixed = torch.stack([clips[:, :, 0], shuffled[:, :, 1], clips[:, :, 2], shuffled[:, :, 3]], dim=2)
     still = clips[:, :, :1].expand(-1, -1, 4, -1, -1)
-    found = [generated_warping_error(some) for some in (still, clips, mixed)]
+    found = [generated_warping_error(dataset, some) for some in (still, clips, mixed)]
     assert found[0] < 1e-9 < found[1] < 0.1 * found[2]
-    assert generated_warping_error(clips[:, :, 0]) is None
+    assert generated_warping_error(DATASETS["procedural-32"], clips[:, :, 0]) is None
+    assert generated_warping_error(dataclasses.replace(dataset, space="latents"), clips) is None
 
 
 def test_grids_of_clips_move_and_those_of_images_do_not(monkeypatch) -> None:
@@ -161,6 +185,26 @@ def test_what_does_not_go_together_is_refused_with_the_remedy(
     path.write_text(SPEC.format(dataset=dataset, family=family, options=options, more=more))
     with pytest.raises(SpecError, match=message):
         make(path)
+
+
+def test_consistency_of_latents_is_refused_and_of_pixels_from_files_is_not(tmp_path: Path, monkeypatch) -> None:
+    """Also of a dataset whose manifest is of before it said which of the two it holds."""
+    monkeypatch.setenv("DITLAW_DATA", str(tmp_path))
+    for name, space in (("px", "pixels"), ("latents", "latents"), ("older", "pixels")):
+        samples = rendered_clips(DATASETS["moving-16-grey"], 40)
+        folder = encode(samples, as_they_are, tmp_path / name, batch=20, validation_every=2, space=space)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest.pop("space")
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    path = tmp_path / "clips.yaml"
+    for name, told in (("px", None), ("latents", "holds latents, of which"), ("older", "holds latents, of which")):
+        more = "objective: {name: rectified-flow, consistency: 0.1}\nevaluation: {loss_images: 16}"
+        path.write_text(SPEC.format(dataset=name, family="video-dit", options=PATCHES, more=more))
+        if told is None:
+            make(path)
+            continue
+        with pytest.raises(SpecError, match=f"asks for optical flow, and dataset {name} {told} there is none; wanted"):
+            make(path)
 
 
 TRAINED = """

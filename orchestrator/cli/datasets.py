@@ -102,7 +102,10 @@ def data_encode(
         else:
             samples = pictures_of(examples(place), size)
         encoder = as_they_are if vae is None else encoder_in(vae, device)
-        made = encode(samples, encoder, default_folder(name), batch=batch, validation_every=validation_every)
+        made = encode(
+            samples, encoder, default_folder(name), batch=batch, validation_every=validation_every,
+            space="pixels" if vae is None else "latents",
+        )  # fmt: skip
     click.echo(f"{name} is in {made}")
 
 

@@ -253,6 +253,12 @@ class Grid:
                     f"{objective_label(objective)} is of {objective.samples}, and family "
                     f"{variant.models.family} of {model.config.samples}; wanted another of the two",
                 )
+            elif objective.needs_flow and not dataset_named(self._sweep.dataset).has_flow:
+                self._refuse(
+                    at,
+                    f"{objective_label(objective)} asks for optical flow, and dataset {self._sweep.dataset} holds "
+                    "latents, of which there is none; wanted no consistency, or clips of pixels",
+                )
             elif objective.resolutions != model.config.resolutions:
                 self._refuse(
                     at,

@@ -13,6 +13,8 @@ from models.configs.base import Samples
 from orchestrator.spec.identity import digest
 from orchestrator.spec.source import nearest
 
+Space = Literal["pixels", "latents"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataFile:
@@ -38,6 +40,8 @@ class Dataset:
     form: Literal["idx", "procedural", "moving", "latents"] = "idx"
     """Where samples come from: MNIST's files, images or clips that are a function of their index, or what `ditlaw data
     encode` wrote."""
+    space: Space = "pixels"
+    """What the numbers of a sample are; of an encoded dataset whose manifest does not say, latents."""
     frames: int | None = None
     """Frames of a clip; None: the samples are still images."""
     frame_counts: tuple[int, ...] = ()
@@ -49,6 +53,12 @@ class Dataset:
     def samples(self) -> Samples:
         """What one sample is."""
         return "images" if self.frames is None else "clips"
+
+    @property
+    def has_flow(self) -> bool:
+        """Whether something is seen to move in a sample: in clips of pixels. Latents are no picture of what they stand
+        for, and optical flow of them, true or estimated, means nothing."""
+        return self.frames is not None and self.space == "pixels"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -195,7 +205,8 @@ def dataset_named(name: str) -> Dataset:
         told = json.loads(manifest.read_bytes())
         files = tuple(DataFile(**file) for file in told.pop("files"))
         names = tuple(told.pop("class_names"))
-        return Dataset(**{**told, "name": name}, class_names=names, files=files, form="latents")
+        facts = {"space": "latents", **told, "name": name}
+        return Dataset(**facts, class_names=names, files=files, form="latents")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{manifest} is damaged: {error!r}. Encode the dataset again under another name.") from None
 

@@ -12,6 +12,7 @@ from torch import nn
 from models.objectives import Objective
 from orchestrator.results.outbox import Outbox
 from orchestrator.results.partials import drop_partials, partials_folder, write_partial
+from orchestrator.spec.datasets import dataset_named
 from orchestrator.spec.evaluation_cost import distances
 from orchestrator.spec.trial import Trial
 from orchestrator.training.data.consistency import denoised_warping_error, generated_warping_error
@@ -100,7 +101,7 @@ class Meter:
         has_grid = milestone == trial.milestones[-1] and trial.evaluation.sample_images > 0
         if has_grid and member.rank == 0:
             made = sample_images(self.generator)
-            consistency["warping_error_generated"] = generated_warping_error(made)
+            consistency["warping_error_generated"] = generated_warping_error(dataset_named(trial.dataset), made)
             files = grids(made, trial.model.num_classes)
             grid = partial(save_grid, member.results, trial.trial_id, milestone, files)
             keep(lambda: self.outbox.put(grid, sum(map(len, files.values()))))

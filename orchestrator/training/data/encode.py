@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.causal_vae import is_causal_vae, read_vae
 from orchestrator.results.atomic import write_bytes
-from orchestrator.spec.datasets import MANIFEST, latents_name
+from orchestrator.spec.datasets import MANIFEST, Space, latents_name
 from orchestrator.training.data.examples import Example, middle_square
 
 Encoder = Callable[[Float[Tensor, "n c *size"]], Float[Tensor, "n l *latent"]]
@@ -34,8 +34,16 @@ class Labelled(NamedTuple):
     """Number of the picture or video file that it is from. Clips of one file look alike: they stay in one split."""
 
 
-def encode(samples: Iterable[Labelled], encoder: Encoder, folder: Path, *, batch: int, validation_every: int) -> Path:
-    """Write the dataset `folder.name` of the latents of all samples, and return its folder.
+def encode(
+    samples: Iterable[Labelled],
+    encoder: Encoder,
+    folder: Path,
+    *,
+    batch: int,
+    validation_every: int,
+    space: Space = "latents",
+) -> Path:
+    """Write the dataset `folder.name` of the latents of all samples, and return its folder; `space` is what they are.
 
     Every `validation_every`-th origin goes to the validation split, with all its samples. Latents are float16; files
     are written as they come, and count once the manifest is there, last.
@@ -70,11 +78,11 @@ def encode(samples: Iterable[Labelled], encoder: Encoder, folder: Path, *, batch
             f"samples of {len(origins)} pictures or video files; wanted at least {validation_every}, so that some are "
             "for validation: clips of one file stay together. Lower --validation-every, or cut files in parts."
         )
-    _finish(folder, shape, names, labels)
+    _finish(folder, shape, space, names, labels)
     return folder
 
 
-def _finish(folder: Path, shape: list[int], names: dict[str, int], labels: dict[str, list[int]]) -> None:
+def _finish(folder: Path, shape: list[int], space: Space, names: dict[str, int], labels: dict[str, list[int]]) -> None:
     """Labels by the order of class names (numbers as numbers), and the manifest."""
     ordered = sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     rank = np.array([ordered.index(name) for name in names])
@@ -85,6 +93,7 @@ def _finish(folder: Path, shape: list[int], names: dict[str, int], labels: dict[
         "name": folder.name,
         "image_size": shape[-1],
         "channels": shape[0],
+        "space": space,
         **({"frames": shape[1]} if len(shape) == 4 else {}),
         "class_names": ordered,
         "train_images": len(labels["train"]),
