@@ -60,7 +60,7 @@ class LiveView:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def listen(self, snapshot: Snapshot) -> None:
         """Show a snapshot; lines about what has ended stay."""

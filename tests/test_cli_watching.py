@@ -105,7 +105,7 @@ def test_the_view_of_a_run_tells_speed_best_loss_and_faults_in_a_line(folder):
         samples_per_second=100.0,
     )
     out = StringIO()
-    with LiveView(Console(file=out, width=200), BestLosses(folder).read, {trial.trial_id: plan.peak(trial)}) as view:
+    with LiveView(Console(file=out, width=40), BestLosses(folder).read, {trial.trial_id: plan.peak(trial)}) as view:
         view._last_line = -CALM_SECONDS
         view.listen(
             Snapshot(
@@ -125,6 +125,7 @@ def test_the_view_of_a_run_tells_speed_best_loss_and_faults_in_a_line(folder):
     assert re.search(r"\(50%\), 0.1 GFLOP/s \(MFU \d+%\), about 10 s left, best [\d.]+ at 8e\+08 FLOPs", told)
     assert re.search(r" at 8e\+08 FLOPs \((mup|sp) w8\)", told)
     assert "1 faults and retries" in told
+    assert len(told.splitlines()) == 1 + 1 + len(state.done), "no line is broken where nobody sees a terminal"
 
 
 OBJECTIVES = pd.DataFrame(
