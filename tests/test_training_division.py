@@ -10,6 +10,7 @@ import functools
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,10 @@ def scenes(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def join(rank: int, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2)
+    store = (folder / "store").as_uri()
+    torch.distributed.init_process_group(
+        "gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=180)
+    )
 
 
 def second_worker(folder: Path, answer: Callable[[Any], None]) -> None:
