@@ -139,16 +139,19 @@ def test_weights_come_from_the_seed_and_every_one_has_a_role(name: str) -> None:
 @pytest.mark.parametrize("name", [*BESIDE_DIT, "mmdit cross", "flux guidance", "video windowed cross"])
 def test_mup_is_flat_over_widths(name: str) -> None:
     """Within DiT's tolerance. The U-Nets, whose widest levels cost most, over smaller widths (the 3-D one over 16 to
-    48, where less is asked of it); the U-ViT from its own start, without zeros: an attention that started at zero is
-    one step of Adam, whose part that does not add up falls as width^-1/2 (docs/families.md)."""
+    48, of small frames; docs/video.md has its slopes of many more draws). The U-ViT from its own start, without zeros:
+    an attention that started at zero is one step of Adam, whose part that does not add up falls as width^-1/2
+    (docs/families.md)."""
     family, options = EXAMPLES[name]
     widths, depth = {"unet": ((32, 128), 1), "unet3d": ((16, 48), 1)}.get(family, ((64, 256), 2))
+    if family == "unet3d":
+        options = {**options, "image_size": 4, "attention": (2,)}
     protocol = Protocol(
         seeds={"uvit": 32, "unet3d": 12}.get(family, 16), steps=2, head_dim=16, family=family, options=options,
         batch_size=8, zero_init=family != "uvit",
     )  # fmt: skip
     found = slopes(check("width", widths, depth, MUP, protocol))
-    assert abs(steepest(found).slope) < (0.1 if family == "unet3d" else 0.05), steepest(found)
+    assert abs(steepest(found).slope) < 0.05, steepest(found)
     assert {s.layer for s in found} > {"output", "x_embedder"}
 
 
