@@ -10,7 +10,6 @@ dies in between, the next attempt resumes at the milestone and measures the same
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
@@ -30,7 +29,6 @@ from orchestrator.results.patience import when_there_is_room
 from orchestrator.results.schema import RUNNING
 from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
-from orchestrator.spec.trial import CooldownSchedule, Schedule
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
 from orchestrator.training.data.order import torch_generator
 from orchestrator.training.engine import Engine, LossModule
@@ -40,6 +38,7 @@ from orchestrator.training.model import training_model
 from orchestrator.training.pack import PackMember
 from orchestrator.training.progress import Counters, is_curve_step
 from orchestrator.training.rows import attempt_row, curve_row, measurement_row
+from orchestrator.training.schedule import rate_scale
 
 log = logging.getLogger(__name__)
 
@@ -392,19 +391,6 @@ class Attempt:
                 samples_per_second=self.samples_per_second() if phase != "starting" else None,
             )
         )
-
-
-def rate_scale(schedule: Schedule, samples: int, batch_size: int) -> float:
-    """The learning rate of the step at `samples`, over the base rate.
-
-    Warmup rises to 1 with its last step. A cooldown begins at 1 and falls over its steps, so that a further step after
-    its last one would have rate 0: no step is wasted.
-    """
-    if isinstance(schedule, CooldownSchedule) and samples >= schedule.start:
-        x = (samples - schedule.start) / (schedule.end - schedule.start)
-        return 1.0 - (x if schedule.shape == "linear" else math.sqrt(x))
-    warmup = schedule.warmup_samples
-    return min(1.0, (samples + batch_size) / warmup) if warmup else 1.0
 
 
 def run_attempt(assignment: Assignment, member: GangMember) -> tuple[AttemptOutcome, str | None]:
