@@ -58,6 +58,19 @@ def test_a_cloud_cluster_has_a_token_and_its_dashboard_on_loopback(name):
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_nodes_get_all_of_the_code_and_none_of_the_data(name):
+    """rsync's rules: a pattern that begins with a slash is of the checkout's root, another of any depth."""
+    excluded = documents(name)[0]["rsync_exclude"]
+    rooted = {pattern[1:] for pattern in excluded if pattern.startswith("/")}
+    anywhere = {pattern.removeprefix("**/") for pattern in excluded} - {f"/{name}" for name in rooted}
+    assert {"data", "results", ".git"} <= rooted | anywhere
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
+    parts = [Path(path).parts for path in tracked]
+    assert ("orchestrator", "results", "store.py") in parts
+    assert not [part for part in parts if part[0] in rooted or anywhere & set(part)]
+
+
 @pytest.mark.parametrize("name", KUBERAY)
 def test_a_kuberay_cluster_shares_a_folder_and_has_a_token(name):
     manifest = documents(name)[-1]
