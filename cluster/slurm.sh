@@ -16,6 +16,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=ditlaw-%j.log
+# shellcheck disable=SC2317  # what traps call is not unreachable, as shellcheck before 0.10 thinks
 set -euo pipefail
 
 spec=${1:?usage: sbatch [--nodes N] cluster/slurm.sh SPEC [arguments of ditlaw run]}
@@ -30,11 +31,11 @@ mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts[0]}
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 
-# One token a job, in a file that only its owner reads, on the file system that the nodes share.
-umask 077
+# One token a job, in a file that only its owner reads, on the file system that the nodes share. Results keep the modes
+# that the user's own umask gives them.
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH=$here/.ray-token-$SLURM_JOB_ID
-"$bin/python" -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH"
+(umask 077 && "$bin/python" -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH")
 
 driver=0
 asked=0

@@ -137,7 +137,7 @@ def test_shell_scripts_pass_shellcheck():
 FAKE = {
     "scontrol": 'if [[ $1 == show ]]; then echo here; else echo "requeue $2" >> "$CALLS"; fi',
     "srun": 'if [[ $* == *hostname* ]]; then echo "127.0.0.1"; else echo "srun $*" >> "$CALLS"; exec sleep 30; fi',
-    "ditlaw": 'echo "ditlaw $*" >> "$CALLS"; trap "exit 130" USR1; for _ in {1..300}; do sleep 0.1; done',
+    "ditlaw": 'echo "ditlaw $* $(umask) $(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> "$CALLS"; trap "exit 130" USR1; for _ in {1..300}; do sleep 0.1; done',
 }
 
 
@@ -156,7 +156,9 @@ def test_the_slurm_script_asks_the_driver_to_save_and_queues_again(tmp_path, fre
     listener = f"import socket, time; s = socket.create_server(('127.0.0.1', {free_port})); time.sleep(30)"
     with (
         subprocess.Popen([sys.executable, "-c", listener]) as port,
-        subprocess.Popen(["bash", CLUSTER / "slurm.sh", "spec.yaml", "--retrain"], env=environment) as script,
+        subprocess.Popen(
+            ["bash", CLUSTER / "slurm.sh", "spec.yaml", "--retrain"], env=environment, umask=0o027
+        ) as script,
     ):
         try:
             for _ in range(200):
@@ -170,7 +172,9 @@ def test_the_slurm_script_asks_the_driver_to_save_and_queues_again(tmp_path, fre
             script.kill()
             port.kill()
     said = calls.read_text()
-    assert f"ditlaw run spec.yaml --address 127.0.0.1:{free_port} --wait 600 --retrain" in said
+    assert f"ditlaw run spec.yaml --address 127.0.0.1:{free_port} --wait 600 --retrain 0027 600\n" in said, (
+        "the user's umask, a private token"
+    )
     assert "requeue 7" in said
     assert not list(tmp_path.glob(".ray-token-*")), "the token goes with the job"
 

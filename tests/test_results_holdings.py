@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -111,6 +114,48 @@ def test_rows_curves_and_checkpoints_are_taken_over_once(plan_of, tmp_path):
     for trial in first.trials:
         (kept,) = checkpoint_folders(store.folder, trial.trial_id)
         assert int(kept.name) == trial.milestones[-1]
+
+
+@contextlib.contextmanager
+def without_rights(folder: Path) -> Iterator[None]:
+    """A user to whom modes of files apply, though root may run the tests; `folder` can be reached."""
+    for above in (folder, *folder.parents[:2]):  # pytest makes them for their owner alone
+        above.chmod(0o755)
+    uid = os.geteuid()
+    os.seteuid(uid or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(uid)
+
+
+@pytest.mark.parametrize("private", ["", "measurements", "checkpoints", "logs", "plan.json"])
+def test_a_neighbour_that_may_not_be_read_is_left_out_and_told_of(plan_of, tmp_path, caplog, private):
+    first, second = plan_of("one", [1e9, 2e9]), plan_of("two", [1e9, 2e9, 4e9])
+    for name in ("open", "private"):
+        measure(Store(tmp_path / "results" / name), first)
+    (tmp_path / "results" / "private" / "logs").mkdir()
+    (tmp_path / "results" / "two").mkdir()
+    (tmp_path / "results" / "two").chmod(0o777)
+    (tmp_path / "results" / "private" / private).chmod(0)
+    store = Store(tmp_path / "results" / "two")
+    cells = [(trial.trial_id, m) for trial in second.trials for m in trial.milestones]
+    with without_rights(tmp_path):
+        assert adopt_measurements(store, cells) == 4
+        assert adopt_checkpoints(store, {trial.trial_id: [trial.milestones[-1]] for trial in second.trials}) == 2
+        assert left(second, store.folder).cells_measured == 4
+    told = [record.getMessage() for record in caplog.records]
+    named = [line for line in told if "is not taken over, as it cannot be read" in line]
+    assert bool(named) == (private != "plan.json"), "what the plan says the logs say too"
+    assert all(str(tmp_path / "results" / "private") in line for line in named)
+
+
+def test_a_folder_whose_neighbours_cannot_be_listed_has_none(plan_of, tmp_path):
+    plan = plan_of("one", [1e9])
+    (tmp_path / "results" / "one").mkdir(parents=True)
+    (tmp_path / "results").chmod(0o711)
+    with without_rights(tmp_path):
+        assert left(plan, tmp_path / "results" / "one").num_cells == plan.num_cells
 
 
 def test_a_trunk_is_planned_only_as_far_as_cooldowns_need_it(plan_of, tmp_path):

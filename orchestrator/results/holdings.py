@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,17 +34,13 @@ class Holdings:
 
 def holdings(folder: Location, trial_ids: Collection[str], beside: bool = True) -> Holdings:
     """What `folder`, and the results folders `beside` it, hold of the trials. An absent folder holds nothing."""
-    measured: set[tuple[str, int]] = set()
-    checkpoints: dict[str, set[int]] = {}
-    for place in (folder, *(siblings(folder) if beside else [])):
-        here = set(trial_ids) if place == folder else known(place, trial_ids)
-        if not here:
-            continue
-        rows = _rows(place, "measurements", here, ["trial_id", "samples"]).to_pydict()
-        measured |= set(zip(rows["trial_id"], rows["samples"], strict=True))
-        for trial_id in here:
-            found = {int(checkpoint.name) for checkpoint in checkpoint_folders(place, trial_id)}
-            checkpoints.setdefault(trial_id, set()).update(found)
+    measured, checkpoints = _held(folder, trial_ids)
+    for place in siblings(folder) if beside else []:
+        with _if_readable(place):
+            more, further = _held(place, known(place, trial_ids))
+            measured |= more
+            for trial_id, samples in further.items():
+                checkpoints[trial_id] |= samples
     return Holdings(
         measured=frozenset(measured), checkpoints={key: tuple(sorted(value)) for key, value in checkpoints.items()}
     )
@@ -53,10 +49,16 @@ def holdings(folder: Location, trial_ids: Collection[str], beside: bool = True) 
 def siblings(folder: Location) -> list[Location]:
     """The other results folders in the same parent folder."""
     folder = folder.absolute()
-    if folder.parent == folder or not folder.parent.is_dir():
-        return []
-    beside = (place for place in entries(folder.parent) if place != folder and not place.name.startswith("."))
-    return [place for place in beside if (place / "measurements").is_dir()]
+    beside: list[Location] = []
+    with _if_readable(folder.parent):
+        if folder.parent != folder and folder.parent.is_dir():
+            beside = [place for place in entries(folder.parent) if place != folder and not place.name.startswith(".")]
+    found = []
+    for place in beside:
+        with _if_readable(place):
+            if (place / "measurements").is_dir():
+                found.append(place)
+    return found
 
 
 def known(folder: Location, trial_ids: Collection[str]) -> set[str]:
@@ -79,9 +81,10 @@ def adopt_measurements(store: Store, cells: Collection[tuple[str, int]]) -> int:
     missing = set(cells) - holdings(store.folder, trial_ids, beside=False).measured
     before = len(missing)
     for place in siblings(store.folder) if missing else []:
-        here = known(place, {trial_id for trial_id, _ in missing})
-        if here:
-            missing -= _adopt_rows(store, place, here, missing)
+        with _if_readable(place):
+            here = known(place, {trial_id for trial_id, _ in missing})
+            if here:
+                missing -= _adopt_rows(store, place, here, missing)
     return before - len(missing)
 
 
@@ -93,11 +96,30 @@ def adopt_checkpoints(store: Store, stops: Mapping[str, Sequence[int]]) -> int:
         stops: by trial_id the samples, ascending, at which it has something left to do. The newest checkpoint at or
             below the first saves the way there, and one at a further stop (a branch point) saves the stop.
     """
-    return sum(
-        _adopt_checkpoints(store.folder, place, trial_id, stops[trial_id])
-        for place in siblings(store.folder)
-        for trial_id in sorted(known(place, stops))
-    )
+    taken = 0
+    for place in siblings(store.folder):
+        with _if_readable(place):
+            for trial_id in sorted(known(place, stops)):
+                taken += _adopt_checkpoints(store.folder, place, trial_id, stops[trial_id])
+    return taken
+
+
+@contextlib.contextmanager
+def _if_readable(place: Location) -> Iterator[None]:
+    """Goes on without what this user may not read: the folder of results may be shared, and a neighbour private."""
+    try:
+        yield
+    except PermissionError as error:
+        log.warning("what is measured in %s is not taken over, as it cannot be read: %s", place, error)
+
+
+def _held(place: Location, trial_ids: Collection[str]) -> tuple[set[tuple[str, int]], dict[str, set[int]]]:
+    """What one results folder holds of the trials: measurements, and samples of checkpoints by trial."""
+    if not trial_ids:
+        return set(), {}
+    rows = _rows(place, "measurements", trial_ids, ["trial_id", "samples"]).to_pydict()
+    checkpoints = {t: {int(folder.name) for folder in checkpoint_folders(place, t)} for t in trial_ids}
+    return set(zip(rows["trial_id"], rows["samples"], strict=True)), checkpoints
 
 
 def _adopt_rows(store: Store, place: Location, trial_ids: Collection[str], missing: set[tuple[str, int]]) -> set[Any]:
