@@ -137,7 +137,8 @@ def test_shell_scripts_pass_shellcheck():
 FAKE = {
     "scontrol": 'if [[ $1 == show ]]; then echo here; else echo "requeue $2" >> "$CALLS"; fi',
     "srun": 'if [[ $* == *hostname* ]]; then echo "127.0.0.1"; else echo "srun $*" >> "$CALLS"; exec sleep 30; fi',
-    "ditlaw": 'echo "ditlaw $* $(umask) $(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> "$CALLS"; trap "exit 130" USR1; for _ in {1..300}; do sleep 0.1; done',
+    "ditlaw": """echo "ditlaw $* $(umask) $(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> "$CALLS"
+trap "exit 130" USR1; for _ in {1..300}; do sleep 0.1; done""",
 }
 
 

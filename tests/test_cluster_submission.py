@@ -15,8 +15,10 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 from listening import beyond_loopback
+from rights import without_rights
 
 from orchestrator.cli import main
+from orchestrator.cli.submitting import _arguments
 from orchestrator.planning.plan import make
 from orchestrator.results.store import Store, read_attempts
 from orchestrator.scheduling import submission
@@ -154,12 +156,31 @@ def test_bad_folders_and_passwords_are_refused_before_anything_is_sent(tmp_path)
     (tmp_path / "file").touch()
     for extra, message in (
         (["--results", tmp_path / "file"], "is a file; wanted a folder"),
-        (["--results", "s3://bucket/x"], "wanted a folder that the head node and every worker see"),
+        (["--results", "s3://bucket/../x"], "is not a place; wanted s3://BUCKET or s3://BUCKET/PREFIX"),
         (["--tracking-uri", "http://me:secret@host:5000"], "--tracking-uri holds a password"),
     ):
         done = ditlaw(*base, *extra)
         assert (done.exit_code, message in done.output) == (2, True), done.output
         assert "secret" not in done.output
+
+
+@pytest.mark.parametrize("where", ["/shared/results/job", "{tmp}/private/results/job", "s3://bucket/job", "gs://b/job"])
+def test_what_only_the_cluster_sees_is_left_to_the_job(tmp_path, monkeypatch, where):
+    """From a machine behind a tunnel: it has no /shared, no credentials, and may not write to what is there."""
+    (tmp_path / "job.yaml").write_text(SPEC)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (tmp_path / "private").mkdir(mode=0)
+    plan, results = make(tmp_path / "job.yaml"), where.format(tmp=tmp_path)
+    with without_rights(tmp_path):
+        arguments = _arguments(plan, results, None, Path("/shared/data"), retrain=False)
+    assert arguments == ["--results", results, "--data", "/shared/data"]
+
+
+def test_a_folder_of_another_sweep_is_refused_where_it_is_seen(tmp_path):
+    (tmp_path / "job.yaml").write_text(SPEC)
+    Store(tmp_path / "results").claim("other", "digest")
+    done = ditlaw("submit", tmp_path / "job.yaml", "--address", "http://127.0.0.1:9", "--results", tmp_path / "results")
+    assert (done.exit_code, "holds sweep 'other'; got 'job'" in done.output) == (2, True), done.output
 
 
 def test_a_job_has_the_code_and_a_spec_that_stands_alone(tmp_path):

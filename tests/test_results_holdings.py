@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rights import without_rights
 
 from orchestrator.planning.plan import Plan, make
 from orchestrator.results.checkpoints import checkpoint_folders, checkpoint_name, checkpoints_folder
@@ -114,19 +112,6 @@ def test_rows_curves_and_checkpoints_are_taken_over_once(plan_of, tmp_path):
     for trial in first.trials:
         (kept,) = checkpoint_folders(store.folder, trial.trial_id)
         assert int(kept.name) == trial.milestones[-1]
-
-
-@contextlib.contextmanager
-def without_rights(folder: Path) -> Iterator[None]:
-    """A user to whom modes of files apply, though root may run the tests; `folder` can be reached."""
-    for above in (folder, *folder.parents[:2]):  # pytest makes them for their owner alone
-        above.chmod(0o755)
-    uid = os.geteuid()
-    os.seteuid(uid or 65534)
-    try:
-        yield
-    finally:
-        os.seteuid(uid)
 
 
 @pytest.mark.parametrize("private", ["", "measurements", "checkpoints", "logs", "plan.json"])

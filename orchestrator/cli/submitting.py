@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -24,7 +25,10 @@ POLL_SECONDS = 0.5
 @click.command()
 @SPEC
 @click.option("--address", required=True, help="The cluster's dashboard, as http://HEAD:8265.")
-@click.option("--results", help="Results folder, on a file system that every node sees; default: results/<sweep>.")
+@click.option(
+    "--results",
+    help="Folder that every node sees, or a URI as s3://bucket/prefix; default: results/<sweep>.",
+)
 @click.option(
     "--tracking-uri", help="MLflow, as the head node reaches it; default: a SQLite file in the results folder."
 )
@@ -72,15 +76,15 @@ def _arguments(
     plan: Plan, results: str | None, tracking_uri: str | None, data: Path | None, retrain: bool
 ) -> list[str]:
     """Those of `run`, with absolute paths: a job does not run in this folder. Raises ValueError for bad ones."""
+    from orchestrator.results.location import location
     from orchestrator.results.store import Store
     from orchestrator.spec.datasets import default_folder
     from orchestrator.tracking.address import without_password
 
-    folder = Path(results) if results else Path("results") / plan.sweep.name
-    if results and "://" in results:
-        raise ValueError(f"--results got {results!r}; wanted a folder that the head node and every worker see.")
-    store = Store(folder)
-    store.check(plan.sweep.name)
+    store = Store(location(results) if results else Path("results") / plan.sweep.name)
+    if isinstance(store.folder, Path):  # for storage the cluster has the credentials, which this machine may lack
+        with contextlib.suppress(PermissionError):  # nor need the folder be seen here: the job says what is wrong there
+            store.check_owner(plan.sweep.name)
     arguments = ["--results", str(store.folder), "--data", str((data or default_folder(plan.sweep.dataset)).absolute())]
     if tracking_uri:
         if without_password(tracking_uri) != tracking_uri:

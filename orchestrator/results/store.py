@@ -68,10 +68,20 @@ class Store:
         return parts_of(self.folder, kind)
 
     def check(self, sweep_name: str) -> None:
-        """Raises ValueError when the folder belongs to another sweep, or holds something that is not results."""
-        looks = [self._check_kind_of_folder, self.check_writable]
-        for look in reversed(looks) if isinstance(self.folder, ObjectPath) else looks:  # can it be reached at all?
-            look()
+        """Raises ValueError where nothing can be written to the folder, and as `check_owner`."""
+        if isinstance(self.folder, ObjectPath):  # can it be reached at all?
+            self.check_writable()
+            self.check_owner(sweep_name)
+        else:
+            self.check_owner(sweep_name)
+            self.check_writable()
+
+    def check_owner(self, sweep_name: str) -> None:
+        """Raises ValueError when the folder belongs to another sweep, or holds something that is not results.
+
+        One that is not there belongs to nobody.
+        """
+        self._check_kind_of_folder()
         owner = self.owner()
         if owner is not None and owner != sweep_name:
             raise ValueError(
