@@ -1,8 +1,11 @@
-"""One driver at a time on object storage, where nothing but objects can say so."""
+"""One driver at a time: on a file system with locks, and on object storage, where nothing but objects can say so."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -93,6 +96,31 @@ def test_who_has_lost_the_lock_hears_of_it(folder: ObjectPath) -> None:
 
         with pytest.raises(OSError, match="were taken over by another process"):
             watch()
+
+
+@pytest.mark.parametrize("answer", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused_by_name(tmp_path: Path, monkeypatch, answer: int) -> None:
+    def refuse(file: object, kind: int) -> None:
+        raise OSError(answer, os.strerror(answer))
+
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    message = (
+        "without flock .*, which keeps a second driver off. Mount it with locks .*Lustre: -o flock; NFS: .*--results"
+    )
+    with pytest.raises(ValueError, match=message), lock.held(tmp_path):
+        pass
+    assert lock.holder(tmp_path) is None, "what is there can still be read"
+
+
+def test_a_lock_that_is_held_is_not_one_that_cannot_be(tmp_path: Path) -> None:
+    with lock.held(tmp_path):
+        who = lock.holder(tmp_path)
+        assert who is not None
+        assert (who[2], f"process {os.getpid()} on " in who[0]) == (True, True)
+        with pytest.raises(ValueError, match="is in use by process"), lock.held(tmp_path):
+            pass
+    assert lock.holder(tmp_path) is None
 
 
 def test_of_many_contenders_at_most_one_holds_at_a_time(folder: ObjectPath) -> None:

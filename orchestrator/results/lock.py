@@ -11,6 +11,7 @@ LEASE_SECONDS is dead: a note is put beside its object, which is deleted. A hold
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -36,6 +37,8 @@ LEASE_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
 """Longest time for which somebody who only looks who holds the lock could be in the way."""
 _TRIES = 5
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+"""What a file system without flock answers: Lustre without its option, NFS without lockd, some of FUSE."""
 _BYTES = 512
 """Size of a contender's object. pyarrow asks for the size before it reads: it must not change in between."""
 _FILE = ".lock"
@@ -78,7 +81,10 @@ def holder(folder: Location) -> tuple[str, datetime | None, bool] | None:
         return None
     try:
         with (folder / _FILE).open() as file:
-            alive = not _locked(file, 0.0, fcntl.LOCK_SH)
+            try:
+                alive = not _locked(file, 0.0, fcntl.LOCK_SH)
+            except _WithoutLocks:  # so nobody has it
+                alive = False
             text = file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -89,7 +95,15 @@ def holder(folder: Location) -> tuple[str, datetime | None, bool] | None:
 def _file_lock(folder: Path, wait_seconds: float) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _FILE).open("a+") as file:
-        if not _locked(file, max(wait_seconds, _LOOK_SECONDS)):
+        try:
+            mine = _locked(file, max(wait_seconds, _LOOK_SECONDS))
+        except _WithoutLocks as error:
+            raise ValueError(
+                f"results folder {folder} is on a file system without flock ({error}), which keeps a second driver "
+                "off. Mount it with locks (Lustre: -o flock; NFS: version 4, or 3 with lockd running), or choose "
+                "another --results, which may be object storage."
+            ) from error
+        if not mine:
             file.seek(0)
             raise _in_use(folder, _parsed(file.read()))
         file.truncate(0)
@@ -102,7 +116,7 @@ def _file_lock(folder: Path, wait_seconds: float) -> Iterator[None]:
 
 
 def _locked(file: IO[str], seconds: float, kind: int = fcntl.LOCK_EX) -> bool:
-    """Whether a lock on an open file could be had within so many seconds."""
+    """Whether a lock on an open file could be had within so many seconds. Raises _WithoutLocks."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -112,6 +126,14 @@ def _locked(file: IO[str], seconds: float, kind: int = fcntl.LOCK_EX) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(min(1.0, seconds / 5))
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                raise _WithoutLocks(*error.args) from error
+            raise
+
+
+class _WithoutLocks(OSError):
+    """The file system has no locks."""
 
 
 @contextlib.contextmanager
