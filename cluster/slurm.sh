@@ -26,6 +26,7 @@ bin=${DITLAW_BIN:-$here/.venv/bin}
 port=${RAY_PORT:-6379}
 cpus=${SLURM_CPUS_PER_TASK:-1}
 gpus=${SLURM_GPUS_ON_NODE:-0}
+patience=${DITLAW_NODES_SECONDS:-300}      # how long nodes may take to join
 
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts[0]}
@@ -66,14 +67,40 @@ for host in "${hosts[@]:1}"; do
   steps+=($!)
 done
 
-"$bin/ditlaw" run "$spec" --address "$address:$port" --wait 600 "$@" &
-driver=$!
 code=0
-while kill -0 "$driver" 2> /dev/null; do   # a signal ends a wait before its time
-  code=0
-  wait "$driver" || code=$?
-done
-if ((code == 130 && asked == 1)); then
+finished() {                               # $driver, and with which code; a signal ends a wait before its time
+  while true; do
+    code=0
+    wait "$driver" || code=$?
+    kill -0 "$driver" 2> /dev/null || break
+  done
+}
+
+# A driver would find that its gangs do not fit, and refuse, were it started before the nodes are there.
+"$bin/python" - "$address:$port" "${#hosts[@]}" "$patience" << 'END' &
+import sys, time, ray
+address, wanted, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+there, trouble, deadline = 0, "", time.monotonic() + seconds
+while there < wanted:
+    if time.monotonic() > deadline:
+        sys.exit(f"{there} of {wanted} nodes have joined Ray at {address} after {seconds:g} s{trouble}; going on without.")
+    time.sleep(1)
+    try:
+        ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+        there, trouble = sum(node["Alive"] for node in ray.nodes()), ""
+    except Exception as error:
+        trouble = f" ({type(error).__name__}: {error})"
+END
+driver=$!
+finished
+if ((asked == 0)); then
+  "$bin/ditlaw" run "$spec" --address "$address:$port" --wait 600 "$@" &
+  driver=$!
+  finished
+else
+  code=130
+fi
+if ((asked == 1 && (code == 130 || code == 138))); then   # 138: so early that nothing had begun
   echo "Saved before the limit; queued again."
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -6,8 +6,11 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,49 +138,65 @@ def test_shell_scripts_pass_shellcheck():
 
 
 FAKE = {
-    "scontrol": 'if [[ $1 == show ]]; then echo here; else echo "requeue $2" >> "$CALLS"; fi',
+    "scontrol": 'if [[ $1 == show ]]; then printf "here\nthere\n"; else echo "requeue $2" >> "$CALLS"; fi',
     "srun": 'if [[ $* == *hostname* ]]; then echo "127.0.0.1"; else echo "srun $*" >> "$CALLS"; exec sleep 30; fi',
     "ditlaw": """echo "ditlaw $* $(umask) $(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> "$CALLS"
 trap "exit 130" USR1; for _ in {1..300}; do sleep 0.1; done""",
+    "python": f"""if [[ $1 == - ]]; then echo "nodes $*" >> "$CALLS"; exec sleep "${{JOIN:-0}}"; fi
+exec {sys.executable} "$@" """,
 }
 
 
-def test_the_slurm_script_asks_the_driver_to_save_and_queues_again(tmp_path, free_port):
-    """With stand-ins for SLURM's commands and for ditlaw."""
+@pytest.fixture
+def slurm(tmp_path, free_port):
+    """Starts cluster/slurm.sh with stand-ins for SLURM's commands, Ray and ditlaw; gives it and what they are told."""
     calls, tools = tmp_path / "calls", tmp_path / "bin"
     tools.mkdir()
     for name, body in FAKE.items():
         (tools / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tools / name).chmod(0o755)
-    (tools / "python").symlink_to(sys.executable)
     environment = {
         "PATH": f"{tools}:/usr/bin:/bin", "CALLS": str(calls), "DITLAW_BIN": str(tools), "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "here", "SLURM_SUBMIT_DIR": str(tmp_path), "RAY_PORT": str(free_port),
     }  # fmt: skip
-    listener = f"import socket, time; s = socket.create_server(('127.0.0.1', {free_port})); time.sleep(30)"
-    with (
-        subprocess.Popen([sys.executable, "-c", listener]) as port,
-        subprocess.Popen(
-            ["bash", CLUSTER / "slurm.sh", "spec.yaml", "--retrain"], env=environment, umask=0o027
-        ) as script,
-    ):
-        try:
-            for _ in range(200):
-                if calls.exists() and "ditlaw run" in calls.read_text():
-                    break
-                subprocess.run(["sleep", "0.1"], check=True)
-            subprocess.run(["sleep", "0.5"], check=True)
-            script.send_signal(10)
-            assert script.wait(timeout=20) == 130
-        finally:
+    command = ["bash", CLUSTER / "slurm.sh", "spec.yaml", "--retrain"]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(until: str, **more: str) -> tuple[subprocess.Popen[bytes], Path]:
+        started.append(subprocess.Popen(command, env={**environment, **more}, umask=0o027))
+        deadline = time.monotonic() + 60
+        while not calls.exists() or until not in calls.read_text():
+            assert time.monotonic() < deadline, "the script does not come so far"
+            time.sleep(0.05)
+        time.sleep(0.3)  # what it has started last installs its handlers
+        return started[-1], calls
+
+    with socket.create_server(("127.0.0.1", free_port)):
+        yield start
+        for script in started:
             script.kill()
-            port.kill()
-    said = calls.read_text()
-    assert f"ditlaw run spec.yaml --address 127.0.0.1:{free_port} --wait 600 --retrain 0027 600\n" in said, (
-        "the user's umask, a private token"
-    )
-    assert "requeue 7" in said
+            script.wait()
     assert not list(tmp_path.glob(".ray-token-*")), "the token goes with the job"
+
+
+def test_the_slurm_script_asks_the_driver_to_save_and_queues_again(slurm, free_port):
+    script, calls = slurm("ditlaw run")
+    script.send_signal(signal.SIGUSR1)
+    assert script.wait(timeout=20) == 130
+    nodes, driver, again = [line for line in calls.read_text().splitlines() if not line.startswith("srun")]
+    assert nodes == f"nodes - 127.0.0.1:{free_port} 2 300", "all that it got, before the driver"
+    wanted = f"ditlaw run spec.yaml --address 127.0.0.1:{free_port} --wait 600 --retrain"
+    assert driver == f"{wanted} 0027 600", "the user's umask, and a private token"
+    assert again == "requeue 7"
+
+
+@pytest.mark.parametrize(("number", "queued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_the_slurm_script_starts_no_driver_once_it_is_asked_to_end(slurm, number, queued):
+    script, calls = slurm("nodes - ", JOIN="30")
+    script.send_signal(number)
+    assert script.wait(timeout=20) == 130
+    said = calls.read_text()
+    assert ("requeue 7" in said, "ditlaw run" in said) == (queued, False)
 
 
 def test_the_services_listen_on_loopback_and_have_no_password_of_their_own():
