@@ -11,14 +11,17 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 import ray
 import yaml
 from click.testing import CliRunner
+from ray.scripts.scripts import drain_node
 
 from orchestrator.cli import main
 
@@ -59,6 +62,37 @@ def test_a_cloud_cluster_has_a_token_and_its_dashboard_on_loopback(name):
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_a_cloud_node_has_a_python_that_is_new_enough(name):
+    text, config = (CLUSTER / name).read_text(), documents(name)[0]
+    assert "ubuntu-2204" not in text, "its python3 is 3.10"
+    (check,) = [shlex.split(command) for command in config["setup_commands"] if "version_info" in command]
+    wanted = tomllib.loads(Path("pyproject.toml").read_text())["project"]["requires-python"]
+    assert f"({wanted.removeprefix('>=').replace('.', ', ')})" in check[2]
+    subprocess.run([sys.executable, *check[1:]], check=True)
+    older = [part.replace("(3, 11)", "(99, 0)") for part in check[1:]]
+    refused = subprocess.run([sys.executable, *older], capture_output=True, text=True, check=False)
+    assert (refused.returncode, "wanted 3.11 or newer" in refused.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(("name", "cloud"), [("aws.yaml", "aws"), ("gcp.yaml", "gcp")])
+def test_a_cloud_node_listens_for_its_notice(name, cloud, tmp_path):
+    commands = documents(name)[0]["worker_start_ray_commands"]
+    *_, ending, watching = commands
+    assert [part in ending for part in ("pkill", "[c]luster/notice.py")] == [True, True], "the one before it"
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").write_text('#!/usr/bin/env bash\necho "$@" "$RAY_AUTH_MODE"\n')
+    (tmp_path / "venv" / "bin" / "python").chmod(0o755)
+    environment = {"HOME": str(tmp_path), "RAY_HEAD_IP": "10.0.0.1", "PATH": "/usr/bin:/bin"}
+    subprocess.run(["bash", "-c", f"({watching}) && wait"], env=environment, check=True)
+    deadline = time.monotonic() + 10
+    while not (told := (tmp_path / "notice.log").read_text() if (tmp_path / "notice.log").exists() else ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert told.split()[1:] == [cloud, "--address", "10.0.0.1:6379", "token"]
+    assert told.split()[0] == f"{tmp_path}/ditlaw/cluster/notice.py", "where file_mounts puts the checkout"
 
 
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
@@ -108,12 +142,82 @@ def test_a_rayjob_waits_for_the_lock_of_the_cluster_before_it():
     assert job["kind"] == "RayJob"
     assert job["spec"]["backoffLimit"] > 0
     command = shlex.split(job["spec"]["entrypoint"])
-    assert command[:3] == ["python", "-m", "orchestrator.cli"]
-    takes(command[3:])
-    assert int(command[command.index("--wait") + 1]) >= 90, "longer than a lease of NFS"
+    assert command[:2] == ["bash", "/opt/ditlaw/rayjob.sh"], "where the image has it"
+    assert "WORKDIR /opt/ditlaw" in (image := (CLUSTER / "Dockerfile").read_text())
+    assert "COPY cluster/rayjob.sh ./" in image
+    takes(command[2:])
+    wait = int(command[command.index("--wait") + 1])
+    assert wait >= 90, "longer than a lease of NFS"
     assert all(command[command.index(name) + 1].startswith("/shared/") for name in ("--results", "--data"))
     environment = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
-    assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    hook = head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert hook[:3] == [*command[:2], "leave"]
+    assert 60 <= int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) < int(hook[3]) < head["terminationGracePeriodSeconds"]
+    assert head["terminationGracePeriodSeconds"] < wait, "the next cluster outlasts the head pod of the last one"
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_a_worker_pod_that_is_to_go_has_ray_drain_it(name, tmp_path):
+    cluster = documents(name)[-1]["spec"]
+    for group in cluster.get("rayClusterSpec", cluster)["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert hook[:2] == ["bash", "-c"]
+        for tool in ("ray", "sleep"):
+            (tmp_path / tool).write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" {tool} "$@" >> {tmp_path}/told\n')
+            (tmp_path / tool).chmod(0o755)
+        subprocess.run(hook, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_ADDRESS": "head:6379"})
+        told = (tmp_path / "told").read_text().splitlines()
+        given = {"address": "head:6379", "reason": "DRAIN_NODE_REASON_PREEMPTION", "reason_message": "the pod ends"}
+        drain = drain_node.make_context("drain-node", told[2 : told.index("sleep")]).params
+        assert drain == {**given, "node_id": None, "deadline_remaining_seconds": int(told[-1])}
+        assert 60 <= int(told[-1]) < pod["terminationGracePeriodSeconds"]
+
+
+@pytest.fixture
+def rayjob(tmp_path):
+    """The environment of cluster/rayjob.sh with a stand-in for ditlaw, which ends with $CODE or saves when asked."""
+    (tmp_path / "ditlaw").write_text(
+        '#!/usr/bin/env bash\necho "$@" > "$TMPDIR/told"\n[[ $CODE ]] && exit "$CODE"\n'
+        'trap \'echo heard >> "$TMPDIR/signals"; sleep 0.5; exit 130\' USR1 TERM\ntouch "$TMPDIR/up"\n'
+        "for _ in {1..300}; do sleep 0.1; done\n"
+    )
+    (tmp_path / "ditlaw").chmod(0o755)
+    return {"PATH": f"{tmp_path}:/usr/bin:/bin", "TMPDIR": str(tmp_path)}
+
+
+@pytest.mark.parametrize(("code", "to_kuberay"), [(0, 0), (1, 1), (2, 0), (130, 0)])
+def test_kuberay_tries_again_only_what_a_new_cluster_could_mend(rayjob, tmp_path, code, to_kuberay):
+    command = ["bash", CLUSTER / "rayjob.sh", "run", "spec.yaml", "--wait", "900"]
+    done = subprocess.run(command, env={**rayjob, "CODE": str(code)}, capture_output=True, text=True, check=False)
+    assert done.returncode == to_kuberay
+    assert ("not tried again on a new cluster" in done.stdout) == (code in (2, 130))
+    assert (tmp_path / "told").read_text() == "run spec.yaml --wait 900\n"
+    assert not list(tmp_path.glob("*.pid"))
+
+
+@pytest.mark.parametrize("stopped_before", [False, True])
+def test_a_head_pod_that_is_to_go_waits_until_its_driver_has_saved(rayjob, tmp_path, stopped_before):
+    """The job goes on elsewhere, so it has failed here; and a driver that Ray has told is not told twice."""
+    script = ["bash", CLUSTER / "rayjob.sh"]
+    assert subprocess.run([*script, "leave", "5"], env=rayjob, check=False).returncode == 0, "nothing to wait for"
+    with subprocess.Popen([*script, "run", "spec.yaml"], env={**rayjob, "CODE": ""}) as job:
+        try:
+            deadline = time.monotonic() + 60
+            while not ((tmp_path / "up").exists() and list(tmp_path.glob("*.pid"))):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            if stopped_before:
+                for process in [*psutil.Process(job.pid).children(), psutil.Process(job.pid)]:
+                    process.terminate()
+                time.sleep(0.1)
+            subprocess.run([*script, "leave", "30"], env=rayjob, check=True)
+            assert not list(tmp_path.glob("*.pid")), "it has waited"
+            assert job.wait(timeout=10) == 130
+        finally:
+            job.kill()
+    assert (tmp_path / "signals").read_text() == "heard\n"
 
 
 def test_the_slurm_script_is_bash_and_saves_before_the_limit():
@@ -188,6 +292,21 @@ def test_the_slurm_script_asks_the_driver_to_save_and_queues_again(slurm, free_p
     wanted = f"ditlaw run spec.yaml --address 127.0.0.1:{free_port} --wait 600 --retrain"
     assert driver == f"{wanted} 0027 600", "the user's umask, and a private token"
     assert again == "requeue 7"
+
+
+@pytest.mark.parametrize(("wanted", "said"), [(2, ""), (3, "2 of 3 nodes have joined Ray at here:1 after 1.5 s")])
+def test_the_slurm_script_waits_until_ray_has_its_nodes(tmp_path, wanted, said):
+    """The program in it, with a stand-in for Ray that at first does not answer, and then has a dead node too."""
+    program = (CLUSTER / "slurm.sh").read_text().partition("<< 'END' &\n")[2].partition("\nEND\n")[0]
+    (tmp_path / "ray.py").write_text(
+        "def init(address, **options):\n    init.calls = getattr(init, 'calls', 0) + 1\n"
+        "    if init.calls == 1:\n        raise ConnectionError('not yet')\n"
+        "def nodes():\n    return [{'Alive': True}, {'Alive': False}, {'Alive': True}]\n"
+    )
+    command = [sys.executable, "-", "here:1", str(wanted), "5" if wanted == 2 else "1.5"]
+    environment = {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, input=program, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, said in done.stderr) == (int(bool(said)), True), done.stderr
 
 
 @pytest.mark.parametrize(("number", "queued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
