@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from models.tally import Tally
 
 SPATIAL = 8
 """Pixels along a side that one latent stands for."""
@@ -48,6 +51,47 @@ class CausalVAEConfig:
         for name in ("channels", "latent_channels", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 1")
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """Channels at each resolution, the finest first."""
+        return self.width, 2 * self.width, 4 * self.width, 4 * self.width
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Frames that become one at each halving of the resolution."""
+        return (1, 2, 2) if self.temporal > 1 else (1, 1, 1)
+
+    @property
+    def kernel_frames(self) -> int:
+        """Frames that a convolution sees."""
+        return 3 if self.temporal > 1 else 1
+
+
+class CodingFlops(NamedTuple):
+    """FLOPs of one clip; a training sample costs 3 times both together."""
+
+    encode: float
+    decode: float
+
+
+def coding_flops(config: CausalVAEConfig, frames: int, side: int) -> CodingFlops:
+    """What encoding a clip of so many frames of `side` x `side` pixels costs, and decoding it: its convolutions."""
+    down, up = Tally(), Tally()
+    seen, positions = config.kernel_frames, frames * side**2
+    down.convolution(config.channels, config.width, side=3, frames=seen, uses=positions)
+    up.convolution(config.width, config.channels, side=3, frames=seen, uses=positions)
+    for (fine, coarse), stride in zip(pairwise(config.widths), config.strides, strict=True):
+        for _ in range(2):
+            down.convolution(fine, fine, side=3, frames=seen, uses=positions)
+        up.convolution(coarse, fine, side=3, frames=seen, uses=positions)
+        positions //= 4 * stride
+        down.convolution(fine, coarse, side=3, frames=seen, uses=positions)
+        for _ in range(2):
+            up.convolution(coarse, coarse, side=3, frames=seen, uses=positions)
+    down.convolution(config.widths[-1], 2 * config.latent_channels, side=1, uses=positions)
+    up.convolution(config.latent_channels, config.widths[-1], side=3, frames=seen, uses=positions)
+    return CodingFlops(2.0 * down.multiply_adds, 2.0 * up.multiply_adds)
 
 
 class CausalConv(nn.Conv3d):
@@ -112,17 +156,15 @@ class CausalVAE(nn.Module):
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__()
         self.config = config
-        frames = 3 if config.temporal > 1 else 1
-        widths = [config.width * factor for factor in (1, 2, 4, 4)]
-        halvings = [1, 2, 2] if config.temporal > 1 else [1, 1, 1]
+        frames, widths = config.kernel_frames, config.widths
         down: list[nn.Module] = [CausalConv(config.channels, widths[0], 3, frames=frames)]
         up: list[nn.Module] = [CausalConv(config.latent_channels, widths[-1], 3, frames=frames)]
-        for index, in_time in enumerate(halvings):
+        for index, in_time in enumerate(config.strides):
             down += [
                 Residual(widths[index], frames),
                 CausalConv(widths[index], widths[index + 1], 3, frames=frames, stride=(in_time, 2)),
             ]
-        for index, in_time in reversed(list(enumerate(halvings))):
+        for index, in_time in reversed(list(enumerate(config.strides))):
             up += [
                 Residual(widths[index + 1], frames),
                 Grow(widths[index + 1], widths[index], frames=frames, in_time=in_time),

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from torch.utils.flop_counter import FlopCounterMode
 
-from models.causal_vae import CausalVAE, CausalVAEConfig, is_causal_vae, read_vae, write_vae
+from models.causal_vae import CausalVAE, CausalVAEConfig, coding_flops, is_causal_vae, read_vae, write_vae
 from orchestrator.cli import main
 from orchestrator.spec.datasets import DATASETS, dataset_named
+from orchestrator.training.data.autoencoding import train_vae
 from orchestrator.training.data.clips import clips, has_videos, rendered_clips
 from orchestrator.training.data.encode import Labelled, as_they_are, encode, encoder_in
 from orchestrator.training.data.images import load
@@ -99,6 +101,35 @@ def test_latents_and_their_decoding_never_see_the_future(temporal: int) -> None:
         model.posterior(torch.zeros(1, 3, 6 if temporal == 4 else 8, 16, 12))
 
 
+@pytest.mark.parametrize("temporal", [4, 1])
+def test_the_flops_of_encoding_and_decoding_are_those_counted(temporal: int) -> None:
+    config = CausalVAEConfig(width=6, channels=1, latent_channels=3, temporal=temporal)
+    with torch.device("meta"):
+        model, counted = CausalVAE(config), []
+        for run, x in ((model.posterior, torch.zeros(2, 1, 8, 16, 16)), (model.decoded, None)):
+            x = torch.zeros(2, 3, 8 // temporal, 2, 2) if x is None else x
+            with FlopCounterMode(display=False) as counter:
+                run(x)
+            counted.append(counter.get_total_flops() / 2)
+    assert counted == list(coding_flops(config, 8, 16))
+
+
+@pytest.mark.parametrize("temporal", [4, 1])
+def test_golden_trace_of_the_autoencoder(temporal: int, tmp_path: Path) -> None:
+    """Errors and KL terms of ten steps on figures that move."""
+    config = CausalVAEConfig(width=4, channels=1, temporal=temporal)
+    data = opened(DATASETS["moving-16-grey"], tmp_path, CPU)
+    found = [(now.error, now.kl) for now in train_vae(data, config, tmp_path / "vae", steps=10, batch=4)][1::4]
+    assert found == [pytest.approx(pair, rel=2e-3) for pair in GOLDEN_VAE[temporal]]
+
+
+GOLDEN_VAE = {
+    4: [(0.45402, 0.100593), (0.397596, 0.279326), (0.350159, 0.261712)],
+    1: [(0.494364, 0.092763), (0.401665, 0.161331), (0.358849, 0.202462)],
+}
+"""After steps 2, 6 and 10: the root mean square error and the KL divergence, by `temporal`."""
+
+
 def test_an_autoencoder_is_kept_and_read_again_and_damage_is_told(tmp_path: Path) -> None:
     model = latents(4)
     write_vae(tmp_path / "vae", model, 2.0)
@@ -122,6 +153,11 @@ def test_a_vae_is_trained_and_its_latents_are_a_dataset_of_clips(tmp_path: Path,
     assert trained.exit_code == 0, trained.output
     errors = [float(line.split("error ")[1].split(",")[0]) for line in trained.output.splitlines() if "error" in line]
     assert errors[-1] < errors[0]
+    flops = coding_flops(CausalVAEConfig(width=2), 8, 16)
+    assert trained.output.splitlines()[-1] == (
+        f"{vae}: encoding a clip takes {flops.encode:.3g} FLOPs, decoding it {flops.decode:.3g}; this training "
+        f"{3 * sum(flops) * 4 * 12:.3g}"
+    )
     encoded = run(main, ["data", "encode", "moving-16", "--vae", vae, "--name", "mine", "--clips", "40"])
     assert encoded.exit_code == 0, encoded.output
     dataset = dataset_named("mine")

@@ -130,7 +130,7 @@ def data_vae(
     """
     import torch
 
-    from models.causal_vae import CausalVAEConfig
+    from models.causal_vae import CausalVAEConfig, coding_flops
     from orchestrator.spec.datasets import dataset_named, default_folder
     from orchestrator.training.data.autoencoding import train_vae
     from orchestrator.training.data.source import opened, whole
@@ -146,7 +146,12 @@ def data_vae(
         data = whole(opened(known, default_folder(dataset), device))
         for now in train_vae(data, config, out, steps=steps, batch=batch, seed=seed):
             click.echo(f"step {now.step}: root mean square error {now.error:.4f}, KL {now.kl:.3f} a latent number")
-    click.echo(f"{out}")
+    assert known.frames is not None, "clips have frames"
+    flops = coding_flops(config, known.frames, known.image_size)
+    click.echo(
+        f"{out}: encoding a clip takes {flops.encode:.3g} FLOPs, decoding it {flops.decode:.3g}; this training "
+        f"{3 * sum(flops) * batch * steps:.3g}"
+    )
 
 
 @data.command("list")

@@ -40,7 +40,8 @@ def train_vae(
         torch.manual_seed(seed)
         model = CausalVAE(config).to(data.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    rising = max(0.1, 2 / steps)  # its rate rises over one step at least
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=rising)
     for step in range(steps):
         x, _ = data.batch(seed, step * batch, batch, slice(0, batch))
         error, kl = model.loss(x, torch_generator(seed, "vae", step))
