@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +25,8 @@ from orchestrator.results.store import read_measurements
 from orchestrator.scheduling.backend import Assignment
 from orchestrator.spec.datasets import DATASETS, MANIFEST
 from orchestrator.spec.source import SpecError
+from orchestrator.spec.trial import Trial
+from orchestrator.training import reference
 from orchestrator.training.data.clips import rendered_clips
 from orchestrator.training.data.consistency import (
     denoised_warping_error,
@@ -227,16 +232,11 @@ def test_a_training_of_clips_of_two_lengths_goes_on_bit_for_bit_and_measures_the
     assert trial.flops_per_sample == pytest.approx(
         3 * (cost(longer).forward_flops + cost(half(longer)).forward_flops) / 2
     )
-    tables = []
-    for name, parts in (("whole", (trial.milestones,)), ("parted", (trial.milestones[:1], trial.milestones[1:]))):
-        member = GangMember(rank=0, world_size=1, device=torch.device("cpu"), results=tmp_path / name, data=group)
-        for attempt, milestones in enumerate(parts):
-            job = Assignment(
-                trial=trial, attempt=attempt, gang="g", milestones=milestones, samples_spent=0,
-                checkpoint_seconds=1e9, mlflow_run_id=None,
-            )  # fmt: skip
-            assert run_attempt(job, member) == ("completed", None)
-        tables.append(read_measurements(member.results).sort_values("samples").reset_index(drop=True))
+    parted = (trial.milestones[:1], trial.milestones[1:])
+    tables = [
+        trained(trial, group, tmp_path / name, parts)
+        for name, parts in (("whole", (trial.milestones,)), ("parted", parted))
+    ]
     columns = ["loss", "loss_train", "warping_error", "tokens", "flops"]
     assert tables[0][columns].equals(tables[1][columns])
     assert (tables[0]["warping_error"] > 0).all()
@@ -248,3 +248,50 @@ def test_a_training_of_clips_of_two_lengths_goes_on_bit_for_bit_and_measures_the
 
 def half(config):
     return dataclasses.replace(config, frames=config.frames // 2)
+
+
+def trained(trial: Trial, data: Path, results: Path, parts: Sequence[tuple[int, ...]]) -> pandas.DataFrame:
+    """The measurements of a trial, by samples, that has been trained in so many attempts."""
+    member = GangMember(rank=0, world_size=1, device=torch.device("cpu"), results=results, data=data)
+    for attempt, milestones in enumerate(parts):
+        job = Assignment(
+            trial=trial, attempt=attempt, gang="g", milestones=milestones, samples_spent=0, checkpoint_seconds=1e9,
+            mlflow_run_id=None,
+        )  # fmt: skip
+        assert run_attempt(job, member) == ("completed", None)
+    return read_measurements(results).sort_values("samples").reset_index(drop=True)
+
+
+MEASURED = """
+name: clips
+dataset: moving-16-grey
+models:
+  {family: video-dit, levels: 2, patch: 8, patch_frames: 8, head_dim: 8, sizes: {rule: width, widths: [8], depth: 1}}
+arms: {a: {objective: pyramid-flow}}
+training: {batch_size: 8}
+budgets: {samples: [32]}
+evaluation:
+  loss_images: 16
+  sample_images: 10
+  sampler_steps: 2
+  guidance: 1.0
+  distance: {encoder: moving-cnn, images: 100, most_of_training: 1.0e+9}
+"""
+
+
+def test_a_trial_has_the_distance_of_its_clips_and_that_of_their_frames(
+    group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of generated clips, by pyramidal flow's own sampler, and both far from 0 so early."""
+    monkeypatch.setattr(reference, "IMAGES", 250)
+    path = tmp_path / "clips.yaml"
+    path.write_text(MEASURED)
+    (trial,) = make(path).trials
+    (row,) = trained(trial, group, tmp_path / "results", (trial.milestones,)).to_dict("records")
+    assert (row["fd_encoder"], row["eval_samples"], row["sampler"]) == ("moving-cnn", 100, "pyramid")
+    assert row["fd"] > 1
+    assert row["fd_per_frame"] > 1
+    assert row["fd"] != row["fd_per_frame"]
+    assert math.isnan(row["fid"])
+    (kept,) = (tmp_path / "results" / "references").iterdir()
+    assert kept.name.startswith("moving-16-grey-moving-cnn-")
