@@ -210,6 +210,10 @@ def test_consistency_of_latents_is_refused_and_of_pixels_from_files_is_not(tmp_p
             continue
         with pytest.raises(SpecError, match=f"asks for optical flow, and dataset {name} {told} there is none; wanted"):
             make(path)
+    more = "evaluation: {loss_images: 16, distance: {encoder: moving-cnn}}"
+    path.write_text(SPEC.format(dataset="latents", family="video-dit", options=PATCHES, more=more))
+    with pytest.raises(SpecError, match="encoders see pixels, and dataset latents holds latents; wanted no distance"):
+        make(path)
 
 
 TRAINED = """

@@ -217,7 +217,13 @@ class Grid:
     def _encoder_fits(self) -> bool:
         """Whether the encoder of the distances is of what the dataset holds."""
         distance, data = self._sweep.evaluation.distance, dataset_named(self._sweep.dataset)
-        if distance is None or ENCODERS[distance.encoder].samples == data.samples:
+        if distance is None:
+            return True
+        if data.space == "latents":
+            told = f"encoders see pixels, and dataset {data.name} holds latents; wanted no distance, or other data"
+            self._refuse(("evaluation", "distance"), told)
+            return False
+        if ENCODERS[distance.encoder].samples == data.samples:
             return True
         others = ", ".join(name for name, facts in ENCODERS.items() if facts.samples == data.samples)
         self._refuse(
