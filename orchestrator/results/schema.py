@@ -103,7 +103,7 @@ MEASUREMENT = _schema(
 the noise of other draws and other images of the same model, `fd_inf_low` to `fd_inf_high` a 95% interval.
 Of clips, `fd_per_frame` is the distance of single frames, `warping_error` the mean squared error of validation clips,
 denoised from the middle time, against their own flow, and `warping_error_generated` that of generated clips against
-flow that is estimated from them.
+flow that is estimated from them: of the clips of which any flow is to be believed. Of latents there is neither.
 `loss_by_time` has the mean losses of ten equal parts of time, from data to noise.
 
 `wall_seconds`, `gpu_hours` (device hours: of GPUs, or of workers where there are none), `flops_useful` and
