@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from analysis.bootstrap import Interval, interval
 from analysis.comparison import Comparison
@@ -24,7 +25,7 @@ def answer(findings: Findings) -> list[str]:
     said = [*_headline(findings, best), *_size(best), _law("loss", best.law)]
     if best.distance is not None:
         said.append(_law(best.distance.name, best.distance.law))
-    return [*said, *(_arm(comparison) for comparison in findings.comparisons)]
+    return [*said, *map(compared, findings.comparisons)]
 
 
 Prediction = tuple[float, Interval | None]
@@ -125,28 +126,72 @@ def _law(what: str, fit: Fit) -> str:
     return f"<strong>{name} = {law}</strong>{band} if there is no floor. None is identified{open_floors}."
 
 
-def _arm(comparison: Comparison) -> str:
-    if comparison.mean_difference is None:
-        return f"{escape(comparison.first)} and {escape(comparison.second)} share no size and budget: not compared."
+def compared(comparison: Comparison) -> str:
+    """Which of two arms is ahead. A compute multiplier decides where there is one: it has each arm at its best size."""
+    needs, equal = _needs(comparison), _at_equal_size(comparison)
+    first, second = escape(comparison.first), escape(comparison.second)
+    if not needs and not equal:
+        why = f", and there is no compute multiplier: {escape(comparison.reason)}" if comparison.reason else ""
+        return f"{first} and {second} share no size and budget{why}. They are not compared."
+    by_compute, by_size = _side_of_multiplier(comparison), _side_of_difference(comparison)
+    if needs and equal and by_compute.ahead != by_size.ahead:
+        apart = by_compute.clear or by_size.clear
+        verdict = (
+            f"Which of {first} and {second} is ahead depends on how they are compared"
+            if apart
+            else f"{first} and {second} are not clearly apart"
+        )
+        return f"<strong>{verdict}.</strong> At equal size and budget {first} has {equal}. {needs}"
+    side = by_compute if needs else by_size
+    verdict = f"<strong>{first} {side.verb} {second}</strong>"
+    if not equal:
+        return f"{verdict}: {needs[0].lower()}{needs[1:]} They share no size and budget."
+    count = comparison.wins if by_size.ahead else comparison.losses
+    return f"{verdict} at {count} of {len(comparison.pairs)} sizes and budgets: {equal}. {needs}".rstrip()
+
+
+class _Side(NamedTuple):
+    """Whether the first of two arms is ahead, and whether its interval is on that side too."""
+
+    ahead: bool
+    clear: bool
+
+    @property
+    def verb(self) -> str:
+        return ("beats" if self.ahead else "loses to") if self.clear else ("is ahead of" if self.ahead else "is behind")
+
+
+def _side_of_multiplier(comparison: Comparison) -> _Side:
+    low, high = comparison.multiplier_ci95 or (1.0, 1.0)
+    return _Side((comparison.multiplier or 1.0) > 1, low > 1 or high < 1)
+
+
+def _side_of_difference(comparison: Comparison) -> _Side:
+    band = comparison.mean_difference_ci95
+    return _Side((comparison.mean_difference or 0.0) < 0, band is not None and band[0] * band[1] > 0)
+
+
+def _at_equal_size(comparison: Comparison) -> str:
+    """The mean difference in words; empty without a pair."""
     gap, band = comparison.mean_difference, comparison.mean_difference_ci95
-    clear = band is not None and band[0] * band[1] > 0
-    verb = ("beats" if gap < 0 else "loses to") if clear else ("is ahead of" if gap < 0 else "is behind")
-    what = escape(comparison.quantity)
-    size = f"{abs(gap):.1%} {'lower' if gap < 0 else 'higher'} {what} on average"
+    if gap is None:
+        return ""
     spread = ""
     if band is not None:
-        spread = f" (95% {100 * band[0]:+.1f}% to {100 * band[1]:+.1f}%{'' if clear else ', so not clearly'})"
-    text = (
-        f"<strong>{escape(comparison.first)} {verb} {escape(comparison.second)}</strong> at {comparison.wins} of "
-        f"{len(comparison.pairs)} sizes and budgets: {size}{spread}."
+        unclear = "" if _side_of_difference(comparison).clear else ", so not clearly"
+        spread = f" (95% {100 * band[0]:+.1f}% to {100 * band[1]:+.1f}%{unclear})"
+    return f"{abs(gap):.1%} {'lower' if gap < 0 else 'higher'} {escape(comparison.quantity)} on average{spread}"
+
+
+def _needs(comparison: Comparison) -> str:
+    """The compute multiplier in a sentence; empty without one."""
+    if comparison.multiplier is None or comparison.at_flops is None:
+        return ""
+    return (
+        f"To {escape(comparison.first)}'s {escape(comparison.quantity)} at {scientific(comparison.at_flops)} FLOPs, "
+        f"{escape(comparison.second)} needs "
+        f"<strong>{comparison.factor} times the compute</strong>{comparison.factor_band}."
     )
-    if comparison.multiplier is not None and comparison.at_flops is not None:
-        text += (
-            f" To {escape(comparison.first)}'s {what} at {scientific(comparison.at_flops)} FLOPs, "
-            f"{escape(comparison.second)} needs "
-            f"<strong>{comparison.factor} times the compute</strong>{comparison.factor_band}."
-        )
-    return text
 
 
 def _band(band: Interval | None, words: str = "95% ") -> str:

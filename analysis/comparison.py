@@ -59,7 +59,13 @@ class Comparison:
 
     @property
     def wins(self) -> int:
+        """Pairs where the first arm is better."""
         return sum(pair.difference < 0 for pair in self.pairs)
+
+    @property
+    def losses(self) -> int:
+        """Pairs where the second arm is better."""
+        return sum(pair.difference > 0 for pair in self.pairs)
 
     @property
     def at_flops(self) -> float | None:
