@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from analysis.bootstrap import Interval, interval
+from analysis.bootstrap import Interval
 from analysis.comparison import Comparison
 from analysis.findings import ArmFindings, Findings
 from analysis.fitting import Fit
@@ -117,13 +117,15 @@ def _law(what: str, fit: Fit) -> str:
     if not fit.succeeded:
         return f"<strong>No {what} law</strong>: {escape(fit.reason)}."
     law = f"{coefficient(fit.params['A'])} · C<sup>−{fit.params['beta']:.3g}</sup>"
-    band = _band(interval(fit.draws["beta"]) if fit.draws else None, "exponent 95% ")
+    either = "" if fit.floor_identified else ", with or without a floor"
+    beta = fit.ci95.get("beta")
+    band = f" (exponent 95% {beta[0]:.3g} to {beta[1]:.3g}{either})" if beta else ""
     if fit.floor_identified:
         floor = f"{fit.params['floor']:.3g}"
         return f"<strong>{name} = {floor} + {law}</strong>{band}: a floor is identified{_band(fit.ci95.get('floor'))}."
     low, high = fit.ci95.get("floor") or (0.0, 0.0)
     open_floors = f": anything from {low:.2g} to {high:.2g} is compatible with the data" if high > 0 else ""
-    return f"<strong>{name} = {law}</strong>{band} if there is no floor. None is identified{open_floors}."
+    return f"<strong>{name} = {law}</strong> if there is no floor{band}. None is identified{open_floors}."
 
 
 def compared(comparison: Comparison) -> str:
@@ -194,8 +196,8 @@ def _needs(comparison: Comparison) -> str:
     )
 
 
-def _band(band: Interval | None, words: str = "95% ") -> str:
-    return f" ({words}{band[0]:.3g} to {band[1]:.3g})" if band else ""
+def _band(band: Interval | None) -> str:
+    return f" (95% {band[0]:.3g} to {band[1]:.3g})" if band else ""
 
 
 def _range(band: object) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from analysis import report_page as page
 from analysis.arm_plots import arm_differences, compute_multiplier, learning_rate_fans
 from analysis.backtest import largest_budget, split_power
+from analysis.bootstrap import Interval
 from analysis.findings import ArmFindings, Findings
 from analysis.fitting import Fit
 from analysis.gallery import Gallery
@@ -58,7 +59,8 @@ class Sections:
         if best is None:
             return ""
         if best.isoflop is not None and best.isoflop.bracketed:
-            return self._isoflop(best, "answer", f"{best.arm}: the best size grows with compute", ISOFLOP_CAPTION)
+            title = f"{best.arm}: {size_words(best.isoflop.ci95.get('N_exponent'))}"
+            return self._isoflop(best, "answer", title, ISOFLOP_CAPTION)
         return self._compute("answer")
 
     def isoflop(self) -> str:
@@ -270,6 +272,14 @@ class Sections:
 
 def _diverged(arm: ArmFindings) -> pd.DataFrame:
     return arm.measured[arm.measured["outcome"] == "diverged"]
+
+
+def size_words(exponent: Interval | None) -> str:
+    """What the interval of the exponent of N*(C) says of the best size; neutral words where it says nothing."""
+    low, high = exponent or (0.0, 0.0)
+    if low > 0:
+        return "the best size grows with compute"
+    return "the best size shrinks with compute" if high < 0 else "loss at equal compute"
 
 
 def slug(text: str) -> str:

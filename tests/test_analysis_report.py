@@ -19,6 +19,7 @@ from analysis import methods
 from analysis.answer import answer
 from analysis.findings import Findings, find
 from analysis.report import write_report
+from analysis.report_sections import law_words, size_words
 from orchestrator.results.store import read_measurements
 
 PNG = bytes.fromhex(
@@ -242,3 +243,21 @@ def test_the_answer_is_about_the_first_arm_of_the_spec(found: Findings) -> None:
 def test_methods_of_a_sweep_budgeted_in_samples_name_no_flops(found: Findings) -> None:
     in_samples = replace(found, measurements=found.measurements.assign(budget_flops=np.nan))
     assert "parameters, were trained, under" in methods.paragraphs(in_samples)[0]
+
+
+def test_the_first_screen_has_the_intervals_of_the_sections(found: Findings) -> None:
+    best = found.best
+    assert best is not None
+    band = best.law.ci95["beta"]
+    told = f"{band[0]:.3g} to {band[1]:.3g}"
+    law = next(text for text in answer(found) if text.startswith("<strong>Loss = "))
+    assert told in law
+    assert told in law_words(best.law)
+    assert ("with or without a floor" in law) == ("with or without a floor" in law_words(best.law))
+
+
+def test_the_title_says_that_the_best_size_grows_only_where_its_interval_does() -> None:
+    assert size_words((0.2, 0.6)) == "the best size grows with compute"
+    assert size_words((-0.07, 0.09)) == "loss at equal compute"
+    assert size_words(None) == "loss at equal compute"
+    assert size_words((-0.3, -0.1)) == "the best size shrinks with compute"
