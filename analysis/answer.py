@@ -63,10 +63,19 @@ def _headline(findings: Findings, arm: ArmFindings) -> list[str]:
     if law.succeeded:
         floor = f"floor {law.params['floor']:.3g}" if law.floor_identified else "floor not identified"
         results.append(floor)
-    times = flops / max(m.flops for m in fit.bracketed)
-    beyond = f" An extrapolation: {times:.3g} times the largest budget run." if times > 1.01 else ""
     text = "; ".join([*parts, *results])
-    return [f"At <strong>{scientific(flops)} FLOPs</strong>, {escape(arm.arm)}: {text}.{beyond}"]
+    return [f"At <strong>{scientific(flops)} FLOPs</strong>, {escape(arm.arm)}: {text}.{_beyond(arm, flops)}"]
+
+
+def _beyond(arm: ArmFindings, flops: float) -> str:
+    """What is an extrapolation at a budget, in words: N* and D* may be one where the loss is not."""
+    runs = flops / arm.largest_run
+    minima = flops / (arm.largest_minimum or flops)
+    far = f"{minima:.3g} times the largest budget whose minimum is bracketed"
+    if runs > 1.05:
+        also = f", and {far}" if minima / runs > 1.05 else ""
+        return f" An extrapolation: {runs:.3g} times the largest budget run{also}."
+    return f" N* and D* are extrapolations: {far}." if minima > 1.05 else ""
 
 
 def _valued(value: Prediction, show: Callable[[float], str]) -> str:

@@ -70,6 +70,17 @@ class ArmFindings:
     def num_diverged(self) -> int:
         return int((self.measured["outcome"] == "diverged").sum())
 
+    @property
+    def largest_run(self) -> float:
+        """Training FLOPs of the largest trained run: beyond it a law of loss or distance is an extrapolation."""
+        return float(self.trained["flops"].max())
+
+    @property
+    def largest_minimum(self) -> float | None:
+        """FLOPs of the largest budget with a bracketed minimum: beyond it N*(C) and D*(C) are extrapolations."""
+        fit = self.isoflop
+        return max(m.flops for m in fit.bracketed) if fit is not None and fit.params else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:

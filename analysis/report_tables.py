@@ -7,6 +7,7 @@ import pandas as pd
 from analysis.answer import prediction
 from analysis.bootstrap import Interval
 from analysis.findings import ArmFindings, Findings
+from analysis.isoflop import Minimum
 from analysis.magnitudes import duration, scientific, with_unit
 from analysis.report_page import escape, paragraph, table
 
@@ -17,8 +18,8 @@ def spent(findings: Findings) -> str:
     if not len(rows):
         return "no measurements yet"
     return (
-        f"{len(rows)} measurements of {rows['trial_id'].nunique()} trials · {scientific(_flops_spent(rows))} training "
-        f"FLOPs · {duration(_hours(rows))} of device time"
+        f"{len(rows)} measurements of {rows['trial_id'].nunique()} trials · {scientific(_flops_spent(findings))} "
+        f"training FLOPs · {duration(_hours(rows))} of device time"
     )
 
 
@@ -27,8 +28,24 @@ def _per_trial(rows: pd.DataFrame, column: str) -> float:
     return float(rows.groupby("trial_id")[column].max().sum()) if len(rows) else 0.0
 
 
-def _flops_spent(rows: pd.DataFrame) -> float:
+def _flops_spent(findings: Findings, arm: str | None = None) -> float:
+    """Of an arm or all: as the accounts have it, which do not hold what another sweep trained of a trial.
+
+    Where no attempts were kept there are no accounts, and the measurements say what their trials cost.
+    """
+    if len(findings.attempts):
+        accounts = findings.accounts
+        mine = accounts if arm is None else accounts[_arms_of(findings) == arm]
+        return float(mine["flops_spent"].sum())
+    rows = findings.measurements if arm is None else findings.measurements.query("arm == @arm")
     return _per_trial(rows, "flops_useful") + _per_trial(rows, "flops_wasted")
+
+
+def _arms_of(findings: Findings) -> pd.Series:
+    """The arm of each row of the accounts."""
+    arms = dict(zip(findings.measurements["trial_id"], findings.measurements["arm"], strict=True))
+    arms |= {str(t.get("trial_id")): str(t.get("arm")) for t in _planned(findings) if t.get("arm")}
+    return findings.accounts["trial_id"].map(arms).fillna("not of this plan")
 
 
 def _hours(rows: pd.DataFrame) -> float:
@@ -77,7 +94,7 @@ def _run_row(findings: Findings, arm: ArmFindings) -> list[str]:
         f"{trials} of {len(planned)}" if planned else str(trials),
         f"{len(rows) - arm.num_diverged}" + (f" of {milestones}" if milestones else ""),
         f'<span class="diverged">{arm.num_diverged}</span>' if arm.num_diverged else "0",
-        scientific(_flops_spent(rows)) + (f" of {scientific(flops)}" if flops else ""),
+        scientific(_flops_spent(findings, arm.arm)) + (f" of {scientific(flops)}" if flops else ""),
         duration(_hours(rows)),
     ]
 
@@ -110,14 +127,11 @@ ACCOUNTS = {
 
 
 def cost_tables(findings: Findings) -> list[str]:
-    """Where the training FLOPs went, a row an arm, in FLOPs and as a share of what was spent."""
+    """Where the training FLOPs went, a row an arm, in FLOPs and as shares; nothing where no attempts were kept."""
     accounts = findings.accounts
-    if not len(accounts):
+    if not len(accounts) or not len(findings.attempts):
         return []
-    arm_of = dict(zip(findings.measurements["trial_id"], findings.measurements["arm"], strict=True))
-    arm_of |= {str(t.get("trial_id")): str(t.get("arm")) for t in _planned(findings) if t.get("arm")}
-    arms = accounts["trial_id"].map(arm_of).fillna("not of this plan")
-    sums = accounts.groupby(arms)[list(ACCOUNTS)].sum()
+    sums = accounts.groupby(_arms_of(findings))[list(ACCOUNTS)].sum()
     if len(sums) > 1:
         sums.loc["together"] = sums.sum()
     columns = [("arm", True), *((f"{words}, FLOPs", False) for words in ACCOUNTS.values())]
@@ -125,7 +139,8 @@ def cost_tables(findings: Findings) -> list[str]:
     words = (
         "Useful: trained for the first time, up to a measurement. Trained again: what faults cost since the last "
         "checkpoint. Failed: past the last measurement, by attempts that failed. Pending: waits to go on. Saved by "
-        "sharing was never spent: one training a measurement would have cost that much more."
+        "sharing was never spent, and is given as a share of what one training a measurement would have cost. Other "
+        "shares are of what was spent."
     )
     return [table(columns, rows), paragraph(words, "note")]
 
@@ -134,32 +149,42 @@ def _shares(row: pd.Series) -> list[str]:
     spent = float(row["flops_spent"])
     cells = [scientific(spent)]
     for name in list(ACCOUNTS)[1:]:
-        share = f" ({row[name] / spent:.1%})" if spent > 0 and row[name] > 0 else ""
+        whole = spent + float(row[name]) if name == "flops_shared" else spent
+        share = f" ({row[name] / whole:.1%})" if whole > 0 and row[name] > 0 else ""
         cells.append(scientific(float(row[name])) + share)
     return cells
 
 
 def minima_table(findings: Findings) -> str:
-    """Minima of every arm and budget, bracketed or not."""
+    """Minima of every arm and budget. Of one that the sizes do not bracket only the side on which it lies is known."""
     columns = [("arm", True), ("budget, FLOPs", False), ("N*", False), ("95%", False), ("D*", False), ("loss*", False)]
     columns += [("cubic N*", False), ("sizes", False), ("bracketed", True)]
     rows = [
-        [
-            escape(arm.arm),
-            scientific(m.flops),
-            with_unit(m.params) if m.params else "",
-            f"{with_unit(m.params_ci95[0])} to {with_unit(m.params_ci95[1])}" if m.params_ci95 else "",
-            with_unit(m.samples) if m.samples else "",
-            f"{m.loss:.4g}" if m.loss else "",
-            with_unit(m.cubic_params) if m.cubic_params else "",
-            str(m.num_sizes),
-            "yes" if m.bracketed else f"no: {escape(m.reason)}",
-        ]
+        [escape(arm.arm), scientific(m.flops), *_minimum(m)]
         for arm in findings.arms
         if arm.isoflop is not None
         for m in arm.isoflop.minima
     ]
     return table(columns, rows) if rows else ""
+
+
+def _minimum(m: Minimum) -> list[str]:
+    if not m.bracketed:
+        side = ""
+        if m.params is not None and m.params <= m.sizes[0]:
+            side = f"&lt; {with_unit(m.sizes[0])}"
+        elif m.params is not None and m.params >= m.sizes[1]:
+            side = f"&gt; {with_unit(m.sizes[1])}"
+        return [side, "", "", "", "", str(m.num_sizes), f"no: {escape(m.reason)}"]
+    return [
+        with_unit(m.params) if m.params else "",
+        f"{with_unit(m.params_ci95[0])} to {with_unit(m.params_ci95[1])}" if m.params_ci95 else "",
+        with_unit(m.samples) if m.samples else "",
+        f"{m.loss:.4g}" if m.loss else "",
+        with_unit(m.cubic_params) if m.cubic_params else "",
+        str(m.num_sizes),
+        "yes",
+    ]
 
 
 def approaches_table(findings: Findings) -> str:
@@ -200,7 +225,7 @@ def backtests_table(findings: Findings) -> str:
 
 
 BEYOND = (1.0, 3.0, 10.0, 100.0)
-"""Multiples of the largest budget at which the laws are read off."""
+"""Multiples of the largest run at which the laws are read off."""
 
 
 def predictions_table(findings: Findings) -> str:
@@ -209,20 +234,32 @@ def predictions_table(findings: Findings) -> str:
     columns += [("loss", False), ("95%", False)]
     distances = sorted({arm.distance.name for arm in findings.arms if arm.distance is not None})
     columns += [("/".join(distances), False), ("95%", False)] if distances else []
-    columns += [("reach", True)]
+    columns += [("reach of the loss", True), ("reach of N*, D*", True)]
     rows = []
     for arm in findings.arms:
         if not len(arm.trained) or not (arm.law.succeeded or (arm.isoflop and arm.isoflop.params)):
             continue
-        largest = float(arm.trained["flops"].max())
-        largest = max((m.flops for m in arm.isoflop.bracketed), default=largest) if arm.isoflop else largest
-        asked = {findings.target_flops} if findings.target_flops else set()
-        for flops in sorted({largest * factor for factor in BEYOND} | asked):
-            times = flops / largest
-            reach = f"{times:.3g} × the largest" if times > 1.01 else "within the runs"
-            cells = _predicted(arm, flops, bool(distances))
-            rows.append([escape(arm.arm), scientific(flops), *cells, reach + (", far" if times > 10.1 else "")])
+        for flops in _asked(arm.largest_run, findings.target_flops):
+            minima = _reach(flops, arm.largest_minimum, "the minima", "minimum") if arm.largest_minimum else "no N*(C)"
+            reaches = [_reach(flops, arm.largest_run, "the runs", "run"), minima]
+            rows.append([escape(arm.arm), scientific(flops), *_predicted(arm, flops, bool(distances)), *reaches])
     return table(columns, rows) if rows else ""
+
+
+def _asked(largest: float, target: float | None) -> list[float]:
+    """Budgets of the table: the target, and multiples of the largest run that are not the target again."""
+    multiples = [largest * factor for factor in BEYOND]
+    if target is None:
+        return multiples
+    return sorted([target, *(flops for flops in multiples if abs(flops / target - 1) > 0.05)])
+
+
+def _reach(flops: float, largest: float, inside: str, what: str) -> str:
+    """How far a prediction goes beyond what it is fitted to; runs end up to 5% beyond their budgets."""
+    times = flops / largest
+    if times <= 1.05:
+        return f"within {inside}"
+    return f"{times:.3g} × the largest {what}" + (", far" if times > 10.5 else "")
 
 
 def _predicted(arm: ArmFindings, flops: float, distance: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -18,8 +19,11 @@ from test_analysis_planted import write_results
 from analysis import methods
 from analysis.answer import answer
 from analysis.findings import Findings, find
+from analysis.isoflop import IsoflopFit, Minimum
+from analysis.magnitudes import scientific, with_unit
 from analysis.report import write_report
 from analysis.report_sections import law_words, size_words
+from analysis.report_tables import cost_tables, minima_table, predictions_table, run_table, spent
 from orchestrator.results.store import read_measurements
 
 PNG = bytes.fromhex(
@@ -261,3 +265,49 @@ def test_the_title_says_that_the_best_size_grows_only_where_its_interval_does() 
     assert size_words((-0.07, 0.09)) == "loss at equal compute"
     assert size_words(None) == "loss at equal compute"
     assert size_words((-0.3, -0.1)) == "the best size shrinks with compute"
+
+
+def test_what_is_beyond_the_runs_is_told_apart_from_what_is_beyond_the_minima(found: Findings) -> None:
+    arm = found.arms[0]
+    assert arm.isoflop is not None
+    minima = [m if m.flops < 2e11 else replace(m, bracketed=False) for m in arm.isoflop.minima]
+    few = replace(arm, isoflop=rebuilt(arm.isoflop, minima))
+    assert few.largest_minimum == pytest.approx(1e11)
+    told = words("</head>" + predictions_table(replace(found, arms=[few], target_flops=4e11)))
+    assert "within the runs4 × the largest minimum" in told
+    assert re.search(r"3 × the largest run12(\.\d)? × the largest minimum, far", told)
+    assert told.count("4×10¹¹") == 1  # the target is the largest run: one row, not two
+    said = answer(replace(found, arms=[few], target_flops=4e11))[0]
+    assert "N* and D* are extrapolations: 4 times the largest budget whose minimum is bracketed." in said
+    assert "An extrapolation" not in said
+
+
+def rebuilt(fit: IsoflopFit, minima: list[Minimum]) -> IsoflopFit:
+    copied = copy.copy(fit)
+    object.__setattr__(copied, "minima", minima)
+    return copied
+
+
+def test_a_minimum_that_is_not_bracketed_has_no_number(found: Findings) -> None:
+    arm = found.arms[0]
+    assert arm.isoflop is not None
+    first, *others = arm.isoflop.minima
+    below = replace(first, params=515.0, bracketed=False, reason="the minimum lies below the smallest size near it")
+    shown = minima_table(replace(found, arms=[replace(arm, isoflop=rebuilt(arm.isoflop, [below, *others]))]))
+    row = shown.partition("<tbody>")[2].partition("</tr>")[0]
+    assert "515" not in row
+    assert f"<td>&lt; {with_unit(first.sizes[0])}</td><td></td><td></td><td></td><td></td>" in row
+
+
+def test_flops_spent_are_those_of_the_accounts_and_savings_are_a_share_of_separate_runs(found: Findings) -> None:
+    arms = [arm.arm for arm in found.arms]
+    half = found.accounts.assign(flops_spent=1e10, flops_useful=1e10, flops_shared=3e10)
+    other = replace(found, accounts=half)
+    num = len(half)
+    assert f"· {scientific(num * 1e10)} training FLOPs" in spent(other)
+    table = "".join(run_table(other))
+    mine = sum(1 for t in found.plan["trials"] if t["arm"] == arms[0])
+    assert f"<td>{scientific(mine * 1e10)} of " in table
+    costs = "".join(cost_tables(other))
+    assert f"{scientific(num * 3e10)} (75.0%)" in costs
+    assert not cost_tables(replace(found, attempts=found.attempts.iloc[:0]))
