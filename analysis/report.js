@@ -19,7 +19,7 @@
       return String(Number(value.toPrecision(3)));
     },
     power: (value) => {
-      const [mantissa, exponent] = value.toExponential(1).split("e");
+      const [mantissa, exponent] = value.toExponential(2).split("e");
       const ten = "10" + superscript(String(Number(exponent)));
       return Number(mantissa) === 1 ? ten : Number(mantissa) + "×" + ten;
     },
@@ -30,6 +30,7 @@
     const column = data.columns[at[key]], value = row[at[key]];
     return value === null || value === undefined ? "" : show[column.kind](value, column);
   };
+  const linked = data.trials.some((trial) => trial[1]);
   const address = (row) => data.trials[row[at.trial]][1];
 
   function words(row) {
@@ -54,7 +55,7 @@
     plot.classList.add("live");
     plot.tabIndex = 0;
     plot.setAttribute("role", "group");
-    plot.setAttribute("aria-label", plot.dataset.name + ": left and right arrow keys step through the measurements, Enter opens the run");
+    plot.setAttribute("aria-label", plot.dataset.name + ": left and right arrow keys step through the measurements" + (linked ? ", Enter opens the run" : ""));
 
     const place = (k) => {
       const frame = svg.getBoundingClientRect(), outer = plot.getBoundingClientRect();

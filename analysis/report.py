@@ -9,6 +9,7 @@ from analysis import report_page as page
 from analysis.answer import answer
 from analysis.findings import Findings, find
 from analysis.gallery import Gallery
+from analysis.report_clips import consistency
 from analysis.report_reproduction import reproduction
 from analysis.report_rows import Rows
 from analysis.report_samples import samples
@@ -35,7 +36,8 @@ def write_report(
     Args:
         results: the folder.
         out: where the page goes; default: report.html in the folder.
-        tracking_ui: address of the MLflow pages that points link to; default: the one in the folder's mlflow.json.
+        tracking_ui: address of the MLflow pages that points link to; default: the one in the folder's mlflow.json,
+            unless it is of one's own machine: the page may be read on others.
         target_flops: the budget that the first sentence is about; default: the largest that was run.
         figures: a folder for every figure as PDF and SVG, methods.tex and references.bib. Where it is not given and the
             page goes into the results folder, `figures` in there gets the same without the PDFs, which take longest.
@@ -75,13 +77,14 @@ class _Report:
 
     def html(self) -> str:
         """The whole page."""
-        f, sections = self.findings, Sections(self.findings, self.gallery)
+        f, sections = self.findings, Sections(self.findings, self.gallery, linked=self.rows.linked)
         warnings = page.bullets([page.escape(text) for text in f.warnings], "warnings") or page.paragraph("None.")
         parts = {
             "isoFLOP": sections.isoflop(),
             "compute": sections.compute(),
             "best size": sections.optimum(),
             "distance": sections.distance(),
+            "clips": consistency(f),
             "transfer": sections.transfer(),
             "arms": sections.arms(),
             "how far to believe it": sections.belief(),

@@ -6,7 +6,9 @@ Rows are numbered as in `Findings.measurements`: the marks of the plots are thes
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ NUM_STATIC = 200
 
 Show = Callable[[Any], str]
 
+OF_CLIPS = ("fd_per_frame", "warping_error", "warping_error_generated")
 COLUMNS: dict[str, tuple[str, str, Show]] = {
     "arm": ("arm", "choice", str),
     "size": ("size", "choice", str),
@@ -32,13 +35,16 @@ COLUMNS: dict[str, tuple[str, str, Show]] = {
     "fid": ("FID", "plain", "{:.4g}".format),
     "fd": ("FD", "plain", "{:.4g}".format),
     "kid": ("KID", "plain", "{:.4g}".format),
+    "fd_per_frame": ("FD of frames", "plain", "{:.4g}".format),
+    "warping_error": ("warping error", "plain", "{:.4g}".format),
+    "warping_error_generated": ("warping error of samples", "plain", "{:.4g}".format),
     "outcome": ("outcome", "choice", str),
     "gpu_hours": ("device time", "hours", duration),
     "trial": ("run", "trial", str),
     "reason": ("", "choice", str),
 }
 """Column: its title, how the script shows it, and how the page does."""
-MEASURED = ("loss", "fid", "fd", "kid")
+MEASURED = ("loss", "fid", "fd", "kid", *OF_CLIPS)
 WORDS = ("arm", "size", "outcome", "trial")
 """Columns of text, which stand to the left."""
 
@@ -52,6 +58,11 @@ class Rows:
         self._frame = frame.assign(trial=frame["trial_id"].astype(str)) if len(frame) else frame
         absent = [name for name in MEASURED if name not in frame or not frame[name].notna().any()]
         self._names = [name for name in COLUMNS if name not in absent or name == "loss"]
+
+    @property
+    def linked(self) -> bool:
+        """Whether points lead to MLflow pages."""
+        return bool(self._links)
 
     def script(self) -> str:
         """The element that the page's script reads; nothing without a measurement."""
@@ -106,8 +117,9 @@ class Rows:
 
 
 def _links(findings: Findings, tracking_ui: str | None) -> dict[str, str]:
-    """The MLflow page of each trial, where it is known."""
-    ui = (tracking_ui or str(findings.tracking.get("ui") or "")).partition("/#/")[0].rstrip("/")
+    """The MLflow page of each trial, where it is known and can be opened by whoever reads the report."""
+    kept = str(findings.tracking.get("ui") or "")
+    ui = (tracking_ui or ("" if _is_own_machine(kept) else kept)).partition("/#/")[0].rstrip("/")
     experiment, frame = findings.tracking.get("experiment_id"), findings.measurements
     if not ui or experiment is None:
         return {}
@@ -116,3 +128,13 @@ def _links(findings: Findings, tracking_ui: str | None) -> dict[str, str]:
         known = frame.dropna(subset="mlflow_run_id")
         runs |= dict(zip(known["trial_id"], known["mlflow_run_id"], strict=True))
     return {str(trial): f"{ui}/#/experiments/{experiment}/runs/{run}" for trial, run in runs.items()}
+
+
+def _is_own_machine(address: str) -> bool:
+    """Whether an address means another machine to every reader."""
+    host = urlsplit(address).hostname or ""
+    try:
+        number = ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return number.is_loopback or number.is_unspecified

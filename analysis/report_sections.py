@@ -39,19 +39,29 @@ from analysis.report_tables import (
 )
 
 ISOFLOP_CAPTION = (
-    "Each point is a trial at a budget (hover for its settings, click for its run). Curves are parabolas in log N "
-    "through the sizes near the minimum, stars their minima; a hollow star is not bracketed."
+    "Each point is a trial at a budget ({hover}). Curves are parabolas in log N through the sizes near the minimum, "
+    "stars their minima; a hollow star is not bracketed."
 )
+APART = "The arms train different objectives, whose losses do not compare: each objective has axes of its own."
 
 
 class Sections:
-    """The sections of one report. A section without anything to show is an empty text."""
+    """The sections of one report. A section without anything to show is an empty text.
 
-    def __init__(self, findings: Findings, gallery: Gallery) -> None:
+    `linked` says whether the points lead to their runs.
+    """
+
+    def __init__(self, findings: Findings, gallery: Gallery, *, linked: bool = False) -> None:
         self.findings = findings
         self.gallery = gallery
         self.order = sorted(arm.arm for arm in findings.arms)
         self.shown = [arm for arm in findings.arms if len(arm.trained)]
+        self.by_objective = _by_objective(self.shown)
+        self.caption = ISOFLOP_CAPTION.format(hover=f"hover for its settings{', click for its run' if linked else ''}")
+
+    def _apart(self) -> str:
+        """A word on arms whose losses do not compare, where there are such."""
+        return page.paragraph(APART, "note") if len(self.by_objective) > 1 else ""
 
     def hero(self) -> str:
         """The one plot that shows the answer."""
@@ -60,21 +70,24 @@ class Sections:
             return ""
         if best.isoflop is not None and best.isoflop.bracketed:
             title = f"{best.arm}: {size_words(best.isoflop.ci95.get('N_exponent'))}"
-            return self._isoflop(best, "answer", title, ISOFLOP_CAPTION)
-        return self._compute("answer")
+            return self._isoflop(best, "answer", title, self.caption)
+        return self._compute("answer", next(o for o, arms in self.by_objective.items() if best in arms))
 
     def isoflop(self) -> str:
         """Loss at equal compute, and the minima."""
         if not self.shown:
             return ""
         plots = [
-            self._isoflop(arm, f"isoflop-{slug(arm.arm)}", f"{arm.arm}: loss at equal compute", ISOFLOP_CAPTION)
+            self._isoflop(arm, f"isoflop-{slug(arm.arm)}", f"{arm.arm}: loss at equal compute", self.caption)
             for arm in self.shown
         ]
-        return page.section("isoflop", "Loss at equal compute", page.grid(*plots), minima_table(self.findings))
+        return page.section(
+            "isoflop", "Loss at equal compute", self._apart(), page.grid(*plots), minima_table(self.findings)
+        )
 
     def _isoflop(self, arm: ArmFindings, name: str, title: str, caption: str) -> str:
-        limits = [pd.concat([a.fitted["loss"] for a in self.shown]).agg(k) for k in ("min", "max")]
+        alike = next(arms for arms in self.by_objective.values() if arm in arms)
+        limits = [pd.concat([a.fitted["loss"] for a in alike]).agg(k) for k in ("min", "max")]
         figure = isoflop_curves(
             arm.fitted,
             arm.isoflop,
@@ -99,22 +112,25 @@ class Sections:
             f"<b>{page.escape(a.arm)}</b>: {_with_powers(law_words(a.law) or f'no loss law: {a.law.reason}')}"
             for a in self.shown
         ]
-        profiles = self._floors({a.arm: a.law for a in self.shown}, "floor", "loss")
-        plots = page.grid(self._compute("frontier"), profiles)
-        return page.section(
-            "compute", "Loss against compute", plots, *map(page.paragraph, laws), predictions_table(self.findings)
-        )
+        plots = []
+        for objective, arms in self.by_objective.items():
+            more = f"-{slug(objective)}" if len(self.by_objective) > 1 else ""
+            plots.append(self._compute(f"frontier{more}", objective))
+            plots.append(self._floors({a.arm: a.law for a in arms}, f"floor{more}", "loss"))
+        words = [*map(page.paragraph, laws), predictions_table(self.findings)]
+        return page.section("compute", "Loss against compute", self._apart(), page.grid(*plots), *words)
 
-    def _compute(self, name: str) -> str:
-        arms = {arm.arm: (arm.trained, arm.frontier, arm.law) for arm in self.shown}
+    def _compute(self, name: str, objective: str) -> str:
+        """The frontiers of the arms that train one objective."""
+        arms = self.by_objective[objective]
         figure = loss_against_compute(
-            arms,
-            title="Loss against compute",
+            {arm.arm: (arm.trained, arm.frontier, arm.law) for arm in arms},
+            title=f"Loss of {objective}" if len(self.by_objective) > 1 else "Loss against compute",
             links=page.point_link,
-            diverged=self.findings.measurements.query("outcome == 'diverged'"),
+            diverged=pd.concat([_diverged(arm) for arm in arms]),
             order=self.order,
         )
-        laws = "; ".join(f"{a.arm}: " + (law_words(a.law) or str(a.law.reason)) for a in self.shown)
+        laws = "; ".join(f"{a.arm}: " + (law_words(a.law) or str(a.law.reason)) for a in arms)
         caption = (
             "Small points: every measurement. Rings: the best of each budget, which the law is fitted to. Band: 95%."
         )
@@ -210,7 +226,7 @@ class Sections:
             if compared:
                 figure = compute_multiplier(compared, title=f"Compute for equal {quantity}")
                 alt = f"Compute multiplier. {'; '.join(text for c in compared for text in c.sentences())}"
-                tests = "; ".join(test.sentence() for c in compared for test in c.tests)
+                tests = "; ".join(f"{c.first}/{c.second}: {test.sentence()}" for c in compared for test in c.tests)
                 plots.append(self.gallery.show(figure, f"multiplier-{slug(quantity)}", alt, page.escape(tests)))
         if not plots:
             return ""
@@ -268,6 +284,14 @@ class Sections:
                 alt = f"Training loss against samples seen in arm {arm.arm}"
                 plots.append(self.gallery.show(figure, f"training-{slug(arm.arm)}", alt))
         return page.section("curves", "Training curves", page.grid(*plots)) if plots else ""
+
+
+def _by_objective(arms: list[ArmFindings]) -> dict[str, list[ArmFindings]]:
+    """Arms whose losses compare, by what they train."""
+    found: dict[str, list[ArmFindings]] = {}
+    for arm in arms:
+        found.setdefault(" and ".join(sorted(set(arm.trained["objective"]))), []).append(arm)
+    return found
 
 
 def _diverged(arm: ArmFindings) -> pd.DataFrame:

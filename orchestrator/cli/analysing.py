@@ -131,11 +131,15 @@ def _columns(text: str | None) -> dict[str, str] | None:
     "--figures", type=click.Path(path_type=Path, file_okay=False), help="Folder for PDFs and what a paper needs."
 )
 @click.option("--target-flops", type=float, help="The budget of the first sentence; default: the largest run.")
-def report(sweep: str, out: Path | None, figures: Path | None, target_flops: float | None) -> None:
+@click.option("--tracking-ui", help="Address of the MLflow pages that points open, as http://127.0.0.1:5000.")
+def report(
+    sweep: str, out: Path | None, figures: Path | None, target_flops: float | None, tracking_ui: str | None
+) -> None:
     """Write the report of SWEEP (a name below results/, a results folder, or its URI) as one HTML file.
 
     Beside it, in figures/, go its figures as SVG, the methods as LaTeX and their BibTeX; with --figures DIR they go
-    there, and as PDF too.
+    there, and as PDF too. Points and rows open their MLflow runs where the tracking server is not on this machine: a
+    page with addresses of one machine leads nowhere on others. For a page of your own, give --tracking-ui.
 
     \b
     ditlaw report quickstart
@@ -146,4 +150,5 @@ def report(sweep: str, out: Path | None, figures: Path | None, target_flops: flo
     with refusing():
         from analysis.report import write_report
 
-        click.echo(f"Report:  {write_report(folder, out, figures=figures, target_flops=target_flops)}")
+        page = write_report(folder, out, tracking_ui=tracking_ui, target_flops=target_flops, figures=figures)
+        click.echo(f"Report:  {page}")

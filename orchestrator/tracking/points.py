@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 EVAL_COLUMNS = (
-    "loss", "loss_sd", "loss_train", "fid", "fd", "fd_sd", "fd_inf", "kid", "flops", "tokens", "wall_seconds",
-    "gpu_hours", "flops_useful", "flops_wasted",
+    "loss", "loss_sd", "loss_train", "fid", "fd", "fd_sd", "fd_inf", "kid", "fd_per_frame", "warping_error",
+    "warping_error_generated", "flops", "tokens", "wall_seconds", "gpu_hours", "flops_useful", "flops_wasted",
 )  # fmt: skip
 QUALITY_COLUMNS = ("loss", "fid", "fd")
 TRAIN_COLUMNS = ("loss", "learning_rate", "samples_per_second", "flops")
