@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -15,8 +16,29 @@ from analysis.magnitudes import scientific, with_unit
 from analysis.references import REFERENCES, bibliography
 from analysis.report_page import escape
 
-OBJECTIVES = {"rectified-flow": "liu2023", "ddpm": "ho2020", "edm": "karras2022"}
-FAMILIES = {"dit": "peebles2023"}
+OBJECTIVES = {
+    "rectified-flow": "liu2023",
+    "interpolant": "ma2024",
+    "ddpm": "ho2020",
+    "v-prediction": "salimans2022",
+    "x-prediction": "salimans2022",
+    "x-prediction-velocity-loss": "li2025",
+    "edm": "karras2022",
+    "masked-tokens": "chang2022",
+    "pyramid-flow": "jin2024",
+}
+"""By the first word of an objective's label; its options follow it."""
+FAMILIES = {
+    "dit": "peebles2023",
+    "unet": "dhariwal2021",
+    "mmdit": "esser2024",
+    "flux": "labs2025",
+    "uvit": "bao2023",
+    "masked": "chang2022",
+    "jit": "li2025",
+    "video-dit": "maxin2024",
+    "unet3d": "ho2022",
+}
 PARAMETERIZATIONS = {"mup": "yang2022", "completep": "dey2025"}
 
 FIXED = (
@@ -57,29 +79,69 @@ def _trained(findings: Findings) -> list[str]:
     tables = " and ".join(
         f"{name}{_cite(PARAMETERIZATIONS.get(name.lower()))}" for name in _distinct(rows["parameterization"])
     )
-    objectives = " and ".join(f"{name}{_cite(OBJECTIVES.get(name))}" for name in _distinct(rows["objective"]))
+    objectives = " and ".join(
+        f"{name}{_cite(OBJECTIVES.get(name.partition(' ')[0]))}" for name in _distinct(rows["objective"])
+    )
     sizes, budgets = rows["params"], rows["budget_flops"].dropna()  # none where budgets are samples
     at = (
         ""
         if budgets.empty
         else f" at {budgets.nunique()} budgets from {scientific(budgets.min())} to {scientific(budgets.max())} FLOPs"
     )
+    dataset = findings.plan.get("dataset")
+    data = f" on {dataset}" if dataset else ""
     stages = " and ".join(f"ZeRO-{stage}" for stage in sorted(rows["zero_stage"].unique()))
     return [
         f"**Training.** {rows['trial_id'].nunique()} trials of {rows['params'].nunique()} sizes of {families}, from "
-        f"{with_unit(sizes.min())} to {with_unit(sizes.max())} parameters, were trained{at}, "
+        f"{with_unit(sizes.min())} to {with_unit(sizes.max())} parameters, were trained{data}{at}, "
         f"under the parameterizations {tables} and the objectives {objectives}, with batches of "
         f"{_list(rows['batch_size'])} samples, base learning rates {_list(rows['learning_rate'])}, seeds "
         f"{_list(rows['seed'])}, in {', '.join(_distinct(rows['precision']))} with {stages} [rajbhandari2020], "
-        "scheduled by ditlaw on Ray [moritz2018]."
+        "scheduled by ditlaw on Ray [moritz2018]." + _optimized(_recipes(findings))
     ]
+
+
+def _recipes(findings: Findings) -> list[dict[str, Any]]:
+    """As the plan keeps them; none in plans from before it did."""
+    kept = findings.plan.get("recipes")
+    return [recipe for recipe in kept if isinstance(recipe, dict)] if isinstance(kept, list) else []
+
+
+def _optimized(recipes: list[dict[str, Any]]) -> str:
+    """Optimizer and schedule in a sentence each; where recipes differ, every value."""
+    if not recipes:
+        return ""
+    betas = " or ".join(dict.fromkeys(" and ".join(f"{beta:g}" for beta in r["betas"]) for r in recipes))
+    clips = _values(recipes, "gradient_clip")
+    clipped = f", gradients clipped to a norm of {clips}" if clips else ""
+    schedules = {
+        "constant": "then held constant",
+        "wsd": "then held constant up to a cooldown to zero, branched off at each budget [hagele2024]",
+    }
+    held = " or ".join(dict.fromkeys(schedules.get(str(r["schedule"]), str(r["schedule"])) for r in recipes))
+    return (
+        f" The optimizer was AdamW [loshchilov2019] with $\\beta$ = {betas}, $\\epsilon$ = {_values(recipes, 'eps')}, "
+        f"weight decay {_values(recipes, 'weight_decay')}{clipped}. Learning rates were warmed up linearly over "
+        f"{_values(recipes, 'warmup_samples')} samples and {held}."
+    )
+
+
+def _values(recipes: list[dict[str, Any]], name: str) -> str:
+    return _list(pd.Series([recipe[name] for recipe in recipes if recipe[name] is not None], dtype=float))
 
 
 def _measured(findings: Findings) -> list[str]:
     rows = findings.measurements
+    recipes = _recipes(findings)
+    length = f" of relative standard deviation {_values(recipes, 'ema_relative_std')}" if recipes else ""
+    draws = (
+        f" ({_values(recipes, 'loss_images')} samples, {_values(recipes, 'loss_draws')} of times and noise for each)"
+        if recipes
+        else ""
+    )
     text = (
-        "**Measurement.** The loss is that of the exponential moving average of the weights [karras2024] on fixed "
-        "validation draws: the same samples, times and noise for every trial."
+        f"**Measurement.** The loss is that of the exponential moving average of the weights [karras2024]{length} on "
+        f"fixed validation draws{draws}: the same samples, times and noise for every trial."
     )
     names = sorted({arm.distance.name for arm in findings.arms if arm.distance is not None})
     if names:
@@ -99,6 +161,8 @@ def _distinct(values: pd.Series) -> list[str]:
 
 def _list(values: pd.Series) -> str:
     distinct = sorted(set(values))
+    if not distinct:
+        return ""
     if len(distinct) > 5:
         return f"from {distinct[0]:g} to {distinct[-1]:g} ({len(distinct)})"
     return ", ".join(f"{value:g}" for value in distinct)
@@ -140,8 +204,18 @@ def _html(text: str) -> str:
     )
 
 
+SIGNS = {"times": "×", "alpha": "α", "beta": "β", "delta": "δ", "epsilon": "ε", "log": "log "}
+
+
 def _html_math(formula: str) -> str:
-    for name, sign in (("times", "×"), ("alpha", "α"), ("beta", "β"), ("delta", "δ"), ("log", "log ")):
+    for name, sign in (
+        ("times", "×"),
+        ("alpha", "α"),
+        ("beta", "β"),
+        ("delta", "δ"),
+        ("epsilon", "ε"),
+        ("log", "log "),
+    ):
         formula = re.sub(rf"\\{name}\b ?", sign, formula)
     return re.sub(r"\^\{(.+?)\}", r"<sup>\1</sup>", formula).replace("-", "−")
 

@@ -23,7 +23,7 @@ class Reference:
     @property
     def short(self) -> str:
         """As in running text: Hoffmann et al. 2022."""
-        names = [author.partition(",")[0] for author in self.authors.split(" and ")]
+        names = [author.partition(",")[0].strip("{}") for author in self.authors.split(" and ")]
         who = names[0] if len(names) == 1 else f"{names[0]} and {names[1]}" if len(names) == 2 else f"{names[0]} et al."
         return f"{who} {self.year}"
 
@@ -106,6 +106,110 @@ REFERENCES: dict[str, Reference] = {
         2022,
         "Advances in Neural Information Processing Systems",
         arxiv="2206.00364",
+    ),
+    "ma2024": Reference(
+        "inproceedings",
+        "Ma, Nanye and Goldstein, Mark and Albergo, Michael S. and Boffi, Nicholas M. and others",
+        "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers",
+        2024,
+        "European Conference on Computer Vision",
+        arxiv="2401.08740",
+    ),
+    "salimans2022": Reference(
+        "inproceedings",
+        "Salimans, Tim and Ho, Jonathan",
+        "Progressive Distillation for Fast Sampling of Diffusion Models",
+        2022,
+        "International Conference on Learning Representations",
+        arxiv="2202.00512",
+    ),
+    "li2025": Reference(
+        "article",
+        "Li, Tianhong and He, Kaiming",
+        "Back to Basics: Let Denoising Generative Models Denoise",
+        2025,
+        "arXiv",
+        arxiv="2511.13720",
+    ),
+    "chang2022": Reference(
+        "inproceedings",
+        "Chang, Huiwen and Zhang, Han and Jiang, Lu and Liu, Ce and Freeman, William T.",
+        "MaskGIT: Masked Generative Image Transformer",
+        2022,
+        "Conference on Computer Vision and Pattern Recognition",
+        arxiv="2202.04200",
+    ),
+    "jin2024": Reference(
+        "article",
+        "Jin, Yang and Sun, Zhicheng and Li, Ningyuan and Xu, Kun and Jiang, Hao and others",
+        "Pyramidal Flow Matching for Efficient Video Generative Modeling",
+        2024,
+        "arXiv",
+        arxiv="2410.05954",
+    ),
+    "dhariwal2021": Reference(
+        "inproceedings",
+        "Dhariwal, Prafulla and Nichol, Alex",
+        "Diffusion Models Beat GANs on Image Synthesis",
+        2021,
+        "Advances in Neural Information Processing Systems",
+        arxiv="2105.05233",
+    ),
+    "esser2024": Reference(
+        "inproceedings",
+        "Esser, Patrick and Kulal, Sumith and Blattmann, Andreas and Entezari, Rahim and Müller, Jonas and others",
+        "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
+        2024,
+        "International Conference on Machine Learning",
+        arxiv="2403.03206",
+    ),
+    "labs2025": Reference(
+        "article",
+        "{Black Forest Labs} and Batifol, Stephen and Blattmann, Andreas and Boesel, Frederic and others",
+        "FLUX.1 Kontext: Flow Matching for In-Context Image Generation and Editing in Latent Space",
+        2025,
+        "arXiv",
+        arxiv="2506.15742",
+    ),
+    "bao2023": Reference(
+        "inproceedings",
+        "Bao, Fan and Nie, Shen and Xue, Kaiwen and Cao, Yue and Li, Chongxuan and Su, Hang and Zhu, Jun",
+        "All are Worth Words: A ViT Backbone for Diffusion Models",
+        2023,
+        "Conference on Computer Vision and Pattern Recognition",
+        arxiv="2209.12152",
+    ),
+    "maxin2024": Reference(
+        "article",
+        "Ma, Xin and Wang, Yaohui and Jia, Gengyun and Chen, Xinyuan and Liu, Ziwei and others",
+        "Latte: Latent Diffusion Transformer for Video Generation",
+        2024,
+        "arXiv",
+        arxiv="2401.03048",
+    ),
+    "ho2022": Reference(
+        "inproceedings",
+        "Ho, Jonathan and Salimans, Tim and Gritsenko, Alexey and Chan, William and others",
+        "Video Diffusion Models",
+        2022,
+        "Advances in Neural Information Processing Systems",
+        arxiv="2204.03458",
+    ),
+    "hagele2024": Reference(
+        "inproceedings",
+        "Hägele, Alexander and Bakouch, Elie and Kosson, Atli and Ben Allal, Loubna and others",
+        "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations",
+        2024,
+        "Advances in Neural Information Processing Systems",
+        arxiv="2405.18392",
+    ),
+    "loshchilov2019": Reference(
+        "inproceedings",
+        "Loshchilov, Ilya and Hutter, Frank",
+        "Decoupled Weight Decay Regularization",
+        2019,
+        "International Conference on Learning Representations",
+        arxiv="1711.05101",
     ),
     "karras2024": Reference(
         "inproceedings",

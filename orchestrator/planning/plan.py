@@ -19,6 +19,7 @@ from orchestrator.planning.grid import Grid
 from orchestrator.planning.pack_times import PackTime, pack_times
 from orchestrator.planning.packing import packs_of
 from orchestrator.planning.placement import checkpoint_bytes, state_bytes, trial_seconds
+from orchestrator.planning.recipes import recipes
 from orchestrator.planning.sharing import share
 from orchestrator.spec.compute import Compute
 from orchestrator.spec.datasets import dataset_named
@@ -275,6 +276,7 @@ class Plan:
             "checkpoint_bytes": self.checkpoint_bytes,
             "results_bytes": self.results_bytes,
             "arms": self.arms,
+            "recipes": recipes(self.trials),
             "gangs": compute.gangs,
             "retries": compute.retries,
             **({} if compute.packing == "off" else {"packs": [self._pack_json(pack) for pack in self.packs]}),
