@@ -19,6 +19,11 @@ from analysis.isoflop import IsoflopFit
 from analysis.laws import SurfaceLaw
 
 
+def exponent_words(value: float) -> str:
+    """An exponent to four places; what is 0 there is 0, not 1.7e-15 and not -0."""
+    return f"{round(value, 4) + 0.0:.4g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Approach:
     """One approach's exponent of N*(C). Without an interval, `ci95` is None."""
@@ -33,8 +38,8 @@ class Approach:
         return 0.0 if self.ci95 is None else (self.ci95[1] - self.ci95[0]) / 2
 
     def words(self) -> str:
-        band = f" (95% {self.ci95[0]:.4g} to {self.ci95[1]:.4g})" if self.ci95 else ""
-        return f"{self.N_exponent:.4g} by {self.name}{band}"
+        band = f" (95% {exponent_words(self.ci95[0])} to {exponent_words(self.ci95[1])})" if self.ci95 else ""
+        return f"{exponent_words(self.N_exponent)} by {self.name}{band}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from analysis.drawing import (
     MARKS,
     blank,
     dress,
+    legend_below,
     log_axis,
     ordered_colours,
     styled,
@@ -54,7 +55,7 @@ def arm_differences(comparison: Comparison, *, title: str = "") -> Figure:
     low = -reach if (pairs["gap"] < 0).any() else -0.2 * reach
     axes.set_ylim(low, reach if (pairs["gap"] > 0).any() else 0.2 * reach)
     log_axis(axes, "x", float(pairs["params"].min()), float(pairs["params"].max()), with_unit)
-    axes.legend(ncols=2)
+    legend_below(figure, axes, ncols=2)
     return figure
 
 
@@ -88,7 +89,7 @@ def compute_multiplier(comparisons: Sequence[Comparison], *, title: str = "") ->
     axes.axhline(1, color=INK, linewidth=1)
     log_axis(axes, "x", low, high, scientific)
     log_axis(axes, "y", min(seen), max(max(seen), 1.1), "{:.3g}×".format)
-    axes.legend(loc="best", title="dotted: beyond the runs", title_fontsize=8)
+    legend_below(figure, axes, ncols=2, title="dotted: beyond the runs")
     return figure
 
 

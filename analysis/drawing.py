@@ -168,6 +168,16 @@ def mark_diverged(axes: Axes, rows: pd.DataFrame | None, x: str, links: Links | 
     points(axes, marked, x, "edge", links, s=34, marker="x", color=DIVERGED, zorder=6, label="diverged")
 
 
+def legend_below(figure: Figure, axes: Axes, ncols: int, title: str | None = None) -> None:
+    """The legend of one panel under its axes, where it hides nothing; the figure grows by its rows."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + 0.19 * (-(-len(handles) // ncols) + bool(title)))
+        style: dict[str, Any] = {"ncols": ncols, "frameon": False, "title": title, "title_fontsize": 8}
+        figure.legend(handles, labels, loc="outside lower center", **style)
+
+
 def note(axes: Axes, text: str, at: str) -> None:
     """Small words in the lower `left` or `right` corner, for what must stand beside a curve."""
     if text:

@@ -39,12 +39,12 @@ def with_unit(value: float) -> str:
 
 
 def scientific(value: float) -> str:
-    """A magnitude: 2.5×10¹⁰. 0 and what is not finite stand as they are."""
+    """A magnitude to three digits: 2.5×10¹⁰, 1.25×10¹⁰. 0 and what is not finite stand as they are."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
     power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
-    mantissa = mantissa.removesuffix(".0")
+    mantissa = mantissa.rstrip("0").rstrip(".")
     return power if mantissa == "1" else f"{mantissa}×{power}"
 
 

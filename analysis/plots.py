@@ -21,6 +21,7 @@ from analysis.drawing import (
     arm_line,
     arm_mark,
     blank,
+    legend_below,
     log_axis,
     mark_diverged,
     note,
@@ -119,7 +120,7 @@ def loss_against_compute(
     log_axis(axes, "x", low / 1.2, high * 1.8, scientific)
     log_axis(axes, "y", bottom, top, "{:.3g}".format)
     mark_diverged(axes, diverged, "flops", links)
-    axes.legend(loc="upper right")
+    legend_below(figure, axes, ncols=3)
     note(axes, words, "left")
     return figure
 
@@ -164,7 +165,7 @@ def optimum_against_compute(
             seen += list(fit.optimum(letter, grid[[0, -1]]))
     log_axis(axes, "x", low, high, scientific)
     log_axis(axes, "y", min(seen), max(seen), with_unit)
-    axes.legend(loc="upper left")
+    legend_below(figure, axes, ncols=1)
     note(axes, words, "right")
     return figure
 

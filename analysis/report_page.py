@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from PIL import Image
 
 from analysis.drawing import STYLE, WIDTH
 from orchestrator.results.location import Location
@@ -83,7 +84,7 @@ def table(
 
 def plot(drawing: Drawing, name: str, alt: str, caption: str = "") -> str:
     """A figure as inline SVG, with the places of its measured points for the page's script (see `point_link`)."""
-    kind = ' class="wide"' if drawing.width > 1.3 * WIDTH else ""
+    kind = ' class="wide"' if drawing.width > 1.3 * WIDTH else ' class="scrolls"' if drawing.width > 1.1 * WIDTH else ""
     text = f"<figcaption>{caption}</figcaption>" if caption else ""
     places = drawing.places
     points = f'<script type="application/json" class="points">{json_text(places)}</script>' if places["i"] else ""
@@ -179,8 +180,22 @@ def _places(figure: Figure, marked: Marked, text: str) -> dict[str, list[float]]
 
 
 def picture(path: Location, alt: str, caption: str) -> str:
-    """A PNG or a GIF, embedded."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    kind = path.name.rpartition(".")[2]
-    image = f'<img src="data:image/{kind};base64,{data}" alt="{escape(alt)}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    """A PNG or a GIF, embedded. A GIF stands still until its reader asks for it, and again when it is closed."""
+    data, kind = path.read_bytes(), path.name.rpartition(".")[2]
+    shown = _image(data, kind, alt)
+    if kind == "gif":
+        still = _image(_first_frame(data), "png", f"{alt}, first frame")
+        shown = f'<details class="clip"><summary>Play or stop</summary>{shown}</details>{still}'
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+
+
+def _image(data: bytes, kind: str, alt: str) -> str:
+    return f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}" alt="{escape(alt)}">'
+
+
+def _first_frame(gif: bytes) -> bytes:
+    """As a PNG."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(gif)) as moving:
+        moving.convert("RGB").save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

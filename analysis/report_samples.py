@@ -26,7 +26,7 @@ def samples(findings: Findings) -> str:
         there = set()
     trained = [arm for arm in findings.arms if len(arm.trained)]
     left = MAX_ALL_BYTES
-    strips = []
+    strips, num_left_out = [], 0
     for arm in trained:
         pictures = []
         for row, name in _chosen(arm, there):
@@ -35,14 +35,21 @@ def samples(findings: Findings) -> str:
             if size <= min(MAX_PICTURE_BYTES, left):
                 left -= size
                 pictures.append(_picture(path, row))
+            else:
+                num_left_out += 1
         if pictures:
             strips.append(f"<h3>{page.escape(arm.arm)}</h3>")
             label = page.escape(f"Samples of {arm.arm} along compute")
             strips.append(
                 f'<div class="strip" tabindex="0" role="group" aria-label="{label}">{"".join(pictures)}</div>'
             )
-    words = "" if strips else page.paragraph("No sample grids are in the results folder.", "note")
-    return page.section("samples", "Samples along compute", *strips, words)
+    words = "" if strips or num_left_out else "No sample grids are in the results folder."
+    if num_left_out:
+        words = (
+            f"{num_left_out} sample grid{'s are' if num_left_out > 1 else ' is'} left out, to keep the page small: "
+            "samples/ in the results folder has all of them."
+        )
+    return page.section("samples", "Samples along compute", *strips, page.paragraph(words, "note") if words else "")
 
 
 def _chosen(arm: ArmFindings, there: set[str]) -> list[tuple[pd.Series, str]]:

@@ -194,7 +194,7 @@ def approaches_table(findings: Findings) -> str:
         [
             escape(arm.arm),
             escape(APPROACHES.get(a.name, a.name)),
-            f"{a.N_exponent:.3f}",
+            _exponent(a.N_exponent),
             _interval(a.ci95),
             escape(a.outcome.replace("_", " ")),
         ]
@@ -229,19 +229,22 @@ BEYOND = (1.0, 3.0, 10.0, 100.0)
 
 
 def predictions_table(findings: Findings) -> str:
-    """Best size, data, loss and distance at the target and beyond the runs, with intervals, for each arm."""
+    """Best size, data, loss and distance at the target and beyond the runs, with intervals, for each arm.
+
+    The last columns say how far that is beyond the largest run, for losses, and the largest bracketed minimum, for N*
+    and D*.
+    """
     columns = [("arm", True), ("compute, FLOPs", False), ("N*", False), ("95%", False), ("D*", False), ("95%", False)]
     columns += [("loss", False), ("95%", False)]
     distances = sorted({arm.distance.name for arm in findings.arms if arm.distance is not None})
     columns += [("/".join(distances), False), ("95%", False)] if distances else []
-    columns += [("reach of the loss", True), ("reach of N*, D*", True)]
+    columns += [("× largest run", True), ("× largest minimum", True)]
     rows = []
     for arm in findings.arms:
         if not len(arm.trained) or not (arm.law.succeeded or (arm.isoflop and arm.isoflop.params)):
             continue
         for flops in _asked(arm.largest_run, findings.target_flops):
-            minima = _reach(flops, arm.largest_minimum, "the minima", "minimum") if arm.largest_minimum else "no N*(C)"
-            reaches = [_reach(flops, arm.largest_run, "the runs", "run"), minima]
+            reaches = [_reach(flops, arm.largest_run), _reach(flops, arm.largest_minimum)]
             rows.append([escape(arm.arm), scientific(flops), *_predicted(arm, flops, bool(distances)), *reaches])
     return table(columns, rows) if rows else ""
 
@@ -254,12 +257,12 @@ def _asked(largest: float, target: float | None) -> list[float]:
     return sorted([target, *(flops for flops in multiples if abs(flops / target - 1) > 0.05)])
 
 
-def _reach(flops: float, largest: float, inside: str, what: str) -> str:
+def _reach(flops: float, largest: float | None) -> str:
     """How far a prediction goes beyond what it is fitted to; runs end up to 5% beyond their budgets."""
+    if largest is None:
+        return "no N*(C)"
     times = flops / largest
-    if times <= 1.05:
-        return f"within {inside}"
-    return f"{times:.3g} × the largest {what}" + (", far" if times > 10.5 else "")
+    return "within" if times <= 1.05 else f"{times:.3g}" + (", far" if times > 10.5 else "")
 
 
 def _predicted(arm: ArmFindings, flops: float, distance: bool) -> list[str]:
@@ -276,8 +279,12 @@ def _digits(value: float) -> str:
     return f"{value:.4g}"
 
 
+def _exponent(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"
+
+
 def _interval(band: Interval | None) -> str:
-    return f"{band[0]:.3f} to {band[1]:.3f}" if band else ""
+    return f"{_exponent(band[0])} to {_exponent(band[1])}" if band else ""
 
 
 def differences_table(findings: Findings) -> list[str]:

@@ -55,7 +55,16 @@ def test_numbers_as_people_write_them(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(2.54e10, "2.5×10¹⁰"), (1e18, "10¹⁸"), (3e-4, "3×10⁻⁴"), (0.0, "0"), (np.nan, "nan")]
+    ("value", "text"),
+    [
+        (2.541e10, "2.54×10¹⁰"),
+        (1.25e10, "1.25×10¹⁰"),
+        (2.5e10, "2.5×10¹⁰"),
+        (1e18, "10¹⁸"),
+        (3e-4, "3×10⁻⁴"),
+        (0.0, "0"),
+        (np.nan, "nan"),
+    ],
 )
 def test_magnitudes_as_people_read_them(value: float, text: str) -> None:
     assert scientific(value) == text
