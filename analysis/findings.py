@@ -17,7 +17,7 @@ from analysis.bootstrap import Interval
 from analysis.bracketing import with_brackets
 from analysis.comparison import Comparison, compare_arms
 from analysis.fitting import Fit, fit_law, fit_power
-from analysis.frontier import best_learning_rates, frontier, sound_rates
+from analysis.frontier import best_learning_rates, budget_of, frontier, sound_rates
 from analysis.isoflop import IsoflopFit, fit_isoflop
 from analysis.laws import SurfaceLaw
 from analysis.magnitudes import scientific
@@ -72,8 +72,8 @@ class ArmFindings:
 
     @property
     def largest_run(self) -> float:
-        """Training FLOPs of the largest trained run: beyond it a law of loss or distance is an extrapolation."""
-        return float(self.trained["flops"].max())
+        """Budget of the largest trained run, FLOPs: beyond it a law of loss or distance is an extrapolation."""
+        return float(budget_of(self.trained).fillna(self.trained["flops"]).max())
 
     @property
     def largest_minimum(self) -> float | None:
