@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.results.location import Location
-from orchestrator.results.parts import read_parts
-from orchestrator.results.store import Store
+from orchestrator.results.parts import read_new
 
 COLUMNS = ["trial_id", "arm", "size", "objective", "samples", "budget_flops", "loss", "outcome"]
 
@@ -40,16 +39,17 @@ class BestLosses:
     """The lowest losses of a folder, kept up to date by reading each part of measurements once."""
 
     def __init__(self, folder: Location) -> None:
-        self._store = Store(folder)
-        self._seen: set[Location] = set()
+        self._folder = folder
+        self._seen: set[str] = set()
+        """Names of the parts that have been read."""
         self._rows = pd.DataFrame(columns=COLUMNS)
 
     def read(self) -> list[Best]:
-        """By budget, objective and arm, now."""
-        new = [part for part in self._store.parts("measurements") if part not in self._seen]
-        if new:
-            self._seen |= set(new)
-            fresh = read_parts(new, "measurements", COLUMNS).to_pandas()
+        """By budget, objective and arm, now. Raises OSError where the folder cannot be read; the next call makes up."""
+        new = read_new(self._folder, "measurements", self._seen, COLUMNS)
+        if new.parts:
+            self._seen |= {part.name for part in new.parts}
+            fresh = new.table.to_pandas()
             self._rows = pd.concat([self._rows, fresh]) if len(self._rows) else fresh
         return lowest(self._rows)
 

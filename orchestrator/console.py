@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -88,7 +89,8 @@ class LiveView:
         """Read the best losses anew, at most once in a while."""
         if self._read_best is not None and time.monotonic() - self._looked >= BEST_SECONDS:
             self._looked = time.monotonic()
-            self._best = self._read_best()
+            with contextlib.suppress(OSError):  # storage that is away for a moment is no reason to end a sweep
+                self._best = self._read_best()
 
     def _mfu(self, snapshot: Snapshot) -> float | None:
         """Mean share of peak over the gangs that train; the members of a pack have each a part of it."""

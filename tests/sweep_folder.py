@@ -48,7 +48,7 @@ class Worker:
         if answer not in (None, "diverged"):
             raise RuntimeError(answer)
         log = self.store.folder / "logs" / trial.trial_id / f"{assignment.attempt}.log"
-        log.write_text(f"attempt {assignment.attempt} of {trial.name}\n")
+        log.write_bytes(f"attempt {assignment.attempt} of {trial.name}\n".encode())
         budgets = dict(zip(trial.milestones, trial.budgets, strict=True))
         for samples in assignment.milestones:
             row = measurement(trial.trial_id, trial.arm, "10K", 1e-3, samples, 1e9, 1.0, datetime.now(UTC))

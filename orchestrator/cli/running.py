@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 INBOX_SECONDS = 1.0
 """Time between two looks at the requests in the results folder."""
+AWAY_SECONDS = 5.0
+"""Added to that where the folder cannot be read: a look at storage that is away holds the driver up for seconds."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -281,8 +283,14 @@ class _Inbox:
 
         if time.monotonic() - self._looked < INBOX_SECONDS:
             return
+        try:
+            requests = requests_of(self._folder)
+        except OSError as error:  # storage that is away for a moment is no reason to end a sweep
+            logging.getLogger(__name__).info("requests to the sweep cannot be read: %s", error)
+            self._looked = time.monotonic() + AWAY_SECONDS
+            return
         self._looked = time.monotonic()
-        for request in requests_of(self._folder):
+        for request in requests:
             if request.path in self._seen:
                 continue
             self._seen.add(request.path)

@@ -48,6 +48,10 @@ PREFIX = "lock"
 Check = Callable[[], None]
 
 
+class LockLost(OSError):
+    """Another process has the results folder now: this one must not write there any more."""
+
+
 @contextlib.contextmanager
 def held(
     folder: Location,
@@ -55,7 +59,7 @@ def held(
     beat_seconds: float = BEAT_SECONDS,
     lease_seconds: float = LEASE_SECONDS,
 ) -> Iterator[Check]:
-    """Holds the lock of a results folder. Gives a function that raises OSError once it has been lost.
+    """Holds the lock of a results folder. Gives a function that raises LockLost once it has been lost.
 
     Raises ValueError naming the holder when another process has it, and still has it after `wait_seconds`.
     """
@@ -184,9 +188,9 @@ class _Lease:
             self._withdraw()
 
     def check(self) -> None:
-        """Raises OSError once another process has taken the folder over."""
+        """Raises LockLost once another process has taken the folder over."""
         if self._lost.is_set():
-            raise OSError(
+            raise LockLost(
                 f"results at {self._folder} were taken over by another process, because this one was silent for more "
                 f"than {self._lease_seconds:g} seconds; it writes nothing more there"
             )

@@ -1,4 +1,4 @@
-"""Waiting for a full disk: what was computed is worth more than the wait."""
+"""Waiting for a full disk, or for object storage that is away: what was computed is worth more than the wait."""
 
 from __future__ import annotations
 
@@ -6,9 +6,24 @@ import errno
 from collections.abc import Callable
 from typing import TypeVar
 
+from orchestrator.results.location import Location, ObjectPath
+from orchestrator.results.lock import LockLost
+
 T = TypeVar("T")
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk or the quota is full."""
+    return error.errno in FULL
+
+
+def may_pass(error: OSError, place: Location) -> bool:
+    """Whether what failed at `place` may succeed later: a full disk, and whatever object storage says but that
+    something is not there."""
+    answered = not isinstance(place, ObjectPath) or isinstance(error, FileNotFoundError | LockLost)
+    return is_full(error) or not answered
 
 
 def when_there_is_room(write: Callable[[], T], wait: Callable[[OSError], None]) -> T:
@@ -21,10 +36,19 @@ def when_there_is_room(write: Callable[[], T], wait: Callable[[OSError], None]) 
     Raises:
         OSError: anything else that `write` raises.
     """
+    return _again(write, is_full, wait)
+
+
+def when_it_answers(act: Callable[[], T], place: Location, wait: Callable[[OSError], None]) -> T:
+    """What `act` returns; while what it says of `place` may pass, `wait` and try again. As `when_there_is_room`."""
+    return _again(act, lambda error: may_pass(error, place), wait)
+
+
+def _again(act: Callable[[], T], passes: Callable[[OSError], bool], wait: Callable[[OSError], None]) -> T:
     while True:
         try:
-            return write()
+            return act()
         except OSError as error:
-            if error.errno not in FULL:
+            if not passes(error):
                 raise
             wait(error)

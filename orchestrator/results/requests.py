@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from orchestrator.results.atomic import write_bytes
-from orchestrator.results.location import Location, entries
+from orchestrator.results.location import Location, ObjectPath, entries
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,10 @@ def ask(folder: Location, kind: Literal["stop", "retry"], trials: Collection[str
 
 
 def requests_of(folder: Location) -> list[Request]:
-    """The requests in a results folder, oldest first; an unreadable one is reported through logging and skipped."""
+    """The requests in a results folder, oldest first; an unreadable one is reported through logging and skipped.
+
+    Raises OSError where object storage does not answer: what was asked is not known then.
+    """
     found = []
     for path in _listed(folder / "requests"):
         try:
@@ -52,6 +55,8 @@ def requests_of(folder: Location) -> list[Request]:
         except FileNotFoundError:  # dropped meanwhile
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(path, ObjectPath) and isinstance(error, OSError):
+                raise
             log.warning("request %s is skipped: %s", path, error)
     return found
 

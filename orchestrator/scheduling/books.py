@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from orchestrator.planning.plan import Plan
 from orchestrator.results import logs
@@ -25,6 +26,18 @@ from orchestrator.spec.trial import Trial
 
 DRIVER_DIED, NODE_LOST = "the driver died", "its node was lost"
 """How the reasons of failures begin that are no fault of the trial."""
+
+T = TypeVar("T")
+
+
+class Insist(Protocol):
+    """Does something with the results folder; it may be tried several times, and raises OSError where it fails."""
+
+    def __call__(self, act: Callable[[], T]) -> T: ...
+
+
+def _once(act: Callable[[], T]) -> T:
+    return act()
 
 
 def failures_in(attempts: Sequence[Mapping[str, Any]], newest: int, since: datetime | None) -> int:
@@ -50,10 +63,15 @@ def failures_in(attempts: Sequence[Mapping[str, Any]], newest: int, since: datet
 
 
 class Books:
-    """The books of one sweep. Opening them reads; `close_abandoned`, `claim`, `enter_...` and `drop_...` write."""
+    """The books of one sweep. Opening them reads; `close_abandoned`, `claim`, `enter_...` and `drop_...` write.
+
+    Whatever they ask of the results folder, or write there, is done by `insist`: at first once, and what fails is
+    raised. A driver at work sets one that waits.
+    """
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self._plan, self._store = plan, store
+        self.insist: Insist = _once
         self._trials = {trial.trial_id: trial for trial in plan.trials}
         self._branches: dict[str, list[Trial]] = {}
         for trial in plan.trials:
@@ -74,7 +92,7 @@ class Books:
 
     def refresh(self) -> None:
         """Take in the measurements written since the last look."""
-        new = read_new(self._store.folder, "measurements", self._seen, ["trial_id", "samples"])
+        new = self.insist(lambda: read_new(self._store.folder, "measurements", self._seen, ["trial_id", "samples"]))
         rows = new.table.to_pydict()
         self._measured |= set(zip(rows["trial_id"], rows["samples"], strict=True))
         self._seen |= {part.name for part in new.parts}
@@ -100,11 +118,12 @@ class Books:
 
     def checkpoints(self, trial_id: str) -> list[int]:
         """Samples of the finished checkpoints of a trial, newest first."""
-        return [int(folder.name) for folder in checkpoint_folders(self._store.folder, trial_id)]
+        folders = self.insist(partial(checkpoint_folders, self._store.folder, trial_id))
+        return [int(folder.name) for folder in folders]
 
     def has_checkpoint(self, trial_id: str, samples: int) -> bool:
         """Whether a trial has a finished checkpoint at exactly `samples`."""
-        return has_checkpoint(self._store.folder, trial_id, samples)
+        return self.insist(partial(has_checkpoint, self._store.folder, trial_id, samples))
 
     @property
     def waiting(self) -> list[Trial]:
@@ -181,7 +200,7 @@ class Books:
 
     def claim(self, trial_id: str) -> int:
         """The next attempt's number, taken by creating its log file: no two attempts ever share one."""
-        return logs.claim_attempt(self._store.folder, trial_id)
+        return self.insist(partial(logs.claim_attempt, self._store.folder, trial_id))
 
     def close_abandoned(self) -> None:
         """Enter the attempts that died with their driver: claimed, and without a row of their end.
@@ -222,7 +241,7 @@ class Books:
         spent = {"wall_seconds": 0.0, "gpu_hours": 0.0, "flops_useful": 0.0, "flops_wasted": 0.0, "created_at": now}
         empty: dict[str, object] = dict.fromkeys(MEASUREMENT.names)
         rows = [empty | planned_columns(trial, milestone) | known | spent for milestone in self.lacking(trial)]
-        self._store.append_measurements(rows)
+        self.insist(partial(self._store.append_measurements, rows))
         self._enter(trial, attempt, None, now, (trial.first, trial.first), reason, "diverged")
         self.refresh()
 
@@ -255,7 +274,7 @@ class Books:
             "startup_seconds": None,
             "checkpoint_seconds": None,
         }
-        self._store.append_attempts([row])
+        self.insist(partial(self._store.append_attempts, [row]))
         self._entered.add((trial.trial_id, attempt))
         self.spend(trial.trial_id, end - start)
         return end - start

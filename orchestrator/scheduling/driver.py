@@ -14,7 +14,9 @@ from typing import TypeVar
 
 from orchestrator.planning.packing import packs_of
 from orchestrator.planning.plan import Plan
-from orchestrator.results.patience import when_there_is_room
+from orchestrator.results.checkpoints import has_checkpoint
+from orchestrator.results.outbox import PATIENCE_SECONDS
+from orchestrator.results.patience import is_full, may_pass, when_it_answers
 from orchestrator.results.store import Store
 from orchestrator.scheduling import scheduler
 from orchestrator.scheduling.backend import (
@@ -29,7 +31,7 @@ from orchestrator.scheduling.backend import (
 )
 from orchestrator.scheduling.books import NODE_LOST, Books
 from orchestrator.scheduling.capacity import Cluster
-from orchestrator.scheduling.jobs import jobs_of
+from orchestrator.scheduling.jobs import jobs_of, policy_of
 from orchestrator.scheduling.neighbours import claim_of
 from orchestrator.scheduling.scheduler import RetryRequested, StopRequested, Tick
 from orchestrator.scheduling.state import (
@@ -44,12 +46,11 @@ from orchestrator.scheduling.state import (
     StopGang,
     opening,
 )
-from orchestrator.spec.compute import Compute
 from orchestrator.spec.trial import Trial
 
 TICK_SECONDS = 0.2
-DISK_SECONDS = 1.0
-"""Time between two tries to write to a full disk."""
+AGAIN_SECONDS = 1.0
+"""Time between two tries to write to a full disk, or to reach storage that is away."""
 
 T = TypeVar("T")
 
@@ -111,6 +112,8 @@ class Driver:
         self._flops_ended = self._flops_lost = 0.0
         self._began = time.monotonic()
         self._stop = False
+        self._patient_until: float | None = None
+        """When a driver that is to stop gives up on storage that is away; None while it is not to stop."""
         self._retries: list[str] = []
         self._notes: list[str] = []
         self._waiting: set[str] = set()
@@ -150,7 +153,12 @@ class Driver:
         return f"{plan.sweep.name}: {to_make}; {_count(trials, 'trial')}{packed}, {_count(gangs, 'gang')}"
 
     def run(self) -> State:
-        """Run until everything is measured, given up or stopped."""
+        """Run until everything is measured, given up or stopped.
+
+        Raises OSError where the results folder fails in a way that waiting does not mend, or is asked to stop and
+        waits in vain.
+        """
+        self._books.insist = self._insist
         self._apply(*scheduler.begin(self._state))
         while not self._state.finished:
             self._tell(Tick(time.monotonic() - self._began))
@@ -213,7 +221,7 @@ class Driver:
                     self._backend.stop_gang(gang)
                 case RecordDiverged(trial_id, reason):
                     trial = self._trials[trial_id]
-                    self._keep(partial(self._books.enter_diverged, trial, reason))
+                    self._books.enter_diverged(trial, reason)
                     self._notes.append(f"{trial.name} diverged: {reason}")
 
     def _run(self, gang: str, job: str) -> None:
@@ -227,7 +235,7 @@ class Driver:
     def _assignment(self, gang: str, trial: Trial) -> Assignment:
         return Assignment(
             trial=trial,
-            attempt=self._keep(partial(self._books.claim, trial.trial_id)),
+            attempt=self._books.claim(trial.trial_id),
             gang=gang,
             milestones=self._books.lacking(trial),
             branch_points=self._books.needed(trial),
@@ -285,7 +293,7 @@ class Driver:
         trial, reason = assignment.trial, event.reason or "no reason given"
         if (gang := self._state.gangs.get(event.gang)) is not None and gang.leaving:
             reason = f"{NODE_LOST}: {reason}"
-        spent = self._keep(partial(self._books.enter_lost, assignment, began, last, reason))
+        spent = self._books.enter_lost(assignment, began, last, reason)
         self._flops_ended += spent * trial.flops_per_sample
         self._flops_lost += (spent - self._kept(trial, last, spent)) * trial.flops_per_sample
         if not self._books.stops(trial):
@@ -326,21 +334,31 @@ class Driver:
             self._notes.append(f"{on[gang].trial.name} waits for room on the disk of {self._store.folder}")
         self._waiting = waiting
 
-    def _keep(self, write: Callable[[], T]) -> T:
-        """Write something; wait while the disk is full, until asked to stop."""
+    def _insist(self, act: Callable[[], T]) -> T:
+        """Do something with the results folder; wait while its disk is full, or its storage does not answer."""
         told = False
 
         def wait(error: OSError) -> None:
             nonlocal told
-            if self._stop:
+            if self._stop and self._gives_up(error):
                 raise error
             if not told:
-                self._notes.append(f"the sweep waits for room on the disk: {error}")
+                what = "room on the disk" if is_full(error) else self._store.folder
+                self._notes.append(f"the sweep waits for {what}: {error}")
                 told = True
             self._listen(self.snapshot())
-            time.sleep(DISK_SECONDS)
+            time.sleep(AGAIN_SECONDS)
 
-        return when_there_is_room(write, wait)
+        return when_it_answers(act, self._store.folder, wait)
+
+    def _gives_up(self, error: OSError) -> bool:
+        """Whether a driver that is to stop leaves something undone. It does when its workers do: on a full disk at
+        once, else after a while, in which their attempts can end."""
+        if self._patient_until is None:
+            self._patient_until = time.monotonic() + PATIENCE_SECONDS
+            for gang in self._running:
+                self._backend.request_stop(gang)
+        return is_full(error) or time.monotonic() > self._patient_until
 
     def _branch_points_saved(self) -> list[CheckpointSaved]:
         """The checkpoints for which branches wait and that running trunks have made since the last look."""
@@ -348,9 +366,14 @@ class Driver:
         for trunk in state.running.values():
             points = {state.blocked[branch][1] for branch in state.branches.get(trunk, ()) if branch in state.blocked}
             reached = max((last.samples for last in self._last.values() if last.trial_id == trunk), default=0)
-            for samples in sorted(point for point in points if point <= reached):
-                if self._books.has_checkpoint(trunk, samples):
-                    found.append(CheckpointSaved(trial_id=trunk, samples=samples))
+            try:
+                folder, made = self._store.folder, sorted(point for point in points if point <= reached)
+                there = [samples for samples in made if has_checkpoint(folder, trunk, samples)]
+            except OSError as error:
+                if not may_pass(error, self._store.folder):
+                    raise
+                continue  # not known yet
+            found += [CheckpointSaved(trial_id=trunk, samples=samples) for samples in there]
         return found
 
     def _last_of(self, gang: str, assignment: Assignment) -> Progress | None:
@@ -364,16 +387,6 @@ def _of(last: Progress | None, assignment: Assignment) -> Progress | None:
     """The progress of one member of a pack."""
     parts = (last, *last.mates) if last is not None else ()
     return next((part for part in parts if part.trial_id == assignment.trial.trial_id), None)
-
-
-def policy_of(compute: Compute) -> Policy:
-    """What a sweep says of retries; and ask for one gang more than fits, for an autoscaler to see."""
-    return Policy(
-        max_failures=compute.retries,
-        backoff_seconds=compute.backoff_seconds,
-        recycle_after=compute.recycle_after,
-        ahead=True,
-    )
 
 
 def _count(number: int, noun: str) -> str:

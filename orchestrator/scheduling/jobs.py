@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.priorities import priorities_of
 from orchestrator.scheduling.backend import GangShape
-from orchestrator.scheduling.state import Job, Kind
+from orchestrator.scheduling.state import Job, Kind, Policy
+from orchestrator.spec.compute import Compute
 from orchestrator.spec.trial import Trial
 
 
@@ -62,4 +63,14 @@ def _job(
         last=trial.last,
         priority=priority,
         waits_for=(trial.trunk, trial.first) if trial.trunk is not None and waits(trial) else None,
+    )
+
+
+def policy_of(compute: Compute) -> Policy:
+    """What a sweep says of retries; and ask for one gang more than fits, for an autoscaler to see."""
+    return Policy(
+        max_failures=compute.retries,
+        backoff_seconds=compute.backoff_seconds,
+        recycle_after=compute.recycle_after,
+        ahead=True,
     )

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 WORKER = "orchestrator.training.worker:Worker"
 POLL_SECONDS = 0.5
 """Time between two looks at the progress of the gangs."""
+LISTEN_SECONDS = 5.0
+"""Counts at most as silence between two looks at the gangs: a driver that storage holds up hears nothing."""
 LOCAL_STARTS = 3
 """Tries of starting Ray on this machine."""
 START_SECONDS = 300.0
@@ -62,12 +64,12 @@ class _Gang:
     assignment: Assignment | None = None
     progress: Progress | None = None
     progress_reference: Any = None
-    alive_at: float = 0.0
-    """When it last gave a sign of life, or took a step of its start."""
+    silent_seconds: float = 0.0
+    """Since it last gave a sign of life or took a step of its start, as far as this driver was listening."""
 
     def wait_for(self, what: str, pending: list[Any]) -> None:
         """Begin to wait for its next answers."""
-        self.waits_for, self.pending, self.alive_at = what, pending, time.monotonic()
+        self.waits_for, self.pending, self.silent_seconds = what, pending, 0.0
 
 
 class RayBackend:
@@ -101,7 +103,7 @@ class RayBackend:
         self._arguments = {"results": str(results.absolute()), "data": str(data.absolute())}
         self._gangs: dict[str, _Gang] = {}
         self._events: list[Event] = []
-        self._last_poll = 0.0
+        self._last_poll, self._listened_at = 0.0, time.monotonic()
         _connect(address, cpus)
         self._fingerprint = fingerprint()
         self._watch = NodeWatch()
@@ -257,14 +259,16 @@ class RayBackend:
             yield gang.shape, gang.nodes or placed_on(gang.group)
 
     def _look_for_hangs(self) -> None:
-        """A gang that gives no sign of life for long is lost: stuck in a collective, frozen, or its driver is."""
+        """A gang that gives no sign of life for long is lost: stuck in a collective, or frozen."""
         now = time.monotonic()
+        listened, self._listened_at = min(now - self._listened_at, LISTEN_SECONDS), now
         for name, gang in self._gangs.items():
+            gang.silent_seconds += listened
             busy = gang.waits_for == "attempt" and gang.progress is not None and gang.progress.phase != "starting"
             patience = self._hang_seconds if busy else self._start_seconds
-            if gang.waits_for in ("introduction", "join", "attempt") and now - gang.alive_at > patience:
+            if gang.waits_for in ("introduction", "join", "attempt") and gang.silent_seconds > patience:
                 gang.waits_for, gang.pending = "its end", []
-                reason = f"no sign of life for {now - gang.alive_at:.0f} s (compute.hang_minutes)"
+                reason = f"no sign of life for {gang.silent_seconds:.0f} s (compute.hang_minutes)"
                 self._events.append(GangLost(gang=name, reason=reason))
 
     def _member(self, name: str, gang: _Gang, rank: int) -> Any:
@@ -296,7 +300,7 @@ class RayBackend:
             with contextlib.suppress(Exception):
                 before, gang.progress = gang.progress, ray.get(ready[0])
                 if gang.progress is not None and (before is None or before.beats != gang.progress.beats):
-                    gang.alive_at = time.monotonic()
+                    gang.silent_seconds = 0.0
         gang.progress_reference = gang.members[0].progress.remote()
 
 
