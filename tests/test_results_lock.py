@@ -1,4 +1,4 @@
-"""One driver at a time: on a file system with locks, and on object storage, where nothing but objects can say so."""
+"""One driver at a time: by locks on file systems, where they may fail, and by objects alone on object storage."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.results import lock
 from orchestrator.results.location import ObjectPath, location
+from orchestrator.results.lock import LockLost
 
 BEAT = 0.1
 LEASE = 0.8
@@ -121,6 +122,39 @@ def test_a_lock_that_is_held_is_not_one_that_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is in use by process"), lock.held(tmp_path):
             pass
     assert lock.holder(tmp_path) is None
+
+
+def test_who_has_to_be_sure_asks_storage_where_the_last_answer_is_old(folder: ObjectPath, monkeypatch) -> None:
+    with lock.held(folder, 0.0, 3600.0, LEASE) as check:  # its own thread does not look in time
+        (mine,) = contenders(folder)
+        lock.take_over(mine)
+        check(sure=True)
+        time.sleep(LEASE / 2 + 0.05)
+        check()
+        with monkeypatch.context() as away:
+            away.setattr(ObjectPath, "exists", unreachable)
+            with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+                check(sure=True)
+        with pytest.raises(LockLost, match="were taken over by another process"):
+            check(sure=True)
+
+
+def unreachable(path: ObjectPath) -> bool:
+    raise OSError("AWS Error NETWORK_CONNECTION")
+
+
+def test_a_lock_file_that_names_somebody_else_is_lost(tmp_path: Path) -> None:
+    """Its file was deleted and locked anew, or the file system keeps no locks between machines."""
+    with lock.held(tmp_path) as check:
+        check(sure=True)
+        lock.holder(tmp_path)
+        check()
+        (tmp_path / ".lock").unlink()
+        check()
+        with lock.held(tmp_path) as other:
+            other()
+            with pytest.raises(LockLost, match=r"was taken over by process \d+ on .* since"):
+                check()
 
 
 def test_of_many_contenders_at_most_one_holds_at_a_time(folder: ObjectPath) -> None:

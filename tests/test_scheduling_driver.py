@@ -12,6 +12,7 @@ from test_analysis_planted import measurement
 
 from orchestrator.planning.plan import Plan, make
 from orchestrator.results.checkpoints import checkpoint_name, checkpoints_folder
+from orchestrator.results.lock import LockLost
 from orchestrator.results.store import Store, read_attempts, read_measurements
 from orchestrator.scheduling.backend import Assignment, Progress
 from orchestrator.scheduling.books import Books
@@ -63,8 +64,14 @@ def plan() -> Plan:
 
 @pytest.fixture
 def drive(plan: Plan, tmp_path: Path):
-    def drive(before: Act = nothing, after: Act = nothing, store: Store | None = None, plan: Plan = plan) -> Driven:
-        read, notes = Store(tmp_path / "results"), []
+    def drive(
+        before: Act = nothing,
+        after: Act = nothing,
+        store: Store | None = None,
+        plan: Plan = plan,
+        reads: Store | None = None,
+    ) -> Driven:
+        read, notes = reads or Store(tmp_path / "results"), []
         worker = Worker(store or read, before, after)
         backend = LocalBackend(lambda: worker)
         tracker = RecordingTracker()
@@ -147,6 +154,18 @@ def test_what_fails_everywhere_stops_the_sweep(drive):
     state, store, _ = drive(before=fail)
     assert "6 attempts failed in a row, the last one: RuntimeError: bad disk" in str(state.broken)
     assert len(read_attempts(store.folder)) == 6
+
+
+def test_a_driver_whose_folder_another_one_has_taken_claims_nothing_more(drive, plan, tmp_path):
+    store = Store(tmp_path / "results")
+
+    def take_over(assignment: Assignment, attempt: int) -> None:
+        if attempt == 2:
+            (store.folder / ".lock").write_text('{"pid": 7, "host": "far", "since": "noon"}')
+
+    with store.lock(), pytest.raises(LockLost, match="was taken over by process 7 on far since noon"):
+        drive(after=take_over, reads=store)
+    assert len(list((store.folder / "logs").glob("*/*.log"))) == 2
 
 
 def test_attempts_that_died_with_their_driver_are_entered(drive, plan):

@@ -21,10 +21,10 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from orchestrator.results.location import Location, ObjectPath
 
@@ -45,7 +45,14 @@ _FILE = ".lock"
 PREFIX = "lock"
 """Below which the contenders' objects lie, on object storage."""
 
-Check = Callable[[], None]
+
+class Check(Protocol):
+    """Raises LockLost once the lock has been lost.
+
+    To be `sure` it asks object storage, where the last answer is old, and raises OSError where that does not answer.
+    """
+
+    def __call__(self, sure: bool = False) -> None: ...
 
 
 class LockLost(OSError):
@@ -67,8 +74,8 @@ def held(
         with _leased(_Lease(folder, beat_seconds, lease_seconds), wait_seconds) as lease:
             yield lease.check
     else:
-        with _file_lock(folder, wait_seconds):
-            yield lambda: None
+        with _file_lock(folder, wait_seconds) as check:
+            yield check
 
 
 def holder(folder: Location) -> tuple[str, datetime | None, bool] | None:
@@ -96,8 +103,19 @@ def holder(folder: Location) -> tuple[str, datetime | None, bool] | None:
 
 
 @contextlib.contextmanager
-def _file_lock(folder: Path, wait_seconds: float) -> Iterator[None]:
+def _file_lock(folder: Path, wait_seconds: float) -> Iterator[Check]:
     folder.mkdir(parents=True, exist_ok=True)
+    myself = _myself()
+
+    def check(sure: bool = False) -> None:
+        """Not every file system keeps locks between machines, and a deleted file can be locked again."""
+        try:
+            other = _parsed((folder / _FILE).read_text())
+        except OSError:  # that it cannot be read says nothing of who holds it
+            return
+        if other and other != myself:
+            raise LockLost(f"results folder {folder} was taken over by {_holder(other)}; this one writes no more there")
+
     with (folder / _FILE).open("a+") as file:
         try:
             mine = _locked(file, max(wait_seconds, _LOOK_SECONDS))
@@ -111,10 +129,10 @@ def _file_lock(folder: Path, wait_seconds: float) -> Iterator[None]:
             file.seek(0)
             raise _in_use(folder, _parsed(file.read()))
         file.truncate(0)
-        file.write(json.dumps(_myself()))
+        file.write(json.dumps(myself))
         file.flush()
         try:
-            yield
+            yield check
         finally:
             file.truncate(0)  # before the lock goes, so that nobody reads of a holder that has left
 
@@ -164,6 +182,9 @@ class _Lease:
         self._mine = folder / PREFIX / f"{secrets.token_hex(8)}.json"
         self._beats, self._who = 0, _myself()
         self._over, self._lost = threading.Event(), threading.Event()
+        self._heard_at = time.monotonic()
+        """When storage last said that the lock is held."""
+        self._one_look = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="results-lock", daemon=True)
 
     def __enter__(self) -> _Lease:
@@ -173,6 +194,7 @@ class _Lease:
             self._beat("claims")
             if not (others := self._others()):
                 self._beat("holds")
+                self._heard_at = time.monotonic()
                 self._thread.start()
                 return self
             self._withdraw()
@@ -187,8 +209,10 @@ class _Lease:
         if not self._lost.is_set():
             self._withdraw()
 
-    def check(self) -> None:
-        """Raises LockLost once another process has taken the folder over."""
+    def check(self, sure: bool = False) -> None:
+        """Raises LockLost once another process has taken the folder over; see `Check`."""
+        if sure and time.monotonic() - self._heard_at > self._lease_seconds / 2:
+            self._look()
         if self._lost.is_set():
             raise LockLost(
                 f"results at {self._folder} were taken over by another process, because this one was silent for more "
@@ -227,14 +251,24 @@ class _Lease:
     def _keep(self) -> None:
         while not self._over.wait(self._beat_seconds):
             try:
-                if _taken(self._mine).exists() or not self._mine.exists():
-                    self._lost.set()
-                    self._withdraw()
-                    _logger.error("the lock of %s was taken over by another process", self._folder)
-                    return
-                self._beat("holds")
+                self._look()
             except OSError as error:  # nobody can take over what nobody can reach; the next beat tells
                 _logger.debug("the lock of %s cannot be renewed: %s", self._folder, error)
+            if self._lost.is_set():
+                return
+
+    def _look(self) -> None:
+        """See whether the lock is still held, and say so."""
+        with self._one_look:
+            if self._lost.is_set():
+                return
+            if _taken(self._mine).exists() or not self._mine.exists():
+                self._lost.set()
+                self._withdraw()
+                _logger.error("the lock of %s was taken over by another process", self._folder)
+                return
+            self._beat("holds")
+            self._heard_at = time.monotonic()
 
     def _beat(self, state: str) -> None:
         self._beats += 1

@@ -44,7 +44,7 @@ class Store:
     def __init__(self, folder: Location, outbox: Outbox = AT_ONCE) -> None:
         self.folder = folder.absolute()
         self._outbox = outbox
-        self._still_mine: lock.Check = lambda: None
+        self._still_mine: lock.Check = _unlocked
 
     def append_measurements(self, rows: Sequence[Mapping[str, Any]]) -> Location | None:
         """Adds one part of measurements, durably; returns its path, or None when there are no rows.
@@ -113,7 +113,7 @@ class Store:
         """Keeps a second driver off the folder. The lock goes with its process, however that ends.
 
         On object storage it goes a minute later, and a process that has been silent for that long may lose it: its
-        next write raises OSError. Raises ValueError naming the holder when another process has it, and still has it
+        next write raises LockLost. Raises ValueError naming the holder when another process has it, and still has it
         after `wait_seconds`.
         """
         self._check_kind_of_folder()
@@ -122,7 +122,11 @@ class Store:
             try:
                 yield
             finally:
-                self._still_mine = lambda: None
+                self._still_mine = _unlocked
+
+    def check_lock(self, sure: bool = False) -> None:
+        """Raises LockLost where this process had the lock and has lost it; `sure` as in `lock.Check`."""
+        self._still_mine(sure)
 
     def holder(self) -> tuple[str, datetime | None, bool] | None:
         """Who has the lock, since when, and whether it is alive; one that died is named until the next one comes.
@@ -320,6 +324,10 @@ def _part_name(trial_id: str, attempt: int) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", trial_id):
         raise ValueError(f"trial_id {trial_id!r} cannot name a file; wanted 1 to 64 letters, digits, _ and -.")
     return f"{_now():%Y%m%dT%H%M%S.%f}Z-{trial_id}-{attempt}-{secrets.token_hex(4)}.parquet"
+
+
+def _unlocked(sure: bool = False) -> None:
+    """A store without the lock has none to lose."""
 
 
 def _now() -> datetime:

@@ -199,8 +199,16 @@ class Books:
                 drop_checkpoint(checkpoints_folder(self._store.folder, trunk_id) / checkpoint_name(samples))
 
     def claim(self, trial_id: str) -> int:
-        """The next attempt's number, taken by creating its log file: no two attempts ever share one."""
-        return self.insist(partial(logs.claim_attempt, self._store.folder, trial_id))
+        """The next attempt's number, taken by creating its log file: no two attempts ever share one.
+
+        Raises LockLost where another driver has the folder now.
+        """
+
+        def claimed() -> int:
+            self._store.check_lock(sure=True)
+            return logs.claim_attempt(self._store.folder, trial_id)
+
+        return self.insist(claimed)
 
     def close_abandoned(self) -> None:
         """Enter the attempts that died with their driver: claimed, and without a row of their end.

@@ -155,12 +155,13 @@ class Driver:
     def run(self) -> State:
         """Run until everything is measured, given up or stopped.
 
-        Raises OSError where the results folder fails in a way that waiting does not mend, or is asked to stop and
-        waits in vain.
+        Raises OSError where the results folder fails in a way that waiting does not mend, where this driver is to stop
+        and has waited in vain, and, as LockLost, where another driver has the folder now.
         """
         self._books.insist = self._insist
         self._apply(*scheduler.begin(self._state))
         while not self._state.finished:
+            self._store.check_lock()
             self._tell(Tick(time.monotonic() - self._began))
             if self._stop and not self._state.stopping:
                 self._tell(StopRequested())
