@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from orchestrator.results import outbox as results_outbox
 from orchestrator.results.location import location
 from orchestrator.results.outbox import AT_ONCE, InBackground, outbox_of
 
@@ -97,3 +98,29 @@ def test_memory_is_bounded() -> None:
         go.set()
         waiting.join(10)
         assert not waiting.is_alive()
+
+
+@pytest.fixture
+def quick_beats(monkeypatch) -> None:
+    monkeypatch.setattr(results_outbox, "_BEAT_SECONDS", 0.02)
+
+
+def test_who_waits_for_writes_shows_that_it_is_alive(quick_beats) -> None:
+    beats: list[float] = []
+    with InBackground(most_bytes=100, beat=lambda: beats.append(time.monotonic())) as outbox:
+        outbox.put(lambda: time.sleep(0.3), 80)
+        outbox.put(lambda: time.sleep(0.3), 80)
+        assert len(beats) >= 3, "the second write waited for the first"
+        before = len(beats)
+    assert len(beats) - before >= 3, "the end waited for the second"
+
+
+def test_a_write_that_never_ends_is_no_sign_of_life(quick_beats) -> None:
+    go, beats = threading.Event(), []
+    outbox = InBackground(patience_seconds=0.2, beat=lambda: beats.append(time.monotonic()))
+    with outbox:
+        outbox.put(lambda: go.wait(10))
+        began = time.monotonic()
+        threading.Timer(0.8, go.set).start()
+    assert any(beat - began < 0.2 for beat in beats)
+    assert not any(0.4 < beat - began < 0.8 for beat in beats), "patience was over, and no write had ended"

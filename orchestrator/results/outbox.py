@@ -19,6 +19,7 @@ PATIENCE_SECONDS = 600.0
 MOST_BYTES = 64 << 30
 """Writes that may wait in memory; beyond that, training waits for them."""
 _LONGEST_PAUSE = 15.0
+_BEAT_SECONDS = 1.0
 
 Write = Callable[[], object]
 
@@ -66,15 +67,26 @@ class InBackground:
 
     What is durable is at any time a prefix of what was handed in: a measurement is never there before the checkpoint
     that came before it. A write that storage refuses is tried again until it succeeds; training goes on meanwhile.
+
+    Args:
+        patience_seconds: how long the end of an attempt waits for a write that is refused.
+        most_bytes: writes that may wait in memory.
+        beat: a sign of life of who waits for writes, given as long as one ends now and then: within
+            `patience_seconds` of the one before it.
     """
 
     in_background = True
 
-    def __init__(self, patience_seconds: float = PATIENCE_SECONDS, most_bytes: int = MOST_BYTES) -> None:
-        self._patience_seconds, self._most_bytes = patience_seconds, most_bytes
+    def __init__(
+        self,
+        patience_seconds: float = PATIENCE_SECONDS,
+        most_bytes: int = MOST_BYTES,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._patience_seconds, self._most_bytes, self._beat = patience_seconds, most_bytes, beat
         self._waiting: deque[tuple[Write, int]] = deque()
         self._changed = threading.Condition()
-        self._bytes = 0
+        self._bytes = self._written = 0
         self._end = threading.Event()
         self._failure: Exception | None = None
         self._deadline = float("inf")
@@ -83,8 +95,10 @@ class InBackground:
     def put(self, write: Write, size: int = 0) -> None:
         with self._changed:
             self._raise_failure()
+            alive = self._watch()
             while self._bytes and self._bytes + size > self._most_bytes and self._failure is None:
-                self._changed.wait()
+                self._changed.wait(_BEAT_SECONDS)
+                alive()
             self._raise_failure()
             self._waiting.append((write, size))
             self._bytes += size
@@ -105,9 +119,25 @@ class InBackground:
             self._deadline = time.monotonic() + self._patience_seconds
             self._end.set()
             self._changed.notify_all()
-        self._thread.join()
+        alive = self._watch()
+        while self._thread.is_alive():
+            self._thread.join(_BEAT_SECONDS)
+            alive()
         if error is None:
             self._raise_failure()
+
+    def _watch(self) -> Callable[[], None]:
+        """What beats, from now on, as long as writes end now and then."""
+        seen, until = self._written, time.monotonic() + self._patience_seconds
+
+        def alive() -> None:
+            nonlocal seen, until
+            if self._written > seen:
+                seen, until = self._written, time.monotonic() + self._patience_seconds
+            if time.monotonic() < until:
+                self._beat()
+
+        return alive
 
     def _work(self) -> None:
         while True:
@@ -128,6 +158,7 @@ class InBackground:
             with self._changed:
                 self._waiting.popleft()
                 self._bytes -= size
+                self._written += 1
                 self._changed.notify_all()
 
     def _insist(self, write: Write) -> None:
@@ -184,6 +215,6 @@ class Checked:
         self._outbox.__exit__(kind, error, trace)
 
 
-def outbox_of(results: Location) -> Outbox:
-    """At once on a file system, in the background on object storage."""
-    return InBackground() if isinstance(results, ObjectPath) else AT_ONCE
+def outbox_of(results: Location, beat: Callable[[], None] = lambda: None) -> Outbox:
+    """At once on a file system, in the background on object storage; `beat` as of `InBackground`."""
+    return InBackground(beat=beat) if isinstance(results, ObjectPath) else AT_ONCE

@@ -398,7 +398,7 @@ def run_attempt(assignment: Assignment, member: GangMember) -> tuple[AttemptOutc
 
     Raises whatever went wrong: the caller ends the gang, as its process group can be in any state.
     """
-    with outbox_of(member.results) as outbox:
+    with outbox_of(member.results, member.beat) as outbox:
         attempt = Attempt(assignment, member, outbox)
         points.begin(assignment.trial.trial_id, assignment.attempt, attempt.samples, member.rank)
         outcome, reason = attempt.run()

@@ -31,7 +31,7 @@ def run_pack(assignment: Assignment, member: GangMember) -> Ended:
     """
     assert member.world_size == 1 or not assignment.mates, "planning packs on one worker"
     assignments = [assignment, *assignment.mates]
-    with outbox_of(member.results) as outbox:
+    with outbox_of(member.results, member.beat) as outbox:
         pack, attempts = seated(assignments, member, outbox)
         try:
             points.begin(assignment.trial.trial_id, assignment.attempt, attempts[0].samples, member.rank)
