@@ -61,6 +61,28 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_used(checkpoints, caplo
     assert str(folder) in caplog.text
 
 
+def test_a_damaged_one_is_none_of_those_that_are_kept(checkpoints):
+    """It may be past the one that training went on from: then two whole ones are kept below it, and it goes."""
+    checkpoints.save(checkpoint(8))
+    checkpoints.save(checkpoint(32))
+    (checkpoints.folder / "000000000000032" / STATE).write_bytes(b"")
+    assert checkpoints.newest(at_most=100).samples == 8
+    checkpoints.save(checkpoint(16))
+    assert [int(f.name) for f in checkpoint_folders(checkpoints.results, "abc")] == [16, 8]
+    checkpoints.save(checkpoint(24))
+    assert [int(f.name) for f in checkpoint_folders(checkpoints.results, "abc")] == [24, 16]
+    (checkpoints.folder / "000000000000024" / STATE).write_bytes(b"")
+    assert checkpoints.newest(at_most=100).samples == 16
+    checkpoints.save(checkpoint(24))
+    assert checkpoints.newest(at_most=100).samples == 24, "a damaged one that is reached again is written again"
+
+
+def test_those_past_a_budget_that_was_added_are_none_either(checkpoints):
+    for samples in (64, 128, 8, 16, 24):
+        checkpoints.save(checkpoint(samples))
+    assert [int(f.name) for f in checkpoint_folders(checkpoints.results, "abc")] == [128, 64, 24, 16]
+
+
 def test_when_all_are_damaged_a_person_decides(checkpoints):
     checkpoints.save(checkpoint(8))
     (checkpoints.folder / "000000000000008" / STATE).write_bytes(b"")

@@ -56,14 +56,16 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one trial below `<results>/checkpoints`.
 
-    The newest KEEP stay, and those at the samples in `keep`, off which others will branch. `outbox` writes them: at
-    once, or in the background and in order, which is why `save` wants tensors that nobody changes any more.
+    The newest KEEP whole ones stay, and those at the samples in `keep`, off which others will branch. `outbox` writes
+    them: at once, or in the background and in order, which is why `save` wants tensors that nobody changes any more.
     """
 
     def __init__(self, results: Location, trial_id: str, keep: Collection[int] = (), outbox: Outbox = AT_ONCE) -> None:
         self.trial_id, self.keep = trial_id, {checkpoint_name(samples) for samples in keep}
         self.results, self.folder = results, checkpoints_folder(results, trial_id)
         self.outbox = outbox
+        self._refused: set[str] = set()
+        """Names of those that were read and found damaged."""
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint so that it is there whole or not at all, then drop those that are not kept."""
@@ -137,9 +139,17 @@ class Checkpoints:
         elif not final.exists() or self._read(final) is None:
             self._write_folder(final, files)
         write_bytes(self.folder / POINTER, json.dumps({"newest": final.name}).encode())
-        for old in self._folders()[KEEP:]:
-            if old != final and old.name not in self.keep:
-                drop_checkpoint(old)
+        self._refused.discard(final.name)
+        for old in self._spare(final.name):
+            drop_checkpoint(old)
+
+    def _spare(self, newest: str) -> list[Location]:
+        """What need not be kept once `newest` is whole: older ones than the last KEEP, and the damaged ones, which
+        are no use to fall back on. Those past it are of further budgets."""
+        folders = self._folders()
+        damaged = [folder for folder in folders if folder.name in self._refused]
+        whole = [folder for folder in folders if folder not in damaged and folder.name <= newest]
+        return [folder for folder in (*whole[KEEP:], *damaged) if folder.name not in self.keep]
 
     def _drop(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -202,4 +212,5 @@ class Checkpoints:
             ):
                 raise
             log.warning("checkpoint %s is skipped: %s", folder, error)
+            self._refused.add(folder.name)
             return None
