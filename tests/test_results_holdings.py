@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -55,9 +56,18 @@ def measure(store: Store, plan: Plan, up_to: float = 1e99, loss: float = 0.5, at
                 [row("measurements", **values, loss=loss, sweep=plan.sweep.name, created_at=created)]
             )
             store.append_curves([row("curves", **values)])
-            folder = checkpoints_folder(store.folder, trial.trial_id) / checkpoint_name(samples)
-            folder.mkdir(parents=True)
-            (folder / "manifest.json").write_text(json.dumps({"samples": samples}))
+            save(store.folder, trial.trial_id, samples)
+
+
+def save(results: Path, trial_id: str, samples: int) -> Path:
+    """A checkpoint; its folder."""
+    folder, state = checkpoints_folder(results, trial_id) / checkpoint_name(samples), b"state"
+    folder.mkdir(parents=True)
+    (folder / "state.safetensors").write_bytes(state)
+    known = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    manifest = {"trial_id": trial_id, "samples": samples, "files": {"state.safetensors": known}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 def left(plan: Plan, folder: Path) -> Plan:
@@ -141,6 +151,30 @@ def test_a_folder_whose_neighbours_cannot_be_listed_has_none(plan_of, tmp_path):
     (tmp_path / "results").chmod(0o711)
     with without_rights(tmp_path):
         assert left(plan, tmp_path / "results" / "one").num_cells == plan.num_cells
+
+
+@pytest.mark.parametrize("damage", ["bit flip", "truncated", "no manifest", "manifest broken", "another trial"])
+def test_a_damaged_checkpoint_is_not_taken_over_and_the_one_before_it_is(tmp_path, caplog, damage):
+    beside, store = tmp_path / "results" / "one", Store(tmp_path / "results" / "two")
+    (beside / "measurements").mkdir(parents=True)
+    save(beside, "t0", 32)
+    bad = save(beside, "t0", 64)
+    state, manifest = bad / "state.safetensors", bad / "manifest.json"
+    if damage == "bit flip":
+        state.write_bytes(b"stbte")
+    elif damage == "truncated":
+        state.write_bytes(b"stat")
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "manifest broken":
+        manifest.write_text("{")
+    else:
+        manifest.write_text(manifest.read_text().replace("t0", "t1"))
+    assert adopt_checkpoints(store, {"t0": [64, 128]}) == 1
+    assert f"checkpoint {bad} could not be taken over" in caplog.text
+    folder = checkpoints_folder(store.folder, "t0")
+    assert [place.name for place in folder.iterdir()] == [checkpoint_name(32)], "nothing is left of the other"
+    assert (folder / checkpoint_name(32) / "state.safetensors").read_bytes() == b"state"
 
 
 def test_a_trunk_is_planned_only_as_far_as_cooldowns_need_it(plan_of, tmp_path):

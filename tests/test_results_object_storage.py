@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from pathlib import Path
@@ -97,7 +98,8 @@ def test_what_another_sweep_of_the_prefix_has_is_taken_over(store: Store, s3: st
         folder = checkpoints_folder(other.folder, "t0") / checkpoint_name(samples)
         (folder / "state.safetensors").write_bytes(b"state")
         if samples == 32:
-            (folder / "manifest.json").write_bytes(b"{}")
+            known = {"bytes": 5, "sha256": hashlib.sha256(b"state").hexdigest()}
+            write_json(folder / "manifest.json", {"trial_id": "t0", "files": {"state.safetensors": known}})
     assert [int(f.name) for f in checkpoint_folders(other.folder, "t0")] == [32], "an upload without manifest is none"
     held = holdings(store.folder, ["t0", "t1"])
     assert (held.measured, held.checkpoints) == ({("t0", 64)}, {"t0": (32,), "t1": ()})

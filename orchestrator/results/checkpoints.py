@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.results.atomic import write_bytes
+from orchestrator.results.atomic import sync_folder, write_bytes
 from orchestrator.results.location import Location, ObjectPath
 
 MANIFEST = "manifest.json"
 POINTER = "newest.json"
 """Beside a trial's checkpoints: which one was saved last."""
+COPY_BYTES = 16 << 20
+"""Copied at a time."""
 
 
 def checkpoints_folder(results: Location, trial_id: str) -> Location:
@@ -59,20 +64,52 @@ def drop_checkpoint(folder: Location) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def copy_checkpoint(source: Location, target: Location) -> None:
-    """Copy a checkpoint, so that it is at `target` whole or not at all. Raises OSError where it cannot be."""
+def copy_checkpoint(source: Location, target: Location, trial_id: str) -> None:
+    """Copy a trial's checkpoint, so that it is at `target` whole and durable, or not at all.
+
+    Raises:
+        OSError: it cannot be read or written.
+        ValueError: it is damaged: its files are not those that its manifest names, or it is another trial's.
+    """
+    manifest = (source / MANIFEST).read_bytes()
+    try:
+        content = json.loads(manifest)
+        owner, files = content["trial_id"], {str(name): dict(known) for name, known in content["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its {MANIFEST} cannot be read ({error})") from error
+    if owner != trial_id:
+        raise ValueError(f"it is of trial {owner}; wanted {trial_id}")
     if isinstance(source, Path) and isinstance(target, Path):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        try:
-            shutil.copytree(source, temporary)
-            temporary.rename(target)
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        _copy_folder(source, target, manifest, files)
         return
-    names = sorted((path.name for path in source.iterdir()), key=lambda name: (name == MANIFEST, name))
-    if MANIFEST not in names:
-        raise FileNotFoundError(f"{source} has no {MANIFEST}")
-    for name in names:
-        write_bytes(target / name, (source / name).read_bytes())
+    for name, known in files.items():
+        data = (source / name).read_bytes()
+        _check(name, len(data), hashlib.sha256(data).hexdigest(), known)
+        write_bytes(target / name, data)
+    write_bytes(target / MANIFEST, manifest)
+
+
+def _copy_folder(source: Path, target: Path, manifest: bytes, files: Mapping[str, Mapping[str, object]]) -> None:
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    temporary.mkdir(parents=True)
+    try:
+        for name, known in files.items():
+            digest, size = hashlib.sha256(), 0
+            with (source / name).open("rb") as original, (temporary / name).open("xb") as copy:
+                while chunk := original.read(COPY_BYTES):
+                    digest.update(chunk)
+                    size += copy.write(chunk)
+                copy.flush()
+                os.fsync(copy.fileno())
+            _check(name, size, digest.hexdigest(), known)
+        write_bytes(temporary / MANIFEST, manifest)
+        temporary.rename(target)
+    except (OSError, ValueError):
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(target.parent)
+
+
+def _check(name: str, size: int, sha256: str, known: Mapping[str, object]) -> None:
+    if (size, sha256) != (known.get("bytes"), known.get("sha256")):
+        raise ValueError(f"its {name} has {size} bytes of SHA-256 {sha256[:12]}...; its {MANIFEST} says otherwise")

@@ -140,18 +140,19 @@ def _adopt_checkpoints(folder: Location, place: Location, trial_id: str, stops: 
     own = {int(f.name) for f in checkpoint_folders(folder, trial_id)}
     theirs = {int(f.name) for f in checkpoint_folders(place, trial_id)} - own
     have = max((samples for samples in own if samples <= stops[0]), default=0)
-    nearest = max((samples for samples in theirs if have < samples <= stops[0]), default=None)
-    wanted = theirs & set(stops) | ({nearest} if nearest is not None else set())
-    return sum(_copy(place, folder, trial_id, samples) for samples in sorted(wanted))
+    nearer = sorted((samples for samples in theirs if have < samples <= stops[0]), reverse=True)
+    taken = any(_copy(place, folder, trial_id, samples) for samples in nearer)  # up to the first that is whole
+    further = sorted(samples for samples in theirs & set(stops) if samples > stops[0])
+    return taken + sum(_copy(place, folder, trial_id, samples) for samples in further)
 
 
 def _copy(place: Location, folder: Location, trial_id: str, samples: int) -> bool:
-    """One checkpoint, whole or not at all; False where it is gone meanwhile."""
+    """One checkpoint, whole or not at all; False where it is damaged, or gone meanwhile."""
     name = checkpoint_name(samples)
     source, target = checkpoints_folder(place, trial_id) / name, checkpoints_folder(folder, trial_id)
     try:
-        copy_checkpoint(source, target / name)
-    except OSError as error:
+        copy_checkpoint(source, target / name, trial_id)
+    except (OSError, ValueError) as error:
         log.warning("checkpoint %s could not be taken over: %s", source, error)
         return False
     return True
