@@ -181,6 +181,58 @@ def test_gangs_that_never_come_up_end_the_sweep_with_the_reason():
     assert now.broken == "no workers could be started: no memory"
 
 
+def test_a_node_on_which_none_comes_up_does_not_end_what_works_elsewhere():
+    policy = dataclasses.replace(AT_ONCE, backoff_seconds=1.0)
+    now, _ = begin(state("a", "b", gangs=2, policy=policy))
+    now, _ = step(now, ready("gang-0"))
+    lost, clock, waits = "gang-1", 0.0, []
+    for _ in range(6):
+        now, actions = step(now, GangLost(gang=lost, reason="its worker on old has torch 2.5"))
+        assert not any(isinstance(action, StartGang) for action in actions), "not at once again"
+        assert now.broken is None
+        waits.append(now.wakes_at - clock)
+        clock = now.wakes_at
+        now, actions = step(now, Tick(clock))
+        (lost,) = [action.gang for action in actions if isinstance(action, StartGang)]
+    assert waits == [1, 2, 4, 8, 16, 32]
+    now, _ = step(now, ended("gang-0", "a"))
+    now, _ = step(now, ended("gang-0", "b"))
+    assert now.finished
+    assert now.succeeded
+
+
+def test_once_one_comes_up_the_next_is_started_at_once():
+    policy = dataclasses.replace(AT_ONCE, backoff_seconds=1.0)
+    now, _ = begin(state("a", "b", "c", gangs=2, policy=policy))
+    now, actions = step(now, GangLost(gang="gang-0", reason="no memory"))
+    assert actions == [StopGang("gang-0")]
+    now, actions = step(now, ready("gang-1"))
+    assert StartGang("gang-2", ONE) in actions
+
+
+def test_gangs_that_never_come_up_end_the_sweep_however_many_there_are():
+    now, _ = begin(state(*"abcdefgh", gangs=4))
+    lost = 0
+    while not now.finished:
+        assert lost < MAX_GANG_LOSSES + 4
+        now, _ = step(now, GangLost(gang=next(iter(now.gangs)), reason="no memory"))
+        lost += 1
+    assert now.broken == "no workers could be started: no memory"
+
+
+def test_a_gang_that_is_replaced_does_not_make_earlier_losses_count():
+    """Others were up when they were lost: what is wrong is wrong with their node."""
+    now, _ = begin(state("a", "b", "c", gangs=2, policy=dataclasses.replace(AT_ONCE, recycle_after=1)))
+    now, _ = step(now, ready("gang-0"))
+    for _ in range(5):
+        starting = next(name for name, gang in now.gangs.items() if gang.status == "starting")
+        now, _ = step(now, GangLost(gang=starting, reason="old image"))
+    now, _ = step(now, ended("gang-0", "a"))  # and is recycled: none is up now
+    starting = next(name for name, gang in now.gangs.items() if gang.status == "starting")
+    now, _ = step(now, GangLost(gang=starting, reason="old image"))
+    assert now.broken is None
+
+
 def test_what_fails_everywhere_ends_the_sweep_instead_of_burning_it():
     now, _ = begin(state(*(f"t{index}" for index in range(50))))
     failed = 0

@@ -70,7 +70,7 @@ def _start(turn: Turn, kind: Kind) -> bool:
     """Start a gang for the first job of a kind that has none, if one fits now."""
     state, reservation, pool = turn.state, turn.state.reservation, turn.state.pools[kind]
     key = pool.uncovered
-    if key is None:
+    if key is None or not state.may_start:
         return False
     asked = state.gangs[state.asked] if state.asked is not None else None
     if not (asked is not None and asked.kind == kind) and not within_limit(state, kind):
@@ -112,7 +112,7 @@ def _reserve(turn: Turn, kind: Kind) -> bool:
     """Have room made for the first job of a kind, unless one of its own kind's gangs will be free nearly as soon."""
     state, policy = turn.state, turn.state.policy
     pool = state.pools[kind]
-    if state.reservation is not None or state.now < pool.look_again or pool.uncovered is None:
+    if state.reservation is not None or state.now < pool.look_again or pool.uncovered is None or not state.may_start:
         return False
     if steps_back(state, kind, state.lacking):
         return False
@@ -197,7 +197,7 @@ def _ask_ahead(turn: Turn, blocked: list[Kind]) -> None:
         if state.pools[gang.kind].uncovered is not None and not steps_back(state, gang.kind, state.neighbours):
             return
         turn.end(gang)
-    if not state.policy.ahead:
+    if not state.policy.ahead or not state.may_start:
         return
     state = turn.state
     free = [kind for kind in blocked if not steps_back(state, kind, state.neighbours)]

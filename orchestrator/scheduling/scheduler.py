@@ -11,6 +11,7 @@ is there; if the trunk ends without it, so does the cooldown. A lost gang is rep
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from orchestrator.scheduling.admission import dispatch
@@ -31,7 +32,8 @@ from orchestrator.scheduling.state import Action, Gang, RecordDiverged, State, S
 from orchestrator.scheduling.turn import Turn
 
 MAX_GANG_LOSSES = 3
-"""Gangs lost in a row, none of them having come up, before the sweep is given up."""
+"""Gangs lost in a row before they came up, and while no other was up, before the sweep is given up; one more for each
+that is still starting."""
 MAX_FAILURES_IN_A_ROW = 6
 """Failed attempts in a row, whatever the trials, before the sweep is given up: something is wrong with all of it."""
 
@@ -137,7 +139,7 @@ def _gang_ready(turn: Turn, event: GangReady) -> None:
     if event.nodes:
         placement = state.cluster.release(placement).placed_on(gang.kind.shape, event.nodes)
     asked = None if state.asked == gang.name else state.asked
-    turn.state = state._replace(losses=0, asked=asked)
+    turn.state = state._replace(losses=0, stumbles=0, starts_at=-math.inf, asked=asked)
     ready = gang._replace(placement=placement)
     turn.replace(gang, ready)
     turn.free(ready)
@@ -172,14 +174,24 @@ def _gang_lost(turn: Turn, event: GangLost) -> None:
     if gang is None:
         return
     trial_id = state.running.get(gang.name)
-    unborn = gang.status in ("asked", "starting") and not gang.leaving
-    losses = state.losses + unborn
-    turn.state = state._replace(running=state.running.without(gang.name), losses=losses)
+    turn.state = state._replace(running=state.running.without(gang.name))
     turn.end(gang)
-    if losses >= MAX_GANG_LOSSES:
-        turn.state = turn.state._replace(broken=f"no workers could be started: {event.reason}")
+    if gang.status in ("asked", "starting") and not gang.leaving:
+        _not_come_up(turn, event.reason)
     if trial_id is not None:
         _failed(turn, trial_id, event.reason, excused=gang.leaving)
+
+
+def _not_come_up(turn: Turn, reason: str) -> None:
+    """Wait before the next start. Nothing is wrong with the sweep as long as other gangs come up: a node may be."""
+    state = turn.state
+    others = [gang.status for gang in state.gangs.values()]
+    up, starting = any(status in ("idle", "busy", "held") for status in others), others.count("starting")
+    losses, stumbles = 0 if up else state.losses + 1, state.stumbles + 1
+    starts_at = state.now + state.policy.backoff(stumbles)
+    turn.state = state._replace(losses=losses, stumbles=stumbles, starts_at=starts_at)
+    if losses >= MAX_GANG_LOSSES + starting:
+        turn.state = turn.state._replace(broken=f"no workers could be started: {reason}")
 
 
 def _checkpoint_saved(turn: Turn, event: CheckpointSaved) -> None:
@@ -265,8 +277,8 @@ def _failed(turn: Turn, trial_id: str, reason: str, excused: bool = False) -> No
     if count > policy.max_failures:
         _given_up(turn, trial_id, reason)
     elif policy.backoff_seconds > 0:
-        wait = min(policy.backoff_seconds * 2 ** (count - 1), policy.backoff_limit_seconds)
-        turn.state = turn.state._replace(delayed=turn.state.delayed.set((state.now + wait, trial_id), None))
+        due = state.now + policy.backoff(count)
+        turn.state = turn.state._replace(delayed=turn.state.delayed.set((due, trial_id), None))
     else:
         turn.queue(trial_id)
 

@@ -78,6 +78,10 @@ class Policy:
     ahead: bool = False
     """Ask for one gang more than fits, so that an autoscaler sees the demand."""
 
+    def backoff(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row."""
+        return min(self.backoff_seconds * 2.0 ** (failures - 1), self.backoff_limit_seconds)
+
 
 class Gang(NamedTuple):
     """A gang as the scheduler sees it."""
@@ -232,7 +236,11 @@ class State(NamedTuple):
     stopping: bool = False
     gangs_named: int = 0
     losses: int = 0
-    """Gangs lost since the last one came up."""
+    """Gangs lost before they came up, in a row, while no other one was up."""
+    stumbles: int = 0
+    """Gangs lost before they came up since the last one did, whatever else was up."""
+    starts_at: float = -math.inf
+    """No gang is started before then: those before it did not come up."""
     failures_in_a_row: int = 0
     """Failed attempts since the last one that did not fail, and the last new checkpoint."""
     broken: str | None = None
@@ -268,11 +276,18 @@ class State(NamedTuple):
     def wakes_at(self) -> float:
         """When a Tick will change something without any other event; infinity if none will."""
         times = [due for due, _ in _first(self.delayed)]
+        if self.starts_at > self.now:
+            times.append(self.starts_at)
         for pool in self.pools.values():
             times += [since + self.policy.idle_seconds for since, _ in _first(pool.idle)]
             if pool.look_again > self.now and pool.uncovered is not None:
                 times.append(pool.look_again)
         return min(times, default=math.inf)
+
+    @property
+    def may_start(self) -> bool:
+        """Whether gangs may be started now."""
+        return self.now >= self.starts_at
 
     def seconds_left(self, trial_id: str) -> float:
         """Estimated seconds of a job from its newest checkpoint on."""
