@@ -106,13 +106,13 @@ class GangMember:
         """Give a sign of life."""
         self.beats += 1
 
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """Rank 0's flags, on every rank. Collective."""
+    def agree(self, *numbers: int) -> tuple[int, ...]:
+        """Rank 0's flags and small numbers, on every rank. Collective."""
         if self.world_size == 1:
-            return flags
-        tensor = torch.tensor(flags, dtype=torch.int32, device=self.device)
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.int32, device=self.device)
         torch.distributed.broadcast(tensor, src=0)
-        return tuple(bool(flag) for flag in tensor.tolist())
+        return tuple(tensor.tolist())
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the gang. Collective."""

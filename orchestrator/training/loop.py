@@ -36,14 +36,12 @@ from orchestrator.training.gang import GangMember
 from orchestrator.training.measuring import Meter
 from orchestrator.training.model import training_model
 from orchestrator.training.pack import PackMember
-from orchestrator.training.progress import Counters, is_curve_step
+from orchestrator.training.progress import Control, Counters, is_curve_step
 from orchestrator.training.rows import attempt_row, curve_row, measurement_row
 from orchestrator.training.schedule import rate_scale
 
 log = logging.getLogger(__name__)
 
-CONTROL_STEPS = 16
-"""Steps between the points at which the workers of a larger gang agree on stopping or saving."""
 CURVE_SECONDS = 5.0
 """Shortest time between two parts of a training curve."""
 LARGEST_PAUSE_SHARE = 0.01
@@ -99,6 +97,7 @@ class Attempt:
         self.samples, self.counters = 0, Counters()
         self._restore()
         self.samples_start, self.wall_before = self.samples, self.counters.wall_seconds
+        self.control = Control()
         self.pending: list[Tensor] = []
         self.curve: list[dict[str, Any]] = []
         self.last_save = self.last_curve = self.last_report = time.perf_counter()
@@ -185,6 +184,7 @@ class Attempt:
         began = time.perf_counter()
         batch, steps = self.trial.batch_size, self.samples // self.trial.batch_size
         stop = False
+        self.control.begin(steps, began)
         while self.samples < milestone and self.counters.diverged is None and not stop:
             points.reach("step.before")
             self.pending.append((yield))
@@ -195,8 +195,8 @@ class Attempt:
             points.reach("step.after", self.samples)
             if is_curve_step(steps):
                 self._add_curve_point()
-            if self.member.world_size == 1 or steps % CONTROL_STEPS == 0:
-                stop = self._control()
+            if self.member.world_size == 1 or self.control.is_due(steps):
+                stop = self._control(steps)
         self._settle()
         self.train_seconds += time.perf_counter() - began
         return stop and self.samples < milestone
@@ -265,18 +265,19 @@ class Attempt:
         if now - self.last_report > REPORT_SECONDS:
             self._report("training")
 
-    def _control(self) -> bool:
+    def _control(self, steps: int) -> bool:
         """Save if it is time to; True if asked to stop."""
         least = self.assignment.checkpoint_seconds
         if self.outbox.in_background:
             least = max(least, self.last_pause / LARGEST_PAUSE_SHARE)
         due = time.perf_counter() - self.last_save > least and not self.outbox.busy
-        stop, due = self.member.agree(self.member.stop.is_set(), due)
+        stop, due, apart = self.member.agree(self.member.stop.is_set(), due, self.control.steps_apart)
+        self.control.agreed(steps, apart, time.perf_counter())
         if due and not stop:
             self._settle()
             if self.counters.diverged is None:
                 self._save()
-        return stop
+        return bool(stop)
 
     # Milestones and checkpoints.
 
@@ -313,7 +314,7 @@ class Attempt:
         if self.assignment.keep_finished or stop in self.trial.branch_points:
             return True
         (due,) = self.member.agree(time.perf_counter() - self.last_save > self.assignment.checkpoint_seconds)
-        return due
+        return bool(due)
 
     def _save(self) -> None:
         began = time.perf_counter()

@@ -10,6 +10,10 @@ RUNNING_STEPS = 50
 """The running training loss averages over about so many steps."""
 GRACE_STEPS = 20
 """Steps before a rise of the loss counts as divergence."""
+CONTROL_SECONDS = 1.0
+"""How late the workers of a larger gang may hear that they are to stop, where steps are no longer than that."""
+CONTROL_STEPS = 16
+"""The most steps between two such moments: where steps are short they would cost more than that."""
 
 
 @dataclass
@@ -61,6 +65,33 @@ class Counters:
         """The inverse of `as_json`."""
         lowest = values["lowest_loss"]
         return cls(**{**values, "lowest_loss": math.inf if lowest is None else lowest})
+
+
+class Control:
+    """When the workers of a larger gang next agree on stopping or saving: after about CONTROL_SECONDS' worth of steps.
+
+    Every worker counts the same steps; how fast they are only rank 0 says, and the others hear of it as they agree.
+    """
+
+    def __init__(self) -> None:
+        self.steps_apart = 1
+        """What rank 0 takes for right; others may find other numbers."""
+        self._next = self._at = 0
+        self._when = 0.0
+
+    def begin(self, steps: int, now: float) -> None:
+        """Training begins or goes on after `steps` steps; the first look comes after one more."""
+        self._next, self._at, self._when = steps + 1, steps, now
+
+    def is_due(self, steps: int) -> bool:
+        """Whether to agree after `steps` steps."""
+        return steps >= self._next
+
+    def agreed(self, steps: int, steps_apart: int, now: float) -> None:
+        """They have agreed after `steps` steps that the next time is `steps_apart` later, by rank 0's word."""
+        seconds = max((now - self._when) / max(1, steps - self._at), 1e-9)
+        self.steps_apart = max(1, min(CONTROL_STEPS, int(CONTROL_SECONDS / seconds)))
+        self._next, self._at, self._when = steps + steps_apart, steps, now
 
 
 def is_curve_step(step: int) -> bool:
