@@ -36,7 +36,7 @@ from orchestrator.scheduling.backend import (
 from orchestrator.scheduling.fingerprint import differences, fingerprint
 from orchestrator.scheduling.ray_board import Board
 from orchestrator.scheduling.ray_member import Introduction, Member, environment
-from orchestrator.scheduling.ray_nodes import NodeWatch, check_code, placed_on
+from orchestrator.scheduling.ray_nodes import NodeWatch, check_code, placed_on, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ class RayBackend:
         gang.wait_for("join", [m.join.remote(rank, world, host, port) for rank, m in enumerate(gang.members)])
 
     def _lost(self, name: str, gang: _Gang, error: Exception) -> None:
-        reason = _reason(error)
+        reason = reason_of(error)
         gang.pending = []
         # First what became of its node: its trial is not to blame for that.
         gone = self._watch.knock(gang.nodes) if isinstance(error, ray.exceptions.RayActorError) else []
@@ -322,7 +322,7 @@ def _connect(address: str | None, cpus: int | None) -> None:
         ray.init(address=address, runtime_env={"py_modules": _packages()}, **quiet)
     except Exception as error:  # noqa: BLE001 - Ray raises many kinds, down to bare RuntimeError
         raise ValueError(
-            f"no Ray cluster answers at {address!r}: {_reason(error)}. Give the address of a running head node "
+            f"no Ray cluster answers at {address!r}: {reason_of(error)}. Give the address of a running head node "
             "(ray start --head prints it), or leave --address out to run on this machine."
         ) from None
 
@@ -339,7 +339,7 @@ def _start_local(cpus: int, options: dict[str, Any]) -> None:
             ray.shutdown()
             if left == 0:
                 raise ValueError(
-                    f"Ray did not start on this machine in {LOCAL_STARTS} tries: {_reason(error)}. Free some of its "
+                    f"Ray did not start on this machine in {LOCAL_STARTS} tries: {reason_of(error)}. Free some of its "
                     "cores and memory, or start a cluster (ray start --head) and give its --address."
                 ) from error
 
@@ -355,13 +355,3 @@ def _packages() -> list[str]:
     """This code, to be sent to the cluster's nodes."""
     root = Path(__file__).parents[2]
     return [str(root / package) for package in ("orchestrator", "models", "analysis")]
-
-
-def _reason(error: Exception) -> str:
-    """The cause in one line: of an exception in a worker, its own type and text."""
-    if isinstance(error, ray.exceptions.RayActorError):
-        node = "its node has died" in str(error)
-        return "the node of a worker died" if node else "its worker process died (killed, or out of memory?)"
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"

@@ -75,7 +75,7 @@ class NodeWatch:
 
     def knock(self, names: Collection[str]) -> list[NodeLost]:
         """Those of these nodes whose raylet has gone: the head takes seconds to miss it, its workers die at once."""
-        there = {node["NodeID"]: node for node in ray.nodes() if node["NodeID"] in names and node["Alive"]}
+        there = {name: node for name, node in _alive().items() if name in names}
         silent = {name for name, node in there.items() if not _answers(node)} - self._silent
         self._silent |= silent
         for name in silent:
@@ -94,17 +94,37 @@ def placed_on(group: PlacementGroup) -> tuple[str, ...]:
 def check_code() -> None:
     """Raise ValueError, with every difference, if a node would run other code or versions than this process has."""
     ours, wrong = fingerprint(), []
-    answers = {_ask(node["NodeID"]): node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    answers = {_ask(name): (name, node["NodeManagerHostname"]) for name, node in _alive().items()}
     ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_SECONDS)
     for answer in ready:  # one that is too busy to answer is asked again when a gang starts there
-        if differs := differences(ours, ray.get(answer)):
-            wrong.append(f"{answers[answer]} has {differs}")
+        name, host = answers[answer]
+        try:
+            if differs := differences(ours, ray.get(answer)):
+                wrong.append(f"{host} has {differs}")
+        except Exception as error:  # noqa: BLE001 - whatever keeps a node from running this code is what is asked for
+            if name in _alive():  # one that went meanwhile runs nothing
+                wrong.append(f"{host} cannot run this code ({reason_of(error)})")
     if wrong:
         raise ValueError(
             "nodes of the cluster would not run what this driver plans: "
             + "; ".join(wrong)
             + ". Results could differ without a word, so nothing was started. Install the same versions on every node."
         )
+
+
+def reason_of(error: Exception) -> str:
+    """The cause in one line: of an exception in a worker, its own type and text."""
+    if isinstance(error, ray.exceptions.RayActorError):
+        node = "its node has died" in str(error)
+        return "the node of a worker died" if node else "its worker process died (killed, or out of memory?)"
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"
+
+
+def _alive() -> dict[str, Mapping[str, Any]]:
+    """The nodes that the head takes for alive, by name."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
 
 
 def _answers(node: Mapping[str, Any]) -> bool:
