@@ -271,9 +271,9 @@ class Attempt:
         if self.outbox.in_background:
             least = max(least, self.last_pause / LARGEST_PAUSE_SHARE)
         due = time.perf_counter() - self.last_save > least and not self.outbox.busy
-        stop, due, apart = self.member.agree(self.member.stop.is_set(), due, self.control.steps_apart)
+        stop, saves, apart = self.member.agree(self.member.stop.is_set(), due, self.control.steps_apart)
         self.control.agreed(steps, apart, time.perf_counter())
-        if due and not stop:
+        if saves and not stop:
             self._settle()
             if self.counters.diverged is None:
                 self._save()
