@@ -11,7 +11,7 @@ from analysis.findings import Findings, find
 from analysis.gallery import Gallery
 from analysis.report_clips import consistency
 from analysis.report_reproduction import reproduction
-from analysis.report_rows import Rows
+from analysis.report_rows import Rows, linked_ui
 from analysis.report_samples import samples
 from analysis.report_sections import Sections
 from analysis.report_tables import cost_tables, run_table, spent
@@ -36,8 +36,8 @@ def write_report(
     Args:
         results: the folder.
         out: where the page goes; default: report.html in the folder.
-        tracking_ui: address of the MLflow pages that points link to; default: the one in the folder's mlflow.json,
-            unless it is of one's own machine: the page may be read on others.
+        tracking_ui: address of the MLflow pages that points link to; default: the one in the folder's mlflow.json. An
+            address of one's own machine is left out there of a page that goes elsewhere, to be read on others.
         target_flops: the budget that the first sentence is about; default: the largest that was run.
         figures: a folder for every figure as PDF and SVG, methods.tex and references.bib. Where it is not given and the
             page goes into the results folder, `figures` in there gets the same without the PDFs, which take longest.
@@ -50,7 +50,7 @@ def write_report(
     if target_flops is not None and not 0 < target_flops < float("inf"):
         raise ValueError(f"target FLOPs must be a positive number, got {target_flops:g}; wanted a budget as 1e21.")
     findings = find(results, target_flops)
-    report = _Report(findings, tracking_ui)
+    report = _Report(findings, tracking_ui or linked_ui(findings, own_machine=out is None))
     target = out if out is not None else results / "report.html"
     write_bytes(target, report.html().encode())
     if figures is not None:
@@ -64,7 +64,7 @@ def write_report(
 class _Report:
     """One report: its sections in their order."""
 
-    def __init__(self, findings: Findings, tracking_ui: str | None) -> None:
+    def __init__(self, findings: Findings, tracking_ui: str) -> None:
         self.findings = findings
         self.gallery = Gallery()
         self.rows = Rows(findings, tracking_ui)

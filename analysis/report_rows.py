@@ -52,7 +52,7 @@ WORDS = ("arm", "size", "outcome", "trial")
 class Rows:
     """The measurements of a report and the MLflow pages of their trials."""
 
-    def __init__(self, findings: Findings, tracking_ui: str | None) -> None:
+    def __init__(self, findings: Findings, tracking_ui: str) -> None:
         self._links = _links(findings, tracking_ui)
         frame = findings.measurements
         self._frame = frame.assign(trial=frame["trial_id"].astype(str)) if len(frame) else frame
@@ -116,10 +116,15 @@ class Rows:
         return list((cells | {"trial": open_in or f"<code>{trial}</code>"}).values())
 
 
-def _links(findings: Findings, tracking_ui: str | None) -> dict[str, str]:
-    """The MLflow page of each trial, where it is known and can be opened by whoever reads the report."""
+def linked_ui(findings: Findings, own_machine: bool) -> str:
+    """The address of MLflow's pages that a report links to, or nothing; one of one's own machine only where asked."""
     kept = str(findings.tracking.get("ui") or "")
-    ui = (tracking_ui or ("" if _is_own_machine(kept) else kept)).partition("/#/")[0].rstrip("/")
+    return kept if own_machine or not _is_own_machine(kept) else ""
+
+
+def _links(findings: Findings, tracking_ui: str) -> dict[str, str]:
+    """The MLflow page of each trial, where it is known."""
+    ui = tracking_ui.partition("/#/")[0].rstrip("/")
     experiment, frame = findings.tracking.get("experiment_id"), findings.measurements
     if not ui or experiment is None:
         return {}

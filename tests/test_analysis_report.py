@@ -28,7 +28,7 @@ from analysis.references import REFERENCES
 from analysis.report import write_report
 from analysis.report_clips import consistency
 from analysis.report_page import picture
-from analysis.report_rows import Rows
+from analysis.report_rows import Rows, linked_ui
 from analysis.report_samples import samples
 from analysis.report_sections import Sections, law_words, size_words
 from analysis.report_tables import cost_tables, minima_table, predictions_table, run_table, spent
@@ -102,8 +102,8 @@ def test_the_report_answers_first_and_loads_nothing(folder: Path) -> None:
     assert any(links.loaded)
     frame = read_measurements(folder)
     assert frame["mlflow_run_id"].isna().all()
-    assert "127.0.0.1" not in page  # it would be another machine for whoever else reads the page
-    assert "click for its run" not in page
+    assert "http://127.0.0.1:5000/#/experiments/7/runs/" in page
+    assert "click for its run" in page
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
 
@@ -336,9 +336,11 @@ def test_flops_spent_are_those_of_the_accounts_and_savings_are_a_share_of_separa
         ("http://10.0.0.7:5000", True),
     ],
 )
-def test_runs_are_linked_where_others_can_open_them(found: Findings, kept: str, linked: bool) -> None:
-    assert Rows(replace(found, tracking=found.tracking | {"ui": kept}), None).linked == linked
-    assert Rows(replace(found, tracking=found.tracking | {"ui": kept}), "http://127.0.0.1:5000").linked
+def test_a_page_for_others_links_to_what_others_can_open(found: Findings, kept: str, linked: bool) -> None:
+    known = replace(found, tracking=found.tracking | {"ui": kept})
+    assert linked_ui(known, own_machine=False) == (kept if linked else "")
+    assert Rows(known, linked_ui(known, own_machine=True)).linked
+    assert not Rows(known, "").linked
 
 
 def test_arms_of_different_objectives_have_axes_of_their_own(found: Findings) -> None:

@@ -138,8 +138,8 @@ def report(
     """Write the report of SWEEP (a name below results/, a results folder, or its URI) as one HTML file.
 
     Beside it, in figures/, go its figures as SVG, the methods as LaTeX and their BibTeX; with --figures DIR they go
-    there, and as PDF too. Points and rows open their MLflow runs where the tracking server is not on this machine: a
-    page with addresses of one machine leads nowhere on others. For a page of your own, give --tracking-ui.
+    there, and as PDF too. Points and rows open their MLflow runs. A page that is written elsewhere, to be read by
+    others, has no links to a tracking server on this machine, unless --tracking-ui gives one.
 
     \b
     ditlaw report quickstart
