@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from test_analysis_planted import measurement
+from torch import ones
 
 from orchestrator.planning.plan import Plan, make
 from orchestrator.results.checkpoints import checkpoint_name, checkpoints_folder
+from orchestrator.results.location import location
 from orchestrator.results.lock import LockLost
 from orchestrator.results.store import Store, read_attempts, read_measurements
 from orchestrator.scheduling.backend import Assignment, Progress
@@ -20,6 +22,7 @@ from orchestrator.scheduling.driver import Driver
 from orchestrator.scheduling.local_backend import LocalBackend
 from orchestrator.scheduling.state import Policy, State
 from orchestrator.tracking.recording import RecordingTracker
+from orchestrator.training.checkpoint import STATE, Checkpoint, Checkpoints
 
 Driven = tuple[State, Store, list[str]]
 Act = Callable[[Assignment, int], None]
@@ -201,3 +204,22 @@ def test_a_trained_trial_without_checkpoints_is_named(drive, plan, tmp_path):
     compute = plan.sweep.compute.model_copy(update={"finished": "drop"})
     dropped = dataclasses.replace(below, sweep=plan.sweep.model_copy(update={"compute": compute}))
     assert Books(dropped, store).to_retrain() == [], "its spec says that none is kept"
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_damaged_checkpoints_are_set_aside_where_a_person_says_so(plan, tmp_path, request, where, caplog):
+    folder = tmp_path / "results" if where == "disk" else location(f"{request.getfixturevalue('s3')}/results")
+    first, second, *_ = plan.trials
+    for trial, samples, good in ((first, 32, False), (first, 64, False), (second, 32, True), (second, 64, False)):
+        Checkpoints(folder, trial.trial_id).save(Checkpoint(samples=samples, tensors={"w": ones(3)}, counters={}))
+        if not good:
+            (checkpoints_folder(folder, trial.trial_id) / checkpoint_name(samples) / STATE).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the 2 checkpoints in .* is whole.* or give --retrain"):
+        Checkpoints(folder, first.trial_id).newest(at_most=100)
+    books = Books(plan, Store(folder))
+    assert len(books.set_damaged_aside()) == 3
+    assert (books.checkpoints(first.trial_id), books.checkpoints(second.trial_id)) == ([], [32])
+    assert Checkpoints(folder, first.trial_id).newest(at_most=100) is None
+    assert Checkpoints(folder, second.trial_id).newest(at_most=100).samples == 32
+    assert books.set_damaged_aside() == []
+    assert "is set aside: its state.safetensors has 0 bytes" in caplog.text

@@ -41,7 +41,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 @click.option("--results", help="Results folder, or a URI as s3://bucket/prefix; default: results/<sweep>.")
 @click.option("--tracking-uri", help="MLflow; default: a SQLite file in the results folder.")
 @click.option("--data", type=click.Path(path_type=Path), help="Dataset folder; default: data/<dataset>.")
-@click.option("--retrain", is_flag=True, help="Train again from the start what has lost its checkpoints.")
+@click.option(
+    "--retrain", is_flag=True, help="Train again from the start what has lost its checkpoints, or has damaged ones."
+)
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
@@ -85,7 +87,7 @@ def run(
         books.check_trunks()
         if not retrain:
             _refuse_retraining(planned, folder, books)
-        state = _execute(planned, store, address, data, tracking_uri, wait)
+        state = _execute(planned, store, address, data, tracking_uri, wait, retrain)
     _finish(folder, state)
 
 
@@ -178,12 +180,15 @@ def _report(folder: Location) -> None:
         click.echo(f"The measurements are complete without it. To write it again:\n  ditlaw report {folder}", err=True)
 
 
-def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str, wait: float) -> State:
+def _execute(
+    plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str, wait: float, retrain: bool
+) -> State:
     """Run what remains of `plan`. Ray comes first: if it does not answer, or cannot hold a gang, nothing is written."""
     from orchestrator.planning.priorities import priorities_of
     from orchestrator.results.environment import write_environment
     from orchestrator.results.requests import drop_stops
     from orchestrator.results.store import write_json
+    from orchestrator.scheduling.books import Books
     from orchestrator.scheduling.fingerprint import fingerprint
     from orchestrator.scheduling.fitting import check_fit
     from orchestrator.scheduling.loopback import keep_to_loopback
@@ -203,6 +208,8 @@ def _execute(plan: Plan, store: Store, address: str | None, data: Path, tracking
             store.claim(plan.sweep.name, plan.digest)
             write_json(folder / "plan.json", planned)
             write_environment(folder, fingerprint())
+            if retrain and (damaged := Books(plan, store).set_damaged_aside()):
+                click.echo(f"Set aside: {len(damaged)} damaged checkpoints, {damaged[0]} the first of them.")
             _adopt(plan, store)
             tracker = MlflowTracker(folder, tracking_uri, plan.sweep.name)
             tracker.start(planned, files=[plan.source.path])

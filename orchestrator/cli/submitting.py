@@ -33,7 +33,9 @@ POLL_SECONDS = 0.5
     "--tracking-uri", help="MLflow, as the head node reaches it; default: a SQLite file in the results folder."
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Dataset folder on every node; default: data/<dataset>.")
-@click.option("--retrain", is_flag=True, help="Train again from the start what has lost its checkpoints.")
+@click.option(
+    "--retrain", is_flag=True, help="Train again from the start what has lost its checkpoints, or has damaged ones."
+)
 @click.option("-f", "--follow", is_flag=True, help="Show what it prints until it ends, and leave with its exit code.")
 def submit(
     spec: Path,

@@ -72,13 +72,7 @@ def copy_checkpoint(source: Location, target: Location, trial_id: str) -> None:
         ValueError: it is damaged: its files are not those that its manifest names, or it is another trial's.
     """
     manifest = (source / MANIFEST).read_bytes()
-    try:
-        content = json.loads(manifest)
-        owner, files = content["trial_id"], {str(name): dict(known) for name, known in content["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"its {MANIFEST} cannot be read ({error})") from error
-    if owner != trial_id:
-        raise ValueError(f"it is of trial {owner}; wanted {trial_id}")
+    files = _files(manifest, trial_id)
     if isinstance(source, Path) and isinstance(target, Path):
         _copy_folder(source, target, manifest, files)
         return
@@ -87,6 +81,35 @@ def copy_checkpoint(source: Location, target: Location, trial_id: str) -> None:
         _check(name, len(data), hashlib.sha256(data).hexdigest(), known)
         write_bytes(target / name, data)
     write_bytes(target / MANIFEST, manifest)
+
+
+def check_checkpoint(folder: Location, trial_id: str) -> None:
+    """Read all of a checkpoint. Raises as `copy_checkpoint` where it is damaged."""
+    for name, known in _files((folder / MANIFEST).read_bytes(), trial_id).items():
+        data = (folder / name).read_bytes()
+        _check(name, len(data), hashlib.sha256(data).hexdigest(), known)
+
+
+def set_aside(folder: Location) -> None:
+    """Let a checkpoint count no more, and keep what is left of it for a person. Raises OSError where it cannot be."""
+    name = f".damaged-{secrets.token_hex(2)}"
+    if isinstance(folder, ObjectPath):
+        write_bytes(folder / f"{MANIFEST}{name}", (folder / MANIFEST).read_bytes())
+        (folder / MANIFEST).unlink()
+    else:
+        folder.rename(folder.with_name(folder.name + name))
+
+
+def _files(manifest: bytes, trial_id: str) -> dict[str, dict[str, object]]:
+    """What a manifest says of its checkpoint's files, by name. ValueError where it is damaged, or another trial's."""
+    try:
+        content = json.loads(manifest)
+        owner, files = content["trial_id"], {str(name): dict(known) for name, known in content["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its {MANIFEST} cannot be read ({error})") from error
+    if owner != trial_id:
+        raise ValueError(f"it is of trial {owner}; wanted {trial_id}")
+    return files
 
 
 def _copy_folder(source: Path, target: Path, manifest: bytes, files: Mapping[str, Mapping[str, object]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -10,12 +11,15 @@ from typing import Any, Protocol, TypeVar
 from orchestrator.planning.plan import Plan
 from orchestrator.results import logs
 from orchestrator.results.checkpoints import (
+    check_checkpoint,
     checkpoint_folders,
     checkpoint_name,
     checkpoints_folder,
     drop_checkpoint,
     has_checkpoint,
+    set_aside,
 )
+from orchestrator.results.location import Location
 from orchestrator.results.parts import read_new
 from orchestrator.results.requests import retried_at
 from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
@@ -23,6 +27,8 @@ from orchestrator.results.store import Store, read_attempts, read_curves
 from orchestrator.scheduling.backend import Assignment, Progress
 from orchestrator.spec.columns import planned_columns
 from orchestrator.spec.trial import Trial
+
+log = logging.getLogger(__name__)
 
 DRIVER_DIED, NODE_LOST = "the driver died", "its node was lost"
 """How the reasons of failures begin that are no fault of the trial."""
@@ -186,6 +192,20 @@ class Books:
             have, first = self.checkpoints(trial.trial_id), self.stops(trial)[0]
             if trial.trunk is None and not any(samples <= first for samples in have) and self._was_trained(trial):
                 found.append(trial)
+        return found
+
+    def set_damaged_aside(self) -> list[Location]:
+        """Let the damaged checkpoints count no more that trials with something left to do would begin with; those."""
+        waiting = self.waiting
+        found: list[Location] = []
+        for trial_id in sorted({t.trial_id for t in waiting} | {t.trunk for t in waiting if t.trunk is not None}):
+            for folder in checkpoint_folders(self._store.folder, trial_id):
+                try:
+                    check_checkpoint(folder, trial_id)
+                except (ValueError, FileNotFoundError) as error:
+                    log.warning("checkpoint %s is set aside: %s", folder, error)
+                    set_aside(folder)
+                    found.append(folder)
         return found
 
     def drop_branch_points(self, trunk_id: str) -> None:

@@ -88,8 +88,8 @@ class Checkpoints:
         if checkpoint is None:
             what = "is not whole" if there else "is not there"
             raise ValueError(
-                f"the checkpoint {folder}, with which the trial begins, {what}. Restore it from a backup, or delete "
-                f"{self.folder} to train its trunk again from the start."
+                f"the checkpoint {folder}, with which the trial begins, {what}. Restore it from a backup, or give "
+                "--retrain to train its trunk again from where it can be."
             )
         return checkpoint
 
@@ -118,7 +118,7 @@ class Checkpoints:
         if folders:
             raise ValueError(
                 f"none of the {len(folders)} checkpoints in {self.folder} is whole; wanted at least one. Restore one "
-                "from a backup, or delete that folder to train the trial again from the start."
+                "from a backup, or give --retrain to train the trial again from the start."
             )
         return None
 
