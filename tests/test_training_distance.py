@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from orchestrator.scheduling.backend import Assignment
 from orchestrator.spec.datasets import DATASETS
 from orchestrator.spec.trial import Distance, Trial
 from orchestrator.training import distance as distance_file
-from orchestrator.training import reference
+from orchestrator.training import gang, reference
 from orchestrator.training.distance import NotFinite, distances_of, generated_features
 from orchestrator.training.gang import GangMember
 from orchestrator.training.inspection import evaluate, place_of, sample_picture
@@ -195,6 +196,23 @@ def test_other_weights_than_the_results_are_refused(trial, member, tmp_path):
     other = dataclasses.replace(encoder, digest="0" * 64)
     with pytest.raises(ValueError, match="were measured with other weights of encoder fmnist-cnn"):
         real_images(data, dataset, other, tmp_path)
+
+
+def test_a_reference_waits_for_room_on_the_disk(trial, member, tmp_path, monkeypatch):
+    refusals, write = [OSError(errno.ENOSPC, "full"), OSError(errno.ENOSPC, "full")], reference.write_bytes
+
+    def sometimes(path: Path, data: bytes) -> None:
+        if refusals:
+            raise refusals.pop()
+        write(path, data)
+
+    monkeypatch.setattr(reference, "write_bytes", sometimes)
+    monkeypatch.setattr(gang, "AGAIN_SECONDS", 0.01)
+    before = member.beats
+    member.real_images("fashion-mnist", "fmnist-cnn")
+    assert refusals == []
+    assert member.beats > before + 2
+    assert len(list((member.results / "references").glob("*.safetensors"))) == 1
 
 
 def test_a_damaged_reference_is_made_again(trial, member, tmp_path):

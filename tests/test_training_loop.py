@@ -17,7 +17,7 @@ from orchestrator.results.logs import log_of
 from orchestrator.results.store import Store, read_attempts, read_curves, read_measurements
 from orchestrator.scheduling.backend import Assignment
 from orchestrator.spec.trial import ConstantSchedule, CooldownSchedule, Trial
-from orchestrator.training import loop
+from orchestrator.training import gang
 from orchestrator.training.checkpoint import Checkpoints
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import Superseded, run_attempt
@@ -131,20 +131,27 @@ def test_a_long_one_writes_checkpoints_and_drops_them_when_it_is_measured(trial,
 
 
 def test_a_full_disk_is_waited_for_and_costs_no_step(trial, member, undisturbed, monkeypatch):
-    full, fails = member("full"), iter(range(3))
-    append = Store.append_measurements
+    """From the row of its beginning on."""
+    full = member("full")
 
-    def sometimes(store: Store, rows: list) -> object:
-        if next(fails, None) is not None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return append(store, rows)
+    def sometimes(append):
+        fails = iter(range(3))
 
-    monkeypatch.setattr(Store, "append_measurements", sometimes)
-    monkeypatch.setattr(loop, "DISK_SECONDS", 0.01)
+        def appended(store: Store, rows: list) -> object:
+            if next(fails, None) is not None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return append(store, rows)
+
+        return appended
+
+    for name in ("append_measurements", "append_attempts"):
+        monkeypatch.setattr(Store, name, sometimes(getattr(Store, name)))
+    monkeypatch.setattr(gang, "AGAIN_SECONDS", 0.01)
     phases = []
     full.report = lambda progress: phases.append(progress.phase)
     assert run_attempt(assignment(trial, full), full) == ("completed", None)
-    assert phases.count("waiting for disk space") == 3
+    assert phases.count("waiting for disk space") == 6
+    assert phases[:3] == ["waiting for disk space"] * 3
     pd.testing.assert_frame_equal(measured(full), measured(undisturbed), check_exact=True)
 
 

@@ -11,7 +11,15 @@ from orchestrator.results.lock import LockLost
 
 T = TypeVar("T")
 
+Wait = Callable[[OSError], None]
+"""Called after each failure with what failed; it raises to give up."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def raised(error: OSError) -> None:
+    """Wait for nothing."""
+    raise error
 
 
 def is_full(error: OSError) -> bool:
@@ -26,7 +34,7 @@ def may_pass(error: OSError, place: Location) -> bool:
     return is_full(error) or not answered
 
 
-def when_there_is_room(write: Callable[[], T], wait: Callable[[OSError], None]) -> T:
+def when_there_is_room(write: Callable[[], T], wait: Wait) -> T:
     """What `write` returns; while the disk or the quota is full, `wait` and try again.
 
     Args:
@@ -39,12 +47,12 @@ def when_there_is_room(write: Callable[[], T], wait: Callable[[OSError], None]) 
     return _again(write, is_full, wait)
 
 
-def when_it_answers(act: Callable[[], T], place: Location, wait: Callable[[OSError], None]) -> T:
+def when_it_answers(act: Callable[[], T], place: Location, wait: Wait) -> T:
     """What `act` returns; while what it says of `place` may pass, `wait` and try again. As `when_there_is_room`."""
     return _again(act, lambda error: may_pass(error, place), wait)
 
 
-def _again(act: Callable[[], T], passes: Callable[[OSError], bool], wait: Callable[[OSError], None]) -> T:
+def _again(act: Callable[[], T], passes: Callable[[OSError], bool], wait: Wait) -> T:
     while True:
         try:
             return act()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +25,10 @@ from orchestrator.training.data.source import EndlessImages, HeldImages, Trainin
 from orchestrator.training.evaluation import Draws, fixed_draws
 from orchestrator.training.reference import RealImages, real_images
 
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 1.0
+"""Time between two tries to write what the results folder refuses."""
 HELD_BYTES = 2**30
 """Images that a GPU holds at most; of larger sets it gets batch by batch."""
 
@@ -99,8 +105,17 @@ class GangMember:
                 self.world_size,
                 self.device,
                 self.beat,
+                self.wait,
             )
         return self._real[key]
+
+    def wait(self, error: OSError) -> None:
+        """Let a moment pass until the results folder takes what it has just refused; raise that once asked to stop."""
+        if self.stop.is_set():
+            raise error
+        log.warning("waiting for the results folder: %s", error)
+        self.beat()
+        time.sleep(AGAIN_SECONDS)
 
     def beat(self) -> None:
         """Give a sign of life."""

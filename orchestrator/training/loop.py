@@ -48,9 +48,6 @@ LARGEST_PAUSE_SHARE = 0.01
 """Where checkpoints leave in the background, the share of the time for which training may stand still for them."""
 REPORT_SECONDS = 0.2
 """Shortest time between two reports of progress."""
-DISK_SECONDS = 1.0
-"""Time between two tries to write to a full disk."""
-
 
 Story = Generator[None, Tensor, tuple[AttemptOutcome, str | None]]
 
@@ -104,7 +101,8 @@ class Attempt:
         self.train_seconds = self.evaluation_seconds = self.checkpoint_seconds = self.last_pause = 0.0
         self.startup_seconds = time.perf_counter() - self.started
         if member.rank == 0:
-            self.store.append_attempts([attempt_row(self, RUNNING, None)])
+            begun = attempt_row(self, RUNNING, None)
+            self._keep(lambda: self.store.append_attempts([begun]))
         self._report("starting")
 
     def _own_engine(self) -> Engine:
@@ -347,12 +345,8 @@ class Attempt:
         """Write something; wait while the disk is full, until asked to stop."""
 
         def wait(error: OSError) -> None:
-            if self.member.stop.is_set():
-                raise error
-            log.warning("waiting for room on the disk: %s", error)
             self._report("waiting for disk space")
-            self.member.beat()
-            time.sleep(DISK_SECONDS)
+            self.member.wait(error)
 
         when_there_is_room(write, wait)
 

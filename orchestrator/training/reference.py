@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from models.fid.frechet import Reference, symmetric_root
 from models.fid.moments import Moments
 from orchestrator.results.atomic import write_bytes
 from orchestrator.results.location import Location, entries
+from orchestrator.results.patience import Wait, raised, when_it_answers
 from orchestrator.spec.datasets import Dataset
 from orchestrator.spec.identity import digest
 from orchestrator.training.data.source import TrainingData
@@ -53,11 +55,13 @@ def real_images(
     world_size: int = 1,
     device: torch.device | str = "cpu",
     beat: Callable[[], None] = lambda: None,
+    wait: Wait = raised,
 ) -> RealImages:
     """The reference from the results folder, where it is known by dataset, encoder and preprocessing; else it is made.
 
     Collective: workers share the images, and one of them keeps the result. They are the first of a training's order,
-    at most the encoder's `reference`, and always the same; clips are whole.
+    at most the encoder's `reference`, and always the same; clips are whole. `wait` is called while the results folder
+    does not take it, and raises to give up.
 
     Raises:
         ValueError: the folder's reference was made with other weights of this encoder, so that distances would not
@@ -88,7 +92,8 @@ def real_images(
         num_images = most if dataset.train_images is None else min(most, dataset.train_images)
         known = _made(data, num_images, encoder, rank, world_size, device, beat)
         if rank == 0:
-            write_bytes(path, save({name: tensor.cpu().contiguous() for name, tensor in known.items()}))
+            data = save({name: tensor.cpu().contiguous() for name, tensor in known.items()})
+            when_it_answers(partial(write_bytes, path, data), results, wait)
             log.info("%s holds the features of %d images of %s", path, int(known["count"]), dataset.name)
     moments, pool = Moments(int(known["count"]), known["mean"], known["scatter"]).to(device), known["pool"].to(device)
     if not encoder.frame_dim:
