@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -15,7 +17,7 @@ from sweep_folder import drive, smoke
 
 from orchestrator.cli import Commands, main
 from orchestrator.cli.running import STOP_SIGNALS, _Inbox, _interrupt, _on_stop_signals
-from orchestrator.results.requests import ask, drop_stops, requests_of, retried_at
+from orchestrator.results.requests import Fresh, ask, drop_stops, requests_of, retried_at
 from orchestrator.results.store import Store, read_attempts, read_measurements
 from orchestrator.scheduling import scheduler
 from orchestrator.scheduling.backend import AttemptEnded, GangReady, GangShape, Node
@@ -97,7 +99,7 @@ def test_a_stop_is_for_the_driver_of_its_time_and_a_retry_stays(folder):
     assert [request.kind for request in requests_of(folder)] == ["stop", "retry"]
     drop_stops(folder)
     assert requests_of(folder) == [asked]
-    assert retried_at(folder) == {"a": asked.at, "b": asked.at}
+    assert retried_at(folder) == {name: Fresh(at=asked.at, attempts=0) for name in "ab"}
     driver, inbox = Recorder(), _Inbox(folder, lambda line: None)
     inbox._looked = 0.0
     inbox.look(driver)
@@ -147,12 +149,20 @@ def test_diverged_trials_are_tried_again_only_where_named(folder):
 
 
 def test_the_count_of_failures_comes_from_the_store():
+    numbers = itertools.count()
+
     def row(outcome: str, start: int, end: int, reason: str = "x") -> dict:
-        return {"outcome": outcome, "samples_start": start, "samples_end": end, "reason": reason, "started_at": 0}
+        known = {"attempt": next(numbers), "started_at": datetime(2026, 1, 1, tzinfo=UTC)}
+        return {"outcome": outcome, "samples_start": start, "samples_end": end, "reason": reason, **known}
 
     fresh = [row("failed", 0, 0), row("failed", 0, 30)]
     assert failures_in(fresh, 0, None) == 2
     assert failures_in([*fresh, row("stopped", 0, 40)], 40, None) == 0
+    assert failures_in([row("stopped", 0, 40), *fresh], 40, None) == 0, "in the order of their numbers"
+    behind = datetime(2025, 1, 1, tzinfo=UTC)  # the clock of who asked, against that of the workers
+    assert failures_in(fresh, 0, Fresh(at=behind, attempts=2)) == 0
+    assert failures_in([*fresh, row("failed", 0, 30)], 0, Fresh(at=behind, attempts=2)) == 1
+    assert failures_in(fresh, 0, Fresh(at=behind.replace(year=2027), attempts=None)) == 0, "as earlier versions asked"
     assert failures_in([*fresh, row("failed", 0, 70), row("failed", 64, 70)], 64, None) == 2, "from its checkpoint on"
     assert failures_in([*fresh, row("failed", 0, 9, DRIVER_DIED), row("failed", 0, 9, f"{NODE_LOST}: x")], 0, None) == 2
 

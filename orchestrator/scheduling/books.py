@@ -21,7 +21,7 @@ from orchestrator.results.checkpoints import (
 )
 from orchestrator.results.location import Location
 from orchestrator.results.parts import read_new
-from orchestrator.results.requests import retried_at
+from orchestrator.results.requests import Fresh, retried_at
 from orchestrator.results.schema import MEASUREMENT, SCHEMA_VERSION
 from orchestrator.results.store import Store, read_attempts, read_curves
 from orchestrator.scheduling.backend import Assignment, Progress
@@ -46,20 +46,20 @@ def _once(act: Callable[[], T]) -> T:
     return act()
 
 
-def failures_in(attempts: Sequence[Mapping[str, Any]], newest: int, since: datetime | None) -> int:
+def failures_in(attempts: Sequence[Mapping[str, Any]], newest: int, since: Fresh | None) -> int:
     """The failed attempts at the end of a trial's history that count against its retries.
 
     The one that made the newest checkpoint counts, those before it do not; nor do those that began before `since`, or
     were cut off with their driver or their node.
 
     Args:
-        attempts: rows of one trial, in order.
+        attempts: rows of one trial.
         newest: samples of its newest checkpoint.
         since: when a person asked for a fresh count.
     """
     count = 0
-    for row in reversed(attempts):
-        if row["outcome"] != "failed" or (since is not None and row["started_at"] < since):
+    for row in sorted(attempts, key=lambda row: int(row["attempt"]), reverse=True):  # clocks of workers may differ
+        if row["outcome"] != "failed" or (since is not None and since.forgets(row)):
             break
         if not str(row["reason"]).startswith((DRIVER_DIED, NODE_LOST)):
             count += 1
@@ -89,7 +89,9 @@ class Books:
         self._spent: dict[str, int] = {}
         self.refresh()
         attempts = read_attempts(store.folder)
-        self._attempts = attempts[["trial_id", "samples_start", "samples_end", "outcome", "reason", "started_at"]]
+        self._attempts = attempts[
+            ["trial_id", "attempt", "samples_start", "samples_end", "outcome", "reason", "started_at"]
+        ]
         self._entered = set(zip(attempts["trial_id"], attempts["attempt"], strict=True))
         for trial_id, start, end in zip(
             attempts["trial_id"], attempts["samples_start"], attempts["samples_end"], strict=True
