@@ -92,8 +92,8 @@ def real_images(
         num_images = most if dataset.train_images is None else min(most, dataset.train_images)
         known = _made(data, num_images, encoder, rank, world_size, device, beat)
         if rank == 0:
-            data = save({name: tensor.cpu().contiguous() for name, tensor in known.items()})
-            when_it_answers(partial(write_bytes, path, data), results, wait)
+            content = save({name: tensor.cpu().contiguous() for name, tensor in known.items()})
+            when_it_answers(partial(write_bytes, path, content), results, wait)
             log.info("%s holds the features of %d images of %s", path, int(known["count"]), dataset.name)
     moments, pool = Moments(int(known["count"]), known["mean"], known["scatter"]).to(device), known["pool"].to(device)
     if not encoder.frame_dim:
