@@ -114,10 +114,12 @@ def concepts(
 
         folder = results or Path("results") / planned.sweep.name
         found = list(concept_study.study(planned.trials, folder, data_folder(planned, data), images=images, t=t))
-        arms = list(planned.sweep.arms)
-        found.sort(key=lambda row: (arms.index(row.arm) if row.arm in arms else len(arms), row.flops, row.size))
+        places = {arm: place for place, arm in enumerate(planned.sweep.arms)}
+        params = {trial.trial_id: trial.params_backbone for trial in planned.trials}
+        found.sort(key=lambda row: (places.get(row.arm, len(places)), row.flops, row.size))
         if out is not None:
-            save(concept_plot(pd.DataFrame([row.measured() for row in found])), out)
+            drawn = sorted(found, key=lambda row: (places.get(row.arm, len(places)), params[row.trial_id]))
+            save(concept_plot(pd.DataFrame([row.measured() for row in drawn])), out)
         if directions is not None:
             concept_study.save_directions(found, directions)
     if as_json:
