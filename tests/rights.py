@@ -11,8 +11,9 @@ from pathlib import Path
 @contextlib.contextmanager
 def without_rights(folder: Path) -> Iterator[None]:
     """A user to whom modes of files apply, though root may run the tests; `folder` can be reached."""
-    for above in (folder, *folder.parents[:2]):  # pytest makes them for their owner alone
-        above.chmod(0o755)
+    for above in (folder, *folder.parents):
+        if not (mode := above.stat().st_mode) & 0o001:  # pytest makes them for their owner alone
+            above.chmod(mode | 0o055)
     uid = os.geteuid()
     os.seteuid(uid or 65534)
     try:

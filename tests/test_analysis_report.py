@@ -366,8 +366,8 @@ def test_clips_have_their_consistency_in_time_and_pictures_stand_still(found: Fi
     assert "warping error, denoised" in shown
     assert shown.count("<td>0.0123</td>") == len(arm.frontier)
     assert "generated</th>" not in shown
-    assert "warping error 0" not in Rows(found, None).script()
-    assert '"warping error"' in Rows(clips, None).script()
+    assert "warping error 0" not in Rows(found, "").script()
+    assert '"warping error"' in Rows(clips, "").script()
     frames = [Image.new("L", (8, 8), shade) for shade in (0, 255)]
     frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=125, loop=0)
     figure = picture(tmp_path / "clip.gif", "a clip", "a clip")
