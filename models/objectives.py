@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import singledispatch
+from importlib import import_module
 from typing import Literal, Protocol, final
 
 import torch
@@ -326,6 +327,10 @@ def build_objective(objective: config.Objective) -> Objective:
     Raises:
         ValueError: none is registered for its class.
     """
+    for elsewhere in ("models.masked", "models.pyramid"):  # they import this module, and register theirs
+        import_module(elsewhere)
+    if type(objective) in build_objective.registry:
+        return build_objective(objective)
     known = [kind.__name__ for kind in build_objective.registry if kind is not object]
     raise ValueError(f"no objective for {type(objective).__name__}; wanted one of {known}")
 

@@ -1,6 +1,8 @@
 """Objectives: what a model that knows image and noise must predict, and what follows from its prediction."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -224,3 +226,10 @@ def test_an_image_predicted_with_the_loss_of_its_velocity() -> None:
     assert loss[0] == pytest.approx((output - x).square().flatten(1).mean(1)[0] / 0.05**2)
     middle = objective.draw_t(torch.tensor([0.5]))
     assert middle == pytest.approx(torch.sigmoid(torch.tensor([0.8])))
+
+
+def test_objectives_of_other_files_are_found_without_importing_them():
+    code = "from models import config, objectives as o; o.build_objective(config.PyramidFlow()); o.build_objective(1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ValueError: no objective for int; wanted one of" in done.stderr
+    assert "PyramidFlow" in done.stderr
