@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.results.atomic import sync_folder, write_bytes
 from orchestrator.results.location import Location, ObjectPath
@@ -77,17 +78,21 @@ def copy_checkpoint(source: Location, target: Location, trial_id: str) -> None:
         _copy_folder(source, target, manifest, files)
         return
     for name, known in files.items():
-        data = (source / name).read_bytes()
-        _check(name, len(data), hashlib.sha256(data).hexdigest(), known)
-        write_bytes(target / name, data)
+        write_bytes(target / name, _checked(source / name, known))
     write_bytes(target / MANIFEST, manifest)
 
 
 def check_checkpoint(folder: Location, trial_id: str) -> None:
-    """Read all of a checkpoint. Raises as `copy_checkpoint` where it is damaged."""
+    """Read all of a checkpoint. Raises as `read_checkpoint`."""
     for name, known in _files((folder / MANIFEST).read_bytes(), trial_id).items():
-        data = (folder / name).read_bytes()
-        _check(name, len(data), hashlib.sha256(data).hexdigest(), known)
+        _checked(folder / name, known)
+
+
+def read_checkpoint(folder: Location, trial_id: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest of a trial's checkpoint, and its files by name. Raises as `copy_checkpoint` where it is damaged."""
+    manifest = (folder / MANIFEST).read_bytes()
+    files = {name: _checked(folder / name, known) for name, known in _files(manifest, trial_id).items()}
+    return json.loads(manifest), files
 
 
 def set_aside(folder: Location) -> None:
@@ -133,6 +138,12 @@ def _copy_folder(source: Path, target: Path, manifest: bytes, files: Mapping[str
     sync_folder(target.parent)
 
 
+def _checked(path: Location, known: Mapping[str, object]) -> bytes:
+    data = path.read_bytes()
+    _check(path.name, len(data), hashlib.sha256(data).hexdigest(), known)
+    return data
+
+
 def _check(name: str, size: int, sha256: str, known: Mapping[str, object]) -> None:
     if (size, sha256) != (known.get("bytes"), known.get("sha256")):
-        raise ValueError(f"its {name} has {size} bytes of SHA-256 {sha256[:12]}...; its {MANIFEST} says otherwise")
+        raise ValueError(f"has {size} bytes of SHA-256 {sha256[:12]}... as {name}; its {MANIFEST} says otherwise")

@@ -33,6 +33,7 @@ from orchestrator.results.checkpoints import (
     checkpoints_folder,
     drop_checkpoint,
     has_checkpoint,
+    read_checkpoint,
 )
 from orchestrator.results.location import Location, ObjectPath
 from orchestrator.results.outbox import AT_ONCE, Outbox
@@ -194,16 +195,8 @@ class Checkpoints:
         Object storage that does not answer says nothing about the checkpoint: that is raised, as OSError.
         """
         try:
-            manifest = json.loads((folder / MANIFEST).read_bytes())
-            if manifest["trial_id"] != self.trial_id:
-                raise ValueError(f"is of trial {manifest['trial_id']}")
-            state = (folder / STATE).read_bytes()
-            known = manifest["files"][STATE]
-            if len(state) != known["bytes"]:
-                raise ValueError(f"has {len(state)} bytes of state; its manifest says {known['bytes']}")
-            if hashlib.sha256(state).hexdigest() != known["sha256"]:
-                raise ValueError("has another checksum than its manifest says")
-            return Checkpoint(samples=manifest["samples"], tensors=load(state), counters=manifest["counters"])
+            manifest, files = read_checkpoint(folder, self.trial_id)
+            return Checkpoint(samples=manifest["samples"], tensors=load(files[STATE]), counters=manifest["counters"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             if (
                 isinstance(folder, ObjectPath)
