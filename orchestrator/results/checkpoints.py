@@ -146,4 +146,7 @@ def _checked(path: Location, known: Mapping[str, object]) -> bytes:
 
 def _check(name: str, size: int, sha256: str, known: Mapping[str, object]) -> None:
     if (size, sha256) != (known.get("bytes"), known.get("sha256")):
-        raise ValueError(f"has {size} bytes of SHA-256 {sha256[:12]}... as {name}; its {MANIFEST} says otherwise")
+        raise ValueError(
+            f"its {name} has {size} bytes of SHA-256 {sha256[:12]}..., its {MANIFEST} says {known.get('bytes')} "
+            f"of {str(known.get('sha256'))[:12]}..."
+        )
