@@ -7,7 +7,10 @@ members of the quickstart were seen to be equal to the last bit (docs/training.m
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -24,7 +27,8 @@ from orchestrator.training.flat import Layout
 from orchestrator.training.flat_adamw import Buffers, EagerUpdate, Settings, flat_update, slot_values, slots_of
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import run_attempt
-from orchestrator.training.packing import run_pack
+from orchestrator.training import packing
+from orchestrator.training.packing import run_pack, seated
 
 DATA = ["trial_id", "cell_id", "samples", "flops", "loss", "loss_train", "outcome", "reason", "zero_stage"]
 ROUNDING = 1e-5
@@ -248,3 +252,55 @@ def test_the_flat_update_is_that_of_fused_adamw_for_every_member_and_parameter()
         for other in others:
             for row in (0, 1):
                 torch.testing.assert_close(layout.rows(other, row), layout.rows(expected, row), rtol=1e-5, atol=1e-6)
+
+
+def test_places_of_the_ended_are_kept_where_each_size_is_compiled_until_they_are_half(
+    trials, alone, member, monkeypatch
+):
+    """The fourth diverges, the second ends early: neither changes what the others find."""
+    sizes, step, give_up = [], packing.step, packing._give_up_places
+
+    def noted(pack, attempts):
+        sizes.append(len(attempts))
+        return step(pack, attempts)
+
+    monkeypatch.setattr(packing, "step", noted)
+    compiled = SimpleNamespace(compiled=True)
+    monkeypatch.setattr(packing, "_give_up_places", lambda pack, *numbers: give_up(compiled, *numbers))
+    together = member("together")
+    assert packed(trials, together)[0] == "completed"
+    assert set(sizes) == {4, 2}
+    same(alone, together)
+
+
+def test_a_pack_leaves_nothing_behind_for_the_collector_to_find(trials, member, monkeypatch):
+    """On a GPU the next trial wants the memory of the one before it."""
+    kept = []
+
+    def noted(assignments, member, outbox):
+        pack, attempts = seated(assignments, member, outbox)
+        kept.extend(map(weakref.ref, (pack, *attempts, attempts[0].measured_model)))
+        return pack, attempts
+
+    monkeypatch.setattr(packing, "seated", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        packed(trials[:2], member("left"))
+        assert [type(one()).__name__ for one in kept] == ["NoneType"] * 4
+    finally:
+        gc.enable()
+
+
+def test_what_generates_is_compiled_once_whatever_signs_of_life_are_given(trials, member):
+    one = member("measured")
+    _, (attempt,) = seated([assignment(trials[0], 0, one.results)], one)
+    graphs, generator = [], attempt.meter.generator
+    monitored = torch.compile(
+        attempt.measured_model.forward, dynamic=False, backend=lambda graph, _: graphs.append(graph) or graph
+    )
+    generator._model = monitored
+    before = one.beats
+    generator.images(0, 64)
+    assert one.beats > before + 1
+    assert len(graphs) == 1

@@ -74,12 +74,19 @@ class Losses:
 
 @torch.no_grad()
 def validation_losses(
-    model: nn.Module, objective: Objective, draws: Draws, rank: int = 0, world_size: int = 1
+    model: nn.Module,
+    objective: Objective,
+    draws: Draws,
+    rank: int = 0,
+    world_size: int = 1,
+    beat: Callable[[], None] = lambda: None,
 ) -> Losses:
-    """Losses over the draws, in float64; workers share the batches and each returns the whole. Collective."""
+    """Losses over the draws, in float64; workers share the batches, calling `beat` before each, and each returns the
+    whole. Collective."""
     device = next(model.parameters()).device
     losses, times = torch.zeros(2, len(draws.x), dtype=torch.float64, device=device)
     for start in range(rank * BATCH, len(draws.x), world_size * BATCH):
+        beat()
         part = slice(start, start + BATCH)
         x, y, noise = (tensor[part].to(device) for tensor in (draws.x, draws.y, draws.noise))
         t = objective.draw_t(draws.u[part].to(device))

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from models.families import build
 from models.objectives import build_objective
 from models.parameterization import parameter_groups
 from orchestrator.faults import points
+from orchestrator.results.location import Location
 from orchestrator.results.logs import log_of
 from orchestrator.results.outbox import AT_ONCE, Checked, Outbox, outbox_of
 from orchestrator.results.patience import when_there_is_room
@@ -56,6 +58,12 @@ class Superseded(Exception):
     """Another attempt of the same trial has begun: this one must not write any more."""
 
 
+def check_standing(results: Location, trial_id: str, attempt: int) -> None:
+    """Raise Superseded if the driver, having lost sight of an attempt, has begun another one."""
+    if log_of(results, trial_id, attempt + 1).exists():
+        raise Superseded(f"attempt {attempt} has been taken for dead and replaced; it ends here")
+
+
 class Attempt:
     """The state of one attempt on one worker; `story` tells it.
 
@@ -78,14 +86,15 @@ class Attempt:
         self.started, self.started_at = time.perf_counter(), datetime.now(UTC)
         self.assignment, self.member = assignment, member
         self.trial = trial = assignment.trial
-        self.outbox = outbox = Checked(outbox, self._check_standing)
+        # Of no method of its own: it would keep itself, and what it has on a device, until Python looks for cycles.
+        standing = partial(check_standing, member.results, trial.trial_id, assignment.attempt)
+        self.outbox = outbox = Checked(outbox, standing)
         self.store = Store(member.results, outbox)
         self.checkpoints = Checkpoints(member.results, trial.trial_id, keep=trial.branch_points, outbox=outbox)
         self.data = member.training_data(trial.dataset)
         self.objective = build_objective(trial.objective)
         self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
         self.measured_model.equip(member.data)
-        self.measured_model.register_forward_hook(lambda *_: member.beat())
         self.meter = Meter(trial, member, self.objective, self.measured_model, outbox)
         self.micro_batch = trial.micro_batch or trial.batch_size // member.world_size
         self.share = share
@@ -349,11 +358,6 @@ class Attempt:
             self.member.wait(error)
 
         when_there_is_room(write, wait)
-
-    def _check_standing(self) -> None:
-        """Raise Superseded if the driver, having lost sight of this attempt, has begun another one."""
-        if log_of(self.store.folder, self.trial.trial_id, self.assignment.attempt + 1).exists():
-            raise Superseded(f"attempt {self.assignment.attempt} has been taken for dead and replaced; it ends here")
 
     # Rows and reports.
 

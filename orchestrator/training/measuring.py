@@ -75,7 +75,7 @@ class Meter:
         self, trial: Trial, member: GangMember, objective: Objective, model: nn.Module, outbox: Outbox
     ) -> None:
         self.trial, self.member, self.objective, self.model, self.outbox = trial, member, objective, model, outbox
-        self.generator = Generator(model, objective, trial)
+        self.generator = Generator(model, objective, trial, beat=member.beat)
         self.milestones = distances(trial)
         distance = trial.evaluation.distance
         if distance is not None and self.milestones:  # what is wrong is said before anything is trained
@@ -85,7 +85,7 @@ class Meter:
         """Everything that the trial has at `milestone`. A model that has diverged gets no pictures."""
         member, trial = self.member, self.trial
         draws = member.draws(trial.dataset, trial.evaluation)
-        losses = validation_losses(self.model, self.objective, draws, member.rank, member.world_size)
+        losses = validation_losses(self.model, self.objective, draws, member.rank, member.world_size, member.beat)
         if not math.isfinite(losses.mean):
             reason = f"validation loss is {losses.mean} at {milestone} samples"
             return Measured(losses=losses, distances=None, has_grid=False, failure=reason)

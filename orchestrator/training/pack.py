@@ -39,7 +39,7 @@ class Pack:
     Args:
         trials: the members: of one model, objective, batch size, precision and betas.
         objective: theirs.
-        device: where.
+        device: where; on a GPU steps are compiled if the trials are.
         graph: replay the step as a CUDA graph, on a GPU.
         rank: of the worker in its gang.
         num_workers: of the gang; one, but for a pack of one. Then construction, steps and whole state are collective.
@@ -59,8 +59,8 @@ class Pack:
         self.optimizers: list[Optimizer] = [trial.optimizer for trial in trials]
         self._half = trials[0].precision != "fp32"
         self.device, self._graphed = device, graph
-        self._compiled = trials[0].compiled and device.type == "cuda"
-        self._loss: Callable[..., Tensor] = compiled(objective.loss) if self._compiled else objective.loss
+        self.compiled = trials[0].compiled and device.type == "cuda"
+        self._loss: Callable[..., Tensor] = compiled(objective.loss) if self.compiled else objective.loss
         self._graph: StepGraph | None = None
         self._stacked = len(models) > 1
         self.model = (pack(models) if self._stacked else models[0]).to(device)
@@ -179,18 +179,21 @@ class Pack:
     def close(self) -> None:
         """Release the graph, at once: what it holds of the process group keeps that from being left, and its memory is
         the next trial's."""
+        self._drop_graph()
+        self.members.clear()  # they know the pack, as it them
+
+    def _drop_graph(self) -> None:
         if self._graph is not None:
             self._graph.release()
         self._graph = None
-        self.members.clear()  # they know the pack, as it them
 
     def _bind(self) -> None:
         """Make the model's parameters views of the buffers, and make room for gradients; a graph knew the old ones."""
-        self._graph = None
+        self._drop_graph()
         dtype = torch.bfloat16 if self._half else torch.float32
         self._weights, self.masters = self.division.spread(self.masters, dtype)
         clipped = any(optimizer.gradient_clip is not None for optimizer in self.optimizers)
-        precise = not self._compiled or clipped  # else half the bytes are moved
+        precise = not self.compiled or clipped  # else half the bytes are moved
         self._gradient = torch.zeros_like(self._weights, dtype=torch.float32 if precise else dtype)
         self._gradients = self._bound(self._gradient)
         for name, part in zip(self.names, self._bound(self._weights), strict=True):
@@ -198,7 +201,7 @@ class Pack:
             setattr(self.model.get_submodule(parent), child, torch.nn.Parameter(part))
         self._parameters = list(self.model.parameters())
         first, second = self.moments.values()
-        update = CompiledUpdate if self._compiled else EagerUpdate
+        update = CompiledUpdate if self.compiled else EagerUpdate
         self._update = update(
             self._settings,
             self.division,

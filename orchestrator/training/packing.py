@@ -79,16 +79,22 @@ def _tell(pack: Pack, attempts: Sequence[Attempt]) -> list[Ended]:
     inside = list(range(len(attempts)))
     while True:
         for place, loss in zip(inside, told, strict=True):
-            if (outcome := _go_on(stories[place], loss)) is not None:
+            if place not in ended and (outcome := _go_on(stories[place], loss)) is not None:
                 attempts[place].close(*outcome)
                 ended[place] = outcome
         left = [row for row, place in enumerate(inside) if place not in ended]
         if not left:
             return [ended[place] for place in range(len(attempts))]
-        if len(left) < len(inside):
+        if _give_up_places(pack, len(inside), len(left)):
             pack.keep(left)
             inside = [inside[row] for row in left]
         told = list(step(pack, [attempts[place] for place in inside]).unbind())
+
+
+def _give_up_places(pack: Pack, inside: int, left: int) -> bool:
+    """Whether those that have ended leave the pack: at once, or where a pack of another size is to be compiled, which
+    takes as long as thousands of steps, once they are half of it. Until then steps are taken for them in vain."""
+    return left < inside and (not pack.compiled or 2 * left <= inside)
 
 
 def step(pack: Pack, attempts: Sequence[Attempt]) -> Tensor:

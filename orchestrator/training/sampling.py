@@ -40,16 +40,23 @@ def first_noise(config: ModelConfig, evaluation: Evaluation, start: int, stop: i
 class Generator:
     """Makes images of a trial's model on its device: on a GPU in bf16 autocast, compiled where the trial is.
 
-    With `label` all images are of that class.
+    With `label` all images are of that class. `beat` is called before each forward pass.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, trial: Trial, label: int | None = None) -> None:
-        self.label = label
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        trial: Trial,
+        label: int | None = None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.label, self._beat = label, beat
         self.objective, self.config, self.evaluation = objective, trial.model, trial.evaluation
         self.device = next(model.parameters()).device
         on_gpu = self.device.type == "cuda"
         self.batch = BATCH["cuda" if on_gpu else "cpu"]
-        self._model: Denoiser = compiled(model) if on_gpu and trial.compiled else model
+        self._model: Denoiser = compiled(model.forward) if on_gpu and trial.compiled else model
         self._fixed_shape = on_gpu and trial.compiled
 
     @torch.no_grad()
@@ -69,7 +76,7 @@ class Generator:
         steps = BlockedNoise([torch_generator(evaluation.seed, "walk", block, kind) for block in blocks], BLOCK)
         with self._precision():
             images = sample(
-                self._model,
+                self._denoised,
                 self.objective,
                 noise.to(self.device),
                 y.to(self.device),
@@ -81,6 +88,11 @@ class Generator:
                 generator=steps,
             )
         return images[:wanted].float()
+
+    def _denoised(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """The model's, after a sign of life: what counts signs is not to be compiled, anew for every number."""
+        self._beat()
+        return self._model(x, t, y)
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
