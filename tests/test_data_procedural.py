@@ -67,6 +67,15 @@ def test_a_seed_walks_along_indices_of_its_own_and_batches_of_any_size_walk_it_a
     assert 0 <= min(starts) < max(starts) + 2**53 <= FIRST_VALIDATION
 
 
+def test_batches_of_several_walks_are_those_of_each():
+    data = EndlessImages(COLOUR, torch.device("cpu"))
+    walks = [(3, 128), (4, 0), (3, 192)]
+    x, y = data.batches(walks, 32, slice(8, 24))
+    alone = [data.batch(*walk, 32, slice(8, 24)) for walk in walks]
+    assert torch.equal(torch.cat([labels for _, labels in alone]), y)
+    assert torch.allclose(torch.cat([images for images, _ in alone]), x, atol=1 / 127)
+
+
 def test_validation_images_are_apart_from_all_training_and_the_rest_is_refused(tmp_path):
     images, labels = load(COLOUR.name, "validation", tmp_path)
     assert len(images) == len(labels) == COLOUR.validation_images

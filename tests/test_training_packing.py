@@ -22,12 +22,12 @@ from models.packed import pack
 from orchestrator.results.store import read_attempts, read_curves, read_measurements
 from orchestrator.scheduling.backend import Assignment
 from orchestrator.spec.trial import CooldownSchedule, Trial
+from orchestrator.training import packing
 from orchestrator.training.division import Alone
 from orchestrator.training.flat import Layout
 from orchestrator.training.flat_adamw import Buffers, EagerUpdate, Settings, flat_update, slot_values, slots_of
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import run_attempt
-from orchestrator.training import packing
 from orchestrator.training.packing import run_pack, seated
 
 DATA = ["trial_id", "cell_id", "samples", "flops", "loss", "loss_train", "outcome", "reason", "zero_stage"]

@@ -235,11 +235,19 @@ class Attempt:
 
         They are made on the GPU, where there is one: neither waits for the other.
         """
-        trial, member = self.trial, self.member
+        trial = self.trial
+        return self.noised(*self.data.batch(trial.seed, samples, trial.batch_size, self.mine), samples)
+
+    @property
+    def mine(self) -> slice:
+        """This worker's share of a batch."""
+        share = self.trial.batch_size // self.member.world_size
+        return slice(self.member.rank * share, (self.member.rank + 1) * share)
+
+    def noised(self, x: Tensor, labels: Tensor, samples: int) -> tuple[Tensor, ...]:
+        """`batch` of images and labels that are there already."""
+        trial, mine = self.trial, self.mine
         model, device = trial.model, self.data.device
-        share = trial.batch_size // member.world_size
-        mine = slice(member.rank * share, (member.rank + 1) * share)
-        x, labels = self.data.batch(trial.seed, samples, trial.batch_size, mine)
         generator = torch_generator(trial.seed, "step", samples, device.type)
         draws = torch.rand(2, trial.batch_size, generator=generator, device=device)
         noise = torch.randn((trial.batch_size, *x.shape[1:]), generator=generator, device=device)

@@ -99,7 +99,13 @@ def _give_up_places(pack: Pack, inside: int, left: int) -> bool:
 
 def step(pack: Pack, attempts: Sequence[Attempt]) -> Tensor:
     """One step of every member of a pack; their losses [M]."""
-    batches = [attempt.batch(attempt.samples) for attempt in attempts]
+    first = attempts[0]
+    walks = [(attempt.trial.seed, attempt.samples) for attempt in attempts]
+    images, labels = first.data.batches(walks, first.trial.batch_size, first.mine)
+    batches = [
+        attempt.noised(x, y, attempt.samples)
+        for attempt, x, y in zip(attempts, images.chunk(len(attempts)), labels.chunk(len(attempts)), strict=True)
+    ]
     spans = [(attempt.samples, attempt.samples + attempt.trial.batch_size) for attempt in attempts]
     whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
     return pack.step(whole, [attempt.rate_scale() for attempt in attempts], spans)

@@ -10,6 +10,7 @@ watch over what a graph replays: where a worker is lost, the others stand still 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,24 +20,27 @@ WARM_STEPS = 3
 graph cannot hold."""
 
 
-class StepGraph:
+Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
+
+
+class StepGraph(Generic[Output]):
     """Calls a step; from the fourth call on by replaying what the GPU was told in it.
 
     Args:
-        step: takes tensors on the GPU and returns one; it works on the same buffers every time, draws nothing, and does
-            not look at values. What changes from step to step comes in as tensors.
+        step: takes tensors on the GPU and returns one or two; it works on the same buffers every time, draws nothing,
+            and does not look at values. What changes from step to step comes in as tensors.
         with_others: it is a step of a gang, with collectives.
     """
 
-    def __init__(self, step: Callable[..., Tensor], with_others: bool = False) -> None:
+    def __init__(self, step: Callable[..., Output], with_others: bool = False) -> None:
         self._step, self._with_others = step, with_others
         self._calls = 0
         self._stream: torch.cuda.Stream | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
-        self._output: Tensor | None = None
+        self._output: Output | None = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Output:
         """The step's output, a copy that later steps leave alone. Inputs keep their shapes from call to call."""
         self._calls += 1
         if self._calls <= WARM_STEPS:
@@ -48,7 +52,7 @@ class StepGraph:
             held.copy_(tensor, non_blocking=True)
         self._graph.replay()
         assert self._output is not None
-        return self._output.clone()
+        return _copied(self._output)
 
     def release(self) -> None:
         """Let go of the graph and of all that it holds, at once."""
@@ -56,7 +60,7 @@ class StepGraph:
             self._graph.reset()
         self._graph, self._output, self._inputs = None, None, []
 
-    def _aside(self, *inputs: Tensor) -> Tensor:
+    def _aside(self, *inputs: Tensor) -> Output:
         """A step on another stream, as its capture will be: nothing that is made in it is to be of the usual one."""
         usual = torch.cuda.current_stream()
         if self._stream is None:
@@ -74,11 +78,17 @@ class StepGraph:
         if self._with_others:
             torch.distributed.barrier(device_ids=[torch.cuda.current_device()])
             torch.cuda.synchronize()
-        mode = "thread_local" if self._with_others else "global"
         try:
-            with torch.cuda.graph(graph, capture_error_mode=mode):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._output = self._step(*self._inputs)
         except RuntimeError as error:
             error.add_note("The step was being captured as a CUDA graph; compute.graphs: uncaptured takes it without.")
             raise
         return graph
+
+
+def _copied(output: Output) -> Output:
+    if isinstance(output, Tensor):
+        return output.clone()
+    first, second = output
+    return first.clone(), second.clone()

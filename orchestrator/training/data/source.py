@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +18,10 @@ from orchestrator.spec.datasets import Dataset
 from orchestrator.training.data.images import load, rendered, to_float
 from orchestrator.training.data.moving import optical_flow
 from orchestrator.training.data.order import batch_indices_on, first_index
+from orchestrator.training.step_graph import StepGraph
 
+Walk = tuple[int, int]
+"""A seed, and samples seen on the way that it takes through a dataset."""
 Batch = tuple[Float[Tensor, "b c *size"], Int64[Tensor, " b"]]
 
 
@@ -29,6 +34,9 @@ class TrainingData(Protocol):
 
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
         """Samples in [-1, 1] and labels of a part of the batch that begins at `samples_seen`."""
+
+    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> Batch:
+        """The batches of several walks, one after the other."""
 
     def flow(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Flow:
         """The optical flow of the clips of that part: true where the dataset knows it, else estimated.
@@ -56,6 +64,9 @@ class HeldImages:
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
         indices = batch_indices_on(self.images.device, seed, samples_seen, batch_size, len(self.images))[part]
         return to_float(self._chosen(self.images, indices)), self._chosen(self.labels, indices)
+
+    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> Batch:
+        return _joined([self.batch(*walk, batch_size, part) for walk in walks])
 
     def _chosen(self, rows: Tensor, indices: Tensor) -> Tensor:
         """Rows on their device. Pinned ones are copied while the GPU is at earlier steps, and the host goes on."""
@@ -92,16 +103,37 @@ def whole(data: TrainingData) -> TrainingData:
 
 @dataclass(frozen=True)
 class EndlessImages:
-    """Images without end: a seed walks along indices of its own, so that no sample is ever seen twice."""
+    """Images without end: a seed walks along indices of its own, so that no sample is ever seen twice.
+
+    An image is drawn in two hundred small operations: a GPU draws those of all walks together, replaying what it was
+    told once.
+    """
 
     dataset: Dataset
     device: torch.device
+    _drawing: dict[tuple[int, int, int], StepGraph[Batch]] = field(
+        init=False, default_factory=dict, compare=False, repr=False
+    )
+    """On a GPU, by number of walks and part of the batch."""
 
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
+        if self.dataset.frames is None:
+            return self.batches([(seed, samples_seen)], batch_size, part)
         samples, labels = rendered(
             self._at(samples_seen, batch_size), self._indices(seed, samples_seen, batch_size, part)
         )
         return to_float(samples), labels
+
+    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> Batch:
+        if self.dataset.frames is not None:
+            return _joined([self.batch(*walk, batch_size, part) for walk in walks])
+        first, last, _ = part.indices(batch_size)
+        begins = [first_index(seed) + samples_seen for seed, samples_seen in walks]
+        draw = partial(_drawn, self.dataset, first, last)
+        if self.device.type != "cuda":
+            return draw(torch.tensor(begins, device=self.device))
+        replayed = self._drawing.setdefault((len(walks), first, last), StepGraph(draw))
+        return replayed(torch.tensor(begins, pin_memory=True).to(self.device, non_blocking=True))
 
     def flow(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Flow:
         dataset = self._at(samples_seen, batch_size)
@@ -123,3 +155,15 @@ class EndlessImages:
         if not counts:
             return self.dataset
         return dataclasses.replace(self.dataset, frames=counts[samples_seen // batch_size % len(counts)])
+
+
+def _drawn(dataset: Dataset, first: int, last: int, begins: Int64[Tensor, " m"]) -> Batch:
+    """Images without end from `first` to `last` (not included) of the batches that begin at some indices."""
+    indices = begins[:, None] + torch.arange(first, last, device=begins.device)
+    images, labels = rendered(dataset, indices.view(-1))
+    return to_float(images), labels
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    samples, labels = zip(*batches, strict=True)
+    return torch.cat(samples), torch.cat(labels)
