@@ -33,7 +33,8 @@ class StepGraph(Generic[Output]):
     """
 
     def __init__(self, step: Callable[..., Output], with_others: bool = False) -> None:
-        self._step, self._with_others = step, with_others
+        self._step: Callable[..., Output] = step
+        self._with_others = with_others
         self._calls = 0
         self._stream: torch.cuda.Stream | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
