@@ -19,7 +19,7 @@ from models.objectives import build_objective
 from orchestrator.spec.trial import Optimizer
 from orchestrator.training import engine
 
-STEPS, BATCH = 6, 8
+STEPS, BATCH = 4, 8
 OPTIMIZER = Optimizer(learning_rate=1e-2, weight_decay=0.1)
 
 
@@ -124,8 +124,10 @@ def test_every_zero_stage_equals_a_plain_loop_and_state_moves_between_them(free_
 
 def test_two_workers_equal_it_too(free_port):
     code = (
-        "import sys, json; sys.path.insert(0, 'tests'); import test_training_engine as t\n"
+        "import gc, sys, json; sys.path.insert(0, 'tests'); import test_training_engine as t\n"
         f"rank = int(sys.argv[1]); t.engine.join(rank, 2, '127.0.0.1', {free_port}, use_gpu=False)\n"
+        "t.through_engine(rank, 2, 0, range(1)); gc.freeze()\n"
+        "print('HEAVY', sorted({'mlflow', 'torch._dynamo'} & sys.modules.keys()))\n"
         "print('FOUND', json.dumps(t.compared(rank, 2)))"
     )
     processes = [
@@ -141,6 +143,7 @@ def test_two_workers_equal_it_too(free_port):
             process.kill()
     for process, (out, err) in zip(processes, answers, strict=True):
         assert process.returncode == 0, err[-3000:]
+        assert "HEAVY []" in out, "what no step needs would double the start of every worker"
         line = next(line for line in out.splitlines() if "FOUND" in line)
         found = json.loads(line.split("FOUND", 1)[1])
         assert len(found) == 9

@@ -11,8 +11,9 @@ import inspect
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -106,9 +107,7 @@ class Engine:
         self._weight_decays = [float(group["weight_decay"]) for group in groups]
         self._epsilons = [float(group["eps"]) for group in groups]
         settings = ("params", "lr", "weight_decay", "eps", "name")
-        adamw = torch.optim.AdamW(
-            [{key: group[key] for key in settings} for group in groups], betas=optimizer.betas, fused=True
-        )
+        adamw = _AdamW([{key: group[key] for key in settings} for group in groups], betas=optimizer.betas, fused=True)
         free_of_norm = zero_stage in (1, 2) and not offload and not optimizer.gradient_clip
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -361,12 +360,37 @@ def _forget_modules() -> None:
     inspect.getclosurevars(method).nonlocals["func"].cache_clear()
 
 
+class _AdamW(torch.optim.AdamW):
+    """torch's, but for what keeps these methods from being compiled: we compile none of them, and the first call of one
+    imports the compiler, which takes 4 s of a core at the start of every worker."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+
+
 def _deepspeed() -> Any:
     """DeepSpeed, quiet, and without the shared-memory op that would want a C++ compiler at start."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed
-    import deepspeed.ops
+    with _absent("mlflow"):  # for its autotuner, and takes longer to import than all else of it
+        import deepspeed
+        import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def _absent(library: str) -> Iterator[None]:
+    """What is imported here does without an optional library, if nobody has imported that yet."""
+    if library in sys.modules:
+        yield
+        return
+    sys.modules[library] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[library]
