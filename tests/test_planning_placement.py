@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from models.config import DiTConfig, preset
 from orchestrator.planning import placement
 from orchestrator.planning.devices import GPUS, REFERENCE, Speed, named, training_flops_per_second
+from orchestrator.planning.evaluation import evaluation_seconds
 from orchestrator.planning.memory import memory
-from orchestrator.planning.placement import GIB, Limits, Wish, available_bytes, place, place_all
+from orchestrator.planning.placement import GIB, Limits, Wish, available_bytes, place, place_all, trial_seconds
+from orchestrator.planning.plan import make
 
 H100 = named("h100-80gb")
 XL = Wish(name="DiT-XL/2", model=preset("XL/2"), batch_size=256)
@@ -246,3 +249,20 @@ def test_speeds_are_interpolated_and_say_whether_they_were_measured(monkeypatch)
     cpu_model = DiTConfig(image_size=28, channels=1, num_classes=10, patch=4, width=48, depth=2, heads=6)
     assert training_flops_per_second(named("cpu"), cpu_model, "fp32", 64, False) == (pytest.approx(22e9), True)
     assert not training_flops_per_second(named("cpu"), cpu_model, "bf16", 64, False)[1]
+
+
+def test_a_step_of_a_narrow_model_takes_a_gpu_at_least_what_its_kernels_or_the_host_do():
+    plan = make(Path("sweeps/studies/h100/h100_isoflop.yaml"))
+
+    def seconds(size: str, flops: float, **changes) -> tuple[float, bool]:
+        trial = next(trial for trial in plan.trials if trial.size == size)
+        found, known = trial_seconds(dataclasses.replace(trial, **changes), flops, H100)
+        return found - evaluation_seconds(trial, H100), known
+
+    narrow = next(trial for trial in plan.trials if trial.size == "w32d1")
+    steps = 1000 * narrow.flops_per_sample * narrow.batch_size
+    assert seconds("w32d1", steps) == (pytest.approx(0.535), False)
+    assert seconds("w32d1", steps, stepping="deepspeed")[0] == pytest.approx(4.7)
+    wide = next(trial for trial in plan.trials if trial.size == "w272d8")
+    rate, _ = training_flops_per_second(H100, wide.model, "bf16", wide.batch_size, False, compiled=True)
+    assert seconds("w272d8", 1e15)[0] == pytest.approx(1e15 / rate)

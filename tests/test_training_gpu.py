@@ -15,7 +15,7 @@ from models.float8 import product, rowwise
 from orchestrator.bench.memory import Case, assignment_of, attempt_of, member_of, train, trial_of
 from orchestrator.spec.datasets import DATASETS
 from orchestrator.spec.trial import Stepping, Trial
-from orchestrator.training import engine
+from orchestrator.training import engine, sampling
 from orchestrator.training.data.source import EndlessImages, HeldImages
 from orchestrator.training.packing import seated, step
 from orchestrator.training.sampling import Generator
@@ -114,7 +114,8 @@ def test_images_without_end_are_drawn_on_the_gpu_as_on_the_cpu_also_by_a_graph(d
         assert ((x.cpu() - x_cpu).abs() > 1.5 / 127).float().mean() < 1e-3  # cosines differ by rounding
 
 
-def test_what_generates_is_compiled_once_and_makes_the_images_of_what_is_not(device, tmp_path):
+def test_what_generates_is_compiled_once_and_makes_the_images_of_what_is_not(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "COMPILING_PAYS_FROM", 0.0)
     case = dataclasses.replace(FP32, compiled=True)
     attempt = attempt_of(case, STEPS, device, tmp_path)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from typing import Literal
 from models.configs.base import ModelConfig
 from models.cost import Precision, cost
 from orchestrator.planning.own_speeds import own_figures
+from orchestrator.spec.trial import Stepping
 
 MIB = 2**20
 CHECKPOINTING_WORK = 4 / 3
@@ -23,6 +24,17 @@ ZERO_WORK = {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.8}
 stage 3 (means of two runs, docs/memory.md); between several GPUs nothing was measured."""
 OFFLOAD_WORK = 2.3
 """Seconds of a step with offload over one without: DiT-L/2 at 16 images made 39 images a second and 89."""
+LEAST_STEP_SECONDS: dict[tuple[Stepping, bool], tuple[float, float]] = {
+    ("graph", True): (0.4e-3, 0.135e-3),
+    ("graph", False): (0.6e-3, 0.3e-3),
+    ("flat", True): (3.3e-3, 2.0e-3),
+    ("flat", False): (3.3e-3, 2.0e-3),
+    ("deepspeed", True): (0.0, 4.7e-3),
+    ("deepspeed", False): (0.0, 4.7e-3),
+}
+"""What a step on a GPU takes at least, however narrow the model: for itself and for each block, by what takes it and
+whether it is compiled. From models of widths 64 and 128 with four and six blocks (docs/training.md): a graph is bound
+by its hundreds of kernels, a step without one by the host that launches them."""
 ASSUMED_UTILISATION = 0.2
 """Of a GPU's peak, in a precision in which nothing was measured on the reference."""
 

@@ -10,7 +10,14 @@ from typing import Literal
 
 from models.configs.base import ModelConfig
 from models.cost import Precision
-from orchestrator.planning.devices import GPUS, OFFLOAD_WORK, ZERO_WORK, Device, training_flops_per_second
+from orchestrator.planning.devices import (
+    GPUS,
+    LEAST_STEP_SECONDS,
+    OFFLOAD_WORK,
+    ZERO_WORK,
+    Device,
+    training_flops_per_second,
+)
 from orchestrator.planning.evaluation import evaluation_seconds, generation_bytes_of
 from orchestrator.planning.memory import EVALUATION_BATCH, Memory, flat_memory, memory
 from orchestrator.spec.trial import Trial
@@ -248,8 +255,18 @@ def trial_seconds(trial: Trial, flops: float, device: Device) -> tuple[float, bo
         compiled=trial.compiled and device.kind == "gpu",
     )
     work = ZERO_WORK[trial.zero_stage] * (OFFLOAD_WORK if trial.offload else 1.0) if device.kind == "gpu" else 1.0
-    seconds = flops * work / (rate * trial.num_workers) + evaluation_seconds(trial, device)
-    return seconds, known and trial.num_workers == 1
+    training = flops * work / (rate * trial.num_workers)
+    least = flops / (trial.flops_per_sample * trial.batch_size) * _least_step_seconds(trial, device)
+    seconds = max(training, least) + evaluation_seconds(trial, device)
+    return seconds, known and training >= least and trial.num_workers == 1
+
+
+def _least_step_seconds(trial: Trial, device: Device) -> float:
+    """Of one optimizer step: a GPU waits for the host, or goes from kernel to kernel, whatever their size."""
+    if device.kind != "gpu":
+        return 0.0
+    itself, block = LEAST_STEP_SECONDS[trial.stepping, trial.compiled]
+    return trial.micro_steps * (itself + block * trial.model.depth)
 
 
 def trial_memory(trial: Trial, *, on_gpu: bool) -> Memory:

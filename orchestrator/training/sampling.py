@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from models.configs.base import ModelConfig
 from models.objectives import Denoiser, Objective
 from models.samplers import BlockedNoise, sample
+from orchestrator.spec.evaluation_cost import evaluation_work
 from orchestrator.spec.trial import Evaluation, Trial
 from orchestrator.training.compilation import compiled
 from orchestrator.training.data.order import torch_generator
 
 BLOCK = 64
 """Images that share a generator of noise."""
+COMPILING_PAYS_FROM = 3e15
+"""FLOPs of all images of a trial from which on a GPU compiling the model, a quarter of a minute, is made up for."""
 BATCH = {"cpu": 4 * BLOCK, "cuda": 16 * BLOCK}
 """Images of one forward pass, by the type of device; with guidance it is of twice as many."""
 
@@ -38,7 +41,8 @@ def first_noise(config: ModelConfig, evaluation: Evaluation, start: int, stop: i
 
 
 class Generator:
-    """Makes images of a trial's model on its device: on a GPU in bf16 autocast, compiled where the trial is.
+    """Makes images of a trial's model on its device: on a GPU in bf16 autocast, and compiled where the trial is and its
+    images are enough to pay for that.
 
     With `label` all images are of that class. `beat` is called before each forward pass.
     """
@@ -56,8 +60,9 @@ class Generator:
         self.device = next(model.parameters()).device
         on_gpu = self.device.type == "cuda"
         self.batch = BATCH["cuda" if on_gpu else "cpu"]
-        self._model: Denoiser = compiled(model.forward) if on_gpu and trial.compiled else model
-        self._fixed_shape = on_gpu and trial.compiled
+        work = evaluation_work(trial)
+        self._fixed_shape = on_gpu and trial.compiled and work.generating + work.pictures >= COMPILING_PAYS_FROM
+        self._model: Denoiser = compiled(model.forward) if self._fixed_shape else model
 
     @torch.no_grad()
     def images(self, start: int, stop: int) -> Tensor:
