@@ -92,7 +92,7 @@ def _read_few(paths: Sequence[Path], kind: Kind, names: list[str]) -> pa.Table:
 
 
 def _read_one(path: Path, kind: Kind, names: list[str], wanted: pa.Schema) -> pa.Table:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # buffers are filled by another thread, which takes longer
         schema = file.schema_arrow
         if version_of(schema) == SCHEMA_VERSION and all(map(schema.names.__contains__, names)):
             table = file.read(names, use_threads=False).select(names)
