@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from faults_oracle import SPEC, assert_unharmed
 
 from orchestrator.faults import points
 from orchestrator.faults.points import POINTS, Fault
 from orchestrator.faults.rig import alive
-from orchestrator.planning.plan import make
+from orchestrator.planning.plan import Plan, make
 from orchestrator.results.store import read_attempts, read_measurements
+from orchestrator.scheduling.backend import Assignment
+from orchestrator.training.gang import GangMember
+from orchestrator.training.loop import run_attempt
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -21,27 +27,58 @@ OTHERS = (
 )
 FREEZE = Fault(point="step.before", action="freeze", occurrence=90)
 """Looks like a hang to the driver; only with --long."""
+SAMPLES = "[800, 1600, 3200]"
 
 
 @pytest.fixture(scope="module")
-def broken(rig, undisturbed, tmp_path_factory, pytestconfig):
+def plan(tmp_path_factory) -> Plan:
+    """Half of what `ditlaw soak` trains: 200 steps leave room for every fault of a trial."""
+    spec, text = tmp_path_factory.mktemp("spec") / "soak.yaml", SPEC.read_text()
+    assert SAMPLES in text
+    spec.write_text(text.replace(SAMPLES, "[400, 800, 1600]"))
+    return make(spec)
+
+
+@pytest.fixture(scope="module")
+def alone(group, plan, tmp_path_factory) -> Path:
+    """The results of the same trials, one after the other in this process, with no cluster and nothing that breaks."""
+    results = tmp_path_factory.mktemp("alone") / "soak"
+    member = GangMember(
+        rank=0, world_size=1, device=torch.device("cpu"), results=results, data=group, report=lambda progress: None
+    )
+    for trial in plan.trials:
+        assignment = Assignment(
+            trial=trial,
+            attempt=0,
+            gang="gang-0",
+            milestones=trial.milestones,
+            samples_spent=0,
+            checkpoint_seconds=1e9,
+            mlflow_run_id=None,
+        )
+        assert run_attempt(assignment, member) == ("completed", None)
+    return results
+
+
+@pytest.fixture(scope="module")
+def broken(rig, plan, tmp_path_factory, pytestconfig):
     """The results of one run in which workers died at every point, and met with all else that can befall them."""
-    trials = [trial.trial_id for trial in make(SPEC).trials]
+    trials = [trial.trial_id for trial in plan.trials]
     faults = (*KILLS, *OTHERS, *([FREEZE] if pytestconfig.getoption("--long") else []))
     for index, fault in enumerate(faults):
         points.arm(rig.faults, points.Fault(**{**vars(fault), "trial_id": trials[index % len(trials)]}))
     results = tmp_path_factory.mktemp("broken") / "soak"
-    driver = rig.drive(SPEC, results)
+    driver = rig.drive(plan.source.path, results)
     assert driver.wait(600) == 0, driver.output
     return results
 
 
-def test_a_sweep_runs_on_a_cluster_that_it_joins(rig, undisturbed):
-    table = read_measurements(undisturbed)
+def test_a_sweep_runs_on_a_cluster_that_it_joins(rig, broken):
+    table = read_measurements(broken)
     assert len(table) == 12
     assert table["loss"].notna().all()
     assert table["budget_flops"].isna().all()
-    assert set(read_attempts(undisturbed)["outcome"]) == {"completed"}
+    assert set(read_attempts(broken).groupby("trial_id")["outcome"].last()) == {"completed"}
     assert all(alive(node.all_processes["raylet"][0].process.pid) for node in rig.nodes), "the cluster goes on"
 
 
@@ -53,8 +90,8 @@ def test_every_fault_has_struck(rig, broken, fault):
     assert (fault.point, fault.action, fault.occurrence) in struck
 
 
-def test_nothing_is_lost_and_nothing_done_twice(rig, undisturbed, broken):
-    assert_unharmed(rig, broken, undisturbed)
+def test_nothing_is_lost_and_nothing_done_twice(rig, alone, broken):
+    assert_unharmed(rig, broken, alone)
 
 
 def test_each_attempt_says_how_it_ended_and_keeps_its_log(broken):
