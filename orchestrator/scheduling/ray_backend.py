@@ -331,6 +331,8 @@ def _start_local(cpus: int, options: dict[str, Any]) -> None:
     """Start a Ray of this machine alone. A machine that is very busy can take longer than Ray waits for itself."""
     # Ray's own niceness of 15 leaves workers a thirtieth of a core that anything else wants too: they never come up.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # A worker of a gang has an environment of its own: it cannot be one of those that Ray keeps ready.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     for left in reversed(range(LOCAL_STARTS)):
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
