@@ -9,6 +9,8 @@ Heavy libraries are imported where a command needs them, so that help and planni
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import warnings
@@ -70,6 +72,7 @@ def main(context: click.Context, verbose: bool, quiet: bool, no_color: bool) -> 
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet exclude each other; give one.")
     be_quiet(context, quiet)
+    atexit.register(gc.freeze)  # else Python looks for garbage once more as it ends: 2 s after a run
     level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     if no_color:
