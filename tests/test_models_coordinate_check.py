@@ -141,12 +141,12 @@ def test_what_cannot_be_checked_is_refused() -> None:
 
 def test_the_command_prints_a_verdict_and_writes_a_figure(tmp_path) -> None:
     png = tmp_path / "coord.png"
-    command = ["coord-check", "--parameterization", "sp,mup", "--widths", "32,64", "--depths", "", "--steps", "1"]
-    done = CliRunner().invoke(main, [*command, "-o", str(png)])
+    command = ["coord-check", "--widths", "32,64", "--depths", "", "--steps", "1", "--parameterization"]
+    done = CliRunner().invoke(main, [*command, "sp", "-o", str(png)])
     assert done.exit_code == 0, done.output
     assert "sp over width: NOT flat; steepest size: output at step 1" in done.output
     assert png.read_bytes().startswith(b"\x89PNG")
-    found = json.loads(CliRunner().invoke(main, [*command, "--json"]).output)
+    found = json.loads(CliRunner().invoke(main, [*command, "sp,mup", "--json"]).output)
     assert [(f["parameterization"], f["axis"]) for f in found] == [("sp", "width"), ("mup", "width")]
     assert (found[0]["flat"], found[0]["steepest_size"]["layer"]) == (False, "output")
 
