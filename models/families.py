@@ -44,11 +44,22 @@ def build(config: ModelConfig, parameterization: Parameterization, seed: int) ->
     """The model that `config` describes, float32 on the CPU, its weights drawn from `seed` alone.
 
     Raises:
+        ValueError: as `undrawn`.
+    """
+    model = undrawn(config, parameterization)
+    initialise(model, config, parameterization, seed)
+    return model
+
+
+def undrawn(config: ModelConfig, parameterization: Parameterization) -> TaggedModule:
+    """The model that `config` describes, float32 on the CPU, for weights that are there already: its own are no
+    initialisation, whose drawing takes half a second for every hundred million weights.
+
+    Raises:
         ValueError: no module is registered for the class of `config`.
     """
     if type(config) not in MODULES:
         known = [family.__name__ for family in MODULES]
         raise ValueError(f"no model for {type(config).__name__}; wanted one of {known}")
     model: TaggedModule = MODULES[type(config)](config, parameterization)
-    initialise(model, config, parameterization, seed)
     return model

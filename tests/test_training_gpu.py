@@ -120,7 +120,7 @@ def test_what_generates_is_compiled_once_and_makes_the_images_of_what_is_not(dev
     attempt = attempt_of(case, STEPS, device, tmp_path)
     with torch.no_grad():
         for parameter in attempt.measured_model.parameters():
-            parameter.add_(0.02)
+            parameter.add_(0.05 * torch.randn_like(parameter))
     images, compiled_before = [], torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for compiled in (True, False):
         one = dataclasses.replace(attempt.trial, compiled=compiled)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models.families import build
+from models.families import undrawn
 from models.objectives import build_objective
 from models.parameterization import TaggedModule
 from orchestrator.results.location import Location
@@ -67,7 +67,7 @@ def averaged_model(
     checkpoint = checkpoints.newest(at_most=2**62) if samples is None else checkpoints.at(samples)
     if checkpoint is None:
         raise ValueError(f"trial {trial_id} has no checkpoint in {results}; wanted one. Run the sweep first.")
-    model = build(trial.model, trial.parameterization, trial.seed)
+    model = undrawn(trial.model, trial.parameterization)
     model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

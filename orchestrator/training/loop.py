@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.ema import Ema
-from models.families import build
+from models.families import undrawn
 from models.objectives import build_objective
 from models.parameterization import parameter_groups
 from orchestrator.faults import points
@@ -93,7 +93,7 @@ class Attempt:
         self.checkpoints = Checkpoints(member.results, trial.trial_id, keep=trial.branch_points, outbox=outbox)
         self.data = member.training_data(trial.dataset)
         self.objective = build_objective(trial.objective)
-        self.measured_model = build(trial.model, trial.parameterization, trial.seed).to(member.device).eval()
+        self.measured_model = undrawn(trial.model, trial.parameterization).to(member.device).eval()
         self.measured_model.equip(member.data)
         self.meter = Meter(trial, member, self.objective, self.measured_model, outbox)
         self.micro_batch = trial.micro_batch or trial.batch_size // member.world_size
