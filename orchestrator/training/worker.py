@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -52,6 +53,7 @@ class Worker:
             data=self._data,
             report=self._keep,
         )
+        gc.freeze()  # what was imported stays: the search for garbage after every trial need not go through it
 
     def run(self, assignment: Assignment) -> tuple[AttemptOutcome, str | None]:
         """Run one attempt. Collective."""
