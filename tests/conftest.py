@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# By itself Python looks for garbage after every 700 objects, which takes a fifth of the time of all imports.
+gc.set_threshold(50_000, 20, 50)
 # Where this is set, every process that a test starts would compile all of ditlaw.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -110,7 +112,12 @@ def fashion_mnist() -> Path:
     return folder.absolute()
 
 
-@pytest.fixture(scope="session")
+def _while_ray_is_tested(fixture_name: str, config: pytest.Config) -> str:
+    """Files that break a cluster share it. Without --long there is one; idle nodes would slow the tests that follow."""
+    return "session" if config.getoption("--long") else "module"
+
+
+@pytest.fixture(scope=_while_ray_is_tested)
 def cluster_to_break(tmp_path_factory):
     """Several raylets on this machine; every test of faults leaves two nodes of one CPU, and a head."""
     from orchestrator.faults.rig import Rig
@@ -126,7 +133,7 @@ def rig(cluster_to_break):
     return cluster_to_break
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope=_while_ray_is_tested)
 def undisturbed(cluster_to_break, tmp_path_factory, fashion_mnist) -> Path:
     """The results of sweeps/soak.yaml when nothing is broken."""
     results = tmp_path_factory.mktemp("undisturbed") / "soak"

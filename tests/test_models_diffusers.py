@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DModel
-from diffusers.models.attention import JointTransformerBlock
-from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from torch import Tensor, nn
 
 from models.blocks import rotations_2d
@@ -18,6 +16,9 @@ from models.configs.unet import UNetConfig
 from models.flux import SingleBlock
 from models.mmdit import JointBlock, Stream
 from models.unet import UNet
+
+if TYPE_CHECKING:  # takes seconds to import: tests do it, in the one process that runs them
+    from diffusers import UNet2DModel
 
 WIDTH, HEADS = 32, 2
 
@@ -68,6 +69,8 @@ def copy_stream(ours: Stream, theirs: nn.Module, added: bool, order: Tensor | No
 
 
 def test_a_joint_block_is_that_of_stable_diffusion_3() -> None:
+    from diffusers.models.attention import JointTransformerBlock
+
     config = MMDiTConfig.example(width=WIDTH, depth=2, head_dim=WIDTH // HEADS)
     x, text, condition = normal(2, 16, WIDTH, seed=1), normal(2, 5, WIDTH, seed=2), normal(2, WIDTH, seed=3)
     for last in (False, True):
@@ -99,6 +102,8 @@ def rotary() -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
 
 
 def test_blocks_of_two_streams_and_of_one_are_those_of_flux() -> None:
+    from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
+
     config = FluxConfig.example(width=WIDTH, depth=1, head_dim=WIDTH // HEADS)
     x, text, condition = normal(2, 16, WIDTH, seed=1), normal(2, 5, WIDTH, seed=2), normal(2, WIDTH, seed=3)
     rotation, theirs_rotation, order = rotary()
@@ -143,6 +148,8 @@ def stages(theirs: UNet2DModel) -> Iterator[tuple[nn.Module, nn.Module | None, n
 
 
 def test_the_unet_is_that_of_diffusers() -> None:
+    from diffusers import UNet2DModel
+
     config = UNetConfig(
         image_size=8, channels=2, num_classes=4, width=16, depth=1, multipliers=(1, 2), attention=(4,), head_dim=8,
         groups=8, frequency_size=16,

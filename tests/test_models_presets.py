@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 
 from models.config import FAMILIES, preset_fields
 from models.configs.text import TextShard
@@ -48,6 +47,8 @@ def test_transformers_have_the_published_parameters(
 
 
 def test_sd3_medium_and_flux_have_every_parameter_of_diffusers() -> None:
+    from diffusers import FluxTransformer2DModel, SD3Transformer2DModel  # takes seconds
+
     with torch.device("meta"):
         sd3 = SD3Transformer2DModel(
             patch_size=2, in_channels=16, out_channels=16, num_layers=24, num_attention_heads=24, attention_head_dim=64,
