@@ -36,23 +36,12 @@ KINDS = {
 
 
 @pytest.mark.parametrize("law", KINDS)
-def test_every_law_has_its_figures_with_units_on_their_axes(results: dict[str, Result], law: str) -> None:
+def test_every_law_has_its_figures_with_units_on_their_axes_and_all_labels(
+    results: dict[str, Result], law: str
+) -> None:
     figures = results[law].figures()
     assert list(figures) == KINDS[law]
     for figure in figures.values():
-        figure.draw_without_rendering()
-        for axes in figure.axes:
-            assert axes.get_xlabel() or axes.get_ylabel()
-            low, high = axes.get_xlim()
-            assert np.isfinite([low, high]).all()
-            assert low < high
-    against = figures["law"].axes[0].get_xlabel()
-    assert against == ("parameters N (backbone)" if law == "isoflop" else "training compute C (FLOPs)")
-
-
-@pytest.mark.parametrize("law", KINDS)
-def test_labels_stay_within_the_figure(results: dict[str, Result], law: str) -> None:
-    for figure in results[law].figures().values():
         figure.draw_without_rendering()
         box = figure.get_tightbbox()
         width, height = figure.get_size_inches()
@@ -60,6 +49,13 @@ def test_labels_stay_within_the_figure(results: dict[str, Result], law: str) -> 
         assert box.y0 > -0.02
         assert box.x1 < width + 0.02
         assert box.y1 < height + 0.02
+        for axes in figure.axes:
+            assert axes.get_xlabel() or axes.get_ylabel()
+            low, high = axes.get_xlim()
+            assert np.isfinite([low, high]).all()
+            assert low < high
+    against = figures["law"].axes[0].get_xlabel()
+    assert against == ("parameters N (backbone)" if law == "isoflop" else "training compute C (FLOPs)")
 
 
 def test_figures_are_written_by_suffix(results: dict[str, Result], tmp_path: Path) -> None:
