@@ -41,8 +41,11 @@ def member(group, tmp_path):
 
 @pytest.fixture(scope="module")
 def trial() -> Trial:
+    """Of the smoke sweep, with half its budgets."""
     trials = make(Path("sweeps/smoke.yaml")).trials
-    return next(trial for trial in trials if (trial.arm, trial.size) == ("mup", "w8"))
+    trial = next(trial for trial in trials if (trial.arm, trial.size) == ("mup", "w8"))
+    milestones = (trial.batch_size * 16, *trial.milestones[:2])
+    return dataclasses.replace(trial, milestones=milestones, budgets=tuple(budget / 2 for budget in trial.budgets))
 
 
 def assignment(trial: Trial, member: GangMember, attempt: int = 0, seconds: float = 1e9) -> Assignment:
@@ -88,7 +91,8 @@ def same_curves(one: GangMember, other: GangMember) -> None:
     )
 
 
-def test_an_attempt_that_was_replaced_writes_nothing_more(trial, member):
+def test_an_attempt_that_was_replaced_writes_nothing_more(trial, member, monkeypatch):
+    monkeypatch.setattr("orchestrator.training.loop.REPORT_SECONDS", 0.0)
     late = member("late")
     log = log_of(late.results, trial.trial_id, 1)
     log.parent.mkdir(parents=True)
@@ -233,7 +237,8 @@ def test_a_shorter_budget_is_a_prefix_and_a_longer_one_continues(undisturbed, me
 def test_divergence_is_a_result_with_its_reason(member, trial, rate):
     """Also where the loss stays finite and comes down again from 1e5: no law may be fitted to that."""
     here = member()
-    wild = dataclasses.replace(trial, optimizer=dataclasses.replace(trial.optimizer, learning_rate=rate))
+    later = dataclasses.replace(trial, milestones=trial.milestones[1:], budgets=trial.budgets[1:])
+    wild = dataclasses.replace(later, optimizer=dataclasses.replace(trial.optimizer, learning_rate=rate))
     outcome, reason = run_attempt(assignment(wild, here), here)
     assert outcome == "diverged"
     assert "training loss" in reason
