@@ -82,12 +82,6 @@ def copy_checkpoint(source: Location, target: Location, trial_id: str) -> None:
     write_bytes(target / MANIFEST, manifest)
 
 
-def check_checkpoint(folder: Location, trial_id: str) -> None:
-    """Read all of a checkpoint. Raises as `read_checkpoint`."""
-    for name, known in _files((folder / MANIFEST).read_bytes(), trial_id).items():
-        _checked(folder / name, known)
-
-
 def read_checkpoint(folder: Location, trial_id: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest of a trial's checkpoint, and its files by name. Raises as `copy_checkpoint` where it is damaged."""
     manifest = (folder / MANIFEST).read_bytes()

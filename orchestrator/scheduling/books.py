@@ -11,12 +11,12 @@ from typing import Any, Protocol, TypeVar
 from orchestrator.planning.plan import Plan
 from orchestrator.results import logs
 from orchestrator.results.checkpoints import (
-    check_checkpoint,
     checkpoint_folders,
     checkpoint_name,
     checkpoints_folder,
     drop_checkpoint,
     has_checkpoint,
+    read_checkpoint,
     set_aside,
 )
 from orchestrator.results.location import Location
@@ -203,7 +203,7 @@ class Books:
         for trial_id in sorted({t.trial_id for t in waiting} | {t.trunk for t in waiting if t.trunk is not None}):
             for folder in checkpoint_folders(self._store.folder, trial_id):
                 try:
-                    check_checkpoint(folder, trial_id)
+                    read_checkpoint(folder, trial_id)
                 except (ValueError, FileNotFoundError) as error:
                     log.warning("checkpoint %s is set aside: %s", folder, error)
                     set_aside(folder)
