@@ -101,11 +101,8 @@ def step(pack: Pack, attempts: Sequence[Attempt]) -> Tensor:
     """One step of every member of a pack; their losses [M]."""
     first = attempts[0]
     walks = [(attempt.trial.seed, attempt.samples) for attempt in attempts]
-    images, labels = first.data.batches(walks, first.trial.batch_size, first.mine)
-    batches = [
-        attempt.noised(x, y, attempt.samples)
-        for attempt, x, y in zip(attempts, images.chunk(len(attempts)), labels.chunk(len(attempts)), strict=True)
-    ]
+    drawn = first.data.batches(walks, first.trial.batch_size, first.mine)
+    batches = [attempt.noised(*batch, attempt.samples) for attempt, batch in zip(attempts, drawn, strict=True)]
     spans = [(attempt.samples, attempt.samples + attempt.trial.batch_size) for attempt in attempts]
     whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
     return pack.step(whole, [attempt.rate_scale() for attempt in attempts], spans)

@@ -35,8 +35,8 @@ class TrainingData(Protocol):
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
         """Samples in [-1, 1] and labels of a part of the batch that begins at `samples_seen`."""
 
-    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> Batch:
-        """The batches of several walks, one after the other."""
+    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> list[Batch]:
+        """The batches of several walks."""
 
     def flow(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Flow:
         """The optical flow of the clips of that part: true where the dataset knows it, else estimated.
@@ -65,8 +65,8 @@ class HeldImages:
         indices = batch_indices_on(self.images.device, seed, samples_seen, batch_size, len(self.images))[part]
         return to_float(self._chosen(self.images, indices)), self._chosen(self.labels, indices)
 
-    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> Batch:
-        return _joined([self.batch(*walk, batch_size, part) for walk in walks])
+    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> list[Batch]:
+        return [self.batch(*walk, batch_size, part) for walk in walks]
 
     def _chosen(self, rows: Tensor, indices: Tensor) -> Tensor:
         """Rows on their device. Pinned ones are copied while the GPU is at earlier steps, and the host goes on."""
@@ -117,23 +117,27 @@ class EndlessImages:
     """On a GPU, by number of walks and part of the batch."""
 
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
-        if self.dataset.frames is None:
-            return self.batches([(seed, samples_seen)], batch_size, part)
+        (only,) = self.batches([(seed, samples_seen)], batch_size, part)
+        return only
+
+    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> list[Batch]:
+        if self.dataset.frames is not None:
+            return [self._clips(*walk, batch_size, part) for walk in walks]
+        first, last, _ = part.indices(batch_size)
+        begins = [first_index(seed) + samples_seen for seed, samples_seen in walks]
+        draw = partial(_drawn, self.dataset, first, last)
+        if self.device.type == "cuda":
+            replayed = self._drawing.setdefault((len(walks), first, last), StepGraph(draw))
+            images, labels = replayed(torch.tensor(begins, pin_memory=True).to(self.device, non_blocking=True))
+        else:
+            images, labels = draw(torch.tensor(begins, device=self.device))
+        return list(zip(images.chunk(len(walks)), labels.chunk(len(walks)), strict=True))
+
+    def _clips(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
         samples, labels = rendered(
             self._at(samples_seen, batch_size), self._indices(seed, samples_seen, batch_size, part)
         )
         return to_float(samples), labels
-
-    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> Batch:
-        if self.dataset.frames is not None:
-            return _joined([self.batch(*walk, batch_size, part) for walk in walks])
-        first, last, _ = part.indices(batch_size)
-        begins = [first_index(seed) + samples_seen for seed, samples_seen in walks]
-        draw = partial(_drawn, self.dataset, first, last)
-        if self.device.type != "cuda":
-            return draw(torch.tensor(begins, device=self.device))
-        replayed = self._drawing.setdefault((len(walks), first, last), StepGraph(draw))
-        return replayed(torch.tensor(begins, pin_memory=True).to(self.device, non_blocking=True))
 
     def flow(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Flow:
         dataset = self._at(samples_seen, batch_size)
@@ -162,8 +166,3 @@ def _drawn(dataset: Dataset, first: int, last: int, begins: Int64[Tensor, " m"])
     indices = begins[:, None] + torch.arange(first, last, device=begins.device)
     images, labels = rendered(dataset, indices.view(-1))
     return to_float(images), labels
-
-
-def _joined(batches: Sequence[Batch]) -> Batch:
-    samples, labels = zip(*batches, strict=True)
-    return torch.cat(samples), torch.cat(labels)
