@@ -20,8 +20,9 @@ from orchestrator.spec.trial import ConstantSchedule, CooldownSchedule, Trial
 from orchestrator.training import gang
 from orchestrator.training.checkpoint import Checkpoints
 from orchestrator.training.gang import GangMember
-from orchestrator.training.loop import Superseded, run_attempt
+from orchestrator.training.loop import run_attempt
 from orchestrator.training.schedule import rate_scale
+from orchestrator.training.standing import Superseded
 
 DATA = ["trial_id", "cell_id", "samples", "flops", "loss", "loss_train", "outcome", "reason"]
 """Columns of a measurement that must not depend on how the trial was run."""

@@ -24,8 +24,6 @@ from models.families import undrawn
 from models.objectives import build_objective
 from models.parameterization import parameter_groups
 from orchestrator.faults import points
-from orchestrator.results.location import Location
-from orchestrator.results.logs import log_of
 from orchestrator.results.outbox import AT_ONCE, Checked, Outbox, outbox_of
 from orchestrator.results.patience import when_there_is_room
 from orchestrator.results.schema import RUNNING
@@ -41,6 +39,7 @@ from orchestrator.training.pack import PackMember
 from orchestrator.training.progress import Control, Counters, is_curve_step
 from orchestrator.training.rows import attempt_row, curve_row, measurement_row
 from orchestrator.training.schedule import rate_scale
+from orchestrator.training.standing import check_standing
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +51,6 @@ REPORT_SECONDS = 0.2
 """Shortest time between two reports of progress."""
 
 Story = Generator[None, Tensor, tuple[AttemptOutcome, str | None]]
-
-
-class Superseded(Exception):
-    """Another attempt of the same trial has begun: this one must not write any more."""
-
-
-def check_standing(results: Location, trial_id: str, attempt: int) -> None:
-    """Raise Superseded if the driver, having lost sight of an attempt, has begun another one."""
-    if log_of(results, trial_id, attempt + 1).exists():
-        raise Superseded(f"attempt {attempt} has been taken for dead and replaced; it ends here")
 
 
 class Attempt:
@@ -110,8 +99,7 @@ class Attempt:
         self.train_seconds = self.evaluation_seconds = self.checkpoint_seconds = self.last_pause = 0.0
         self.startup_seconds = time.perf_counter() - self.started
         if member.rank == 0:
-            begun = attempt_row(self, RUNNING, None)
-            self._keep(lambda: self.store.append_attempts([begun]))
+            self._keep(partial(self.store.append_attempts, [attempt_row(self, RUNNING, None)]))
         self._report("starting")
 
     def _own_engine(self) -> Engine:
@@ -180,8 +168,7 @@ class Attempt:
         """Write what is left of the curve and the attempt's row, and release the engine."""
         self._write_curve()
         if self.member.rank == 0:
-            row = attempt_row(self, outcome, reason)
-            self._keep(lambda: self.store.append_attempts([row]))
+            self._keep(partial(self.store.append_attempts, [attempt_row(self, outcome, reason)]))
         self.engine.close()
 
     # The step.
