@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from test_analysis_planted import measurement
+import sweep_folder
+from test_analysis_planted import attempt, measurement
 from torch import ones
 
 from orchestrator.planning.plan import Plan, make
@@ -21,6 +22,7 @@ from orchestrator.scheduling.books import Books
 from orchestrator.scheduling.driver import Driver
 from orchestrator.scheduling.local_backend import LocalBackend
 from orchestrator.scheduling.state import Policy, State
+from orchestrator.spec.trial import Trial
 from orchestrator.tracking.recording import RecordingTracker
 from orchestrator.training.checkpoint import STATE, Checkpoint, Checkpoints
 
@@ -204,6 +206,38 @@ def test_a_trained_trial_without_checkpoints_is_named(drive, plan, tmp_path):
     compute = plan.sweep.compute.model_copy(update={"finished": "drop"})
     dropped = dataclasses.replace(below, sweep=plan.sweep.model_copy(update={"compute": compute}))
     assert Books(dropped, store).to_retrain() == [], "its spec says that none is kept"
+
+
+def longer(plan: Plan, trial: Trial, *milestones: int) -> Plan:
+    """The plan with further milestones of one trial."""
+    asked = sorted({*trial.milestones, *milestones})
+    more = dataclasses.replace(trial, milestones=tuple(asked), budgets=(None,) * len(asked))
+    return dataclasses.replace(plan, trials=tuple(more if one == trial else one for one in plan.trials))
+
+
+def test_what_has_diverged_before_is_entered_for_budgets_added_since_and_not_trained(plan, tmp_path):
+    folder, bad = tmp_path / "results", plan.trials[0]
+    sweep_folder.drive(plan, folder, lambda assignment: "diverged" if assignment.trial == bad else None)
+    reached = bad.milestones[0] - 64
+    end = measurement(bad.trial_id, bad.arm, "10K", 1e-3, reached, 1e9, None, datetime.now(UTC))
+    Store(folder).append_attempts(
+        [attempt(bad.trial_id, [end | {"reason": "training loss is nan"}], end["created_at"])]
+    )
+    more = longer(plan, bad, 64, reached + 32, 6400)
+    books = Books(more, Store(folder))
+    assert [trial.trial_id for trial in books.to_retrain()] == [bad.trial_id], "to 64 samples it came, and may again"
+    beyond = longer(plan, bad, reached + 32, 6400)
+    assert Books(beyond, Store(folder)).to_retrain() == []
+    trained: list[str] = []
+    state = sweep_folder.drive(beyond, folder, lambda assignment: trained.append(assignment.trial.trial_id))
+    assert (state.succeeded, trained) == (True, [])
+    rows = read_measurements(folder).query("trial_id == @bad.trial_id").set_index("samples")
+    assert sorted(rows.index) == sorted({reached + 32, *bad.milestones, 6400})
+    assert set(rows["outcome"]) == {"diverged"}
+    assert set(rows["reason"]) == {"training loss is nan"}
+    assert rows["loss"].isna().all()
+    assert rows.loc[6400, "flops"] == 6400 * bad.flops_per_sample
+    assert rows.loc[6400, "flops_useful"] == rows.loc[bad.milestones[0], "flops_useful"]
 
 
 @pytest.mark.parametrize("where", ["disk", "s3"])

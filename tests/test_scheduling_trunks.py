@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from test_analysis_planted import measurement
+from test_analysis_planted import attempt, measurement
 
 from orchestrator.planning.plan import Plan, make
 from orchestrator.results.checkpoints import checkpoint_folders, checkpoint_name, checkpoints_folder
+from orchestrator.results.requests import ask
 from orchestrator.results.store import Store, read_attempts, read_measurements
 from orchestrator.scheduling.backend import Assignment, Progress
 from orchestrator.scheduling.books import Books
@@ -181,6 +182,34 @@ def test_a_diverged_trunk_ends_its_branches_as_diverged_in_the_store(plan, store
     assert (attempts["flops"] == 0).all()
     state, trainer = drive(plan, store)
     assert (state.succeeded, trainer.order) == (True, []), "run again, there is nothing to do"
+
+
+def test_a_branch_of_a_trunk_that_diverged_before_is_entered_unless_it_is_to_be_tried_anew(
+    plan, store, trunk, tmp_path
+):
+    def diverge(assignment: Assignment, stop: int) -> tuple[str, str] | None:
+        if assignment.trial.trial_id != trunk.trial_id or stop <= 480:
+            return None
+        end = measurement(trunk.trial_id, trunk.arm, "10K", 1e-3, 960, 1e9, None, datetime.now(UTC))
+        store.append_attempts([attempt(trunk.trial_id, [end | {"reason": "loss is nan"}], end["created_at"])])
+        return "diverged", "loss is nan"
+
+    drive(plan, store, diverge)
+    longer = tmp_path / "longer.yaml"
+    longer.write_text(SPEC.replace("2560]", "2560, 5120]"))
+    assert Books(make(longer), store).to_retrain() == []
+    state, trainer = drive(make(longer), store)
+    assert (state.succeeded, trainer.order) == (True, [])
+    table = read_measurements(store.folder).set_index("samples")
+    assert table["outcome"].to_dict() == {640: "ok", 1280: "diverged", 2560: "diverged", 5120: "diverged"}
+    assert table.loc[5120, "reason"] == f"its trunk {trunk.trial_id} diverged: loss is nan"
+
+    (late,) = (one for one in make(longer).trials if one.last == 5120)
+    for part in (store.folder / "measurements").glob(f"*{late.trial_id}*"):
+        part.unlink()
+    ask(store.folder, "retry", [late.trial_id])
+    _, trainer = drive(make(longer), store)
+    assert [one.trial_id for one, *_ in trainer.order] == [trunk.trial_id, late.trial_id]
 
 
 def test_a_trunk_that_is_given_up_takes_its_branches_along(plan, store, trunk):

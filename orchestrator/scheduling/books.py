@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import pyarrow.compute as pc
 
 from orchestrator.planning.plan import Plan
 from orchestrator.results import logs
@@ -44,6 +46,13 @@ class Insist(Protocol):
 
 def _once(act: Callable[[], T]) -> T:
     return act()
+
+
+class Divergence(NamedTuple):
+    """A trial came to nothing from so many samples on."""
+
+    samples: int
+    reason: str
 
 
 def failures_in(attempts: Sequence[Mapping[str, Any]], newest: int, since: Fresh | None) -> int:
@@ -86,6 +95,8 @@ class Books:
         self._seen: set[str] = set()
         """Names of the parts that have been read."""
         self._measured: set[tuple[str, int]] = set()
+        self._diverged: dict[str, Divergence] = {}
+        """The first milestone of a trial that it did not reach."""
         self._spent: dict[str, int] = {}
         self.refresh()
         attempts = read_attempts(store.folder)
@@ -100,9 +111,14 @@ class Books:
 
     def refresh(self) -> None:
         """Take in the measurements written since the last look."""
-        new = self.insist(lambda: read_new(self._store.folder, "measurements", self._seen, ["trial_id", "samples"]))
+        columns = ["trial_id", "samples", "outcome", "reason"]
+        new = self.insist(lambda: read_new(self._store.folder, "measurements", self._seen, columns))
         rows = new.table.to_pydict()
         self._measured |= set(zip(rows["trial_id"], rows["samples"], strict=True))
+        for trial_id, samples, outcome, reason in zip(*(rows[name] for name in columns), strict=True):
+            if outcome == "diverged":
+                here = Divergence(samples, reason or "diverged")
+                self._diverged[trial_id] = min(here, self._diverged.get(trial_id, here))
         self._seen |= {part.name for part in new.parts}
 
     def lacking(self, trial: Trial) -> tuple[int, ...]:
@@ -185,16 +201,67 @@ class Books:
     def to_retrain(self) -> list[Trial]:
         """Trials that were trained before and would have to start at 0: no checkpoint is left to go on from.
 
-        None of a sweep whose spec says not to keep them.
+        None of a sweep whose spec says not to keep them, and none that had diverged before it came to what is left.
         """
         if self._plan.sweep.compute.finished == "drop":
             return []
-        found = []
+        found, diverged = [], self._divergences()
         for trial in self.waiting:
-            have, first = self.checkpoints(trial.trial_id), self.stops(trial)[0]
-            if trial.trunk is None and not any(samples <= first for samples in have) and self._was_trained(trial):
+            have, first, known = self.checkpoints(trial.trial_id), self.stops(trial)[0], diverged.get(trial.trial_id)
+            if trial.trunk is not None or (known is not None and known.samples <= first):
+                continue
+            if not any(samples <= first for samples in have) and self._was_trained(trial):
                 found.append(trial)
         return found
+
+    def enter_foregone(self) -> list[Trial]:
+        """Enter what trials can no longer reach that have diverged before, as under budgets that were added since.
+
+        A row is what it would be had its milestone been asked for at first. Returns the trials.
+        """
+        found, diverged = [], self._divergences()
+        for trial in self.waiting if diverged else []:
+            known, of_trunk = diverged.get(trial.trial_id), diverged.get(trial.trunk or "")
+            if of_trunk is not None and of_trunk.samples <= trial.first and self.waits(trial):
+                self.enter_diverged(trial, f"its trunk {trial.trunk} diverged: {of_trunk.reason}")
+                found.append(trial)
+            elif known is not None and (beyond := [m for m in self.lacking(trial) if m >= known.samples]):
+                self._repeat_diverged(trial, beyond)
+                found.append(trial)
+        self.refresh()
+        return found
+
+    def _divergences(self) -> dict[str, Divergence]:
+        """Where and why trials have diverged, by trial_id: by their rows, and by their newest attempt, which tells of
+        trunks, and where more exactly. Not of what is to be tried anew since."""
+        found = dict(self._diverged)
+        newest = self._attempts.sort_values("attempt").drop_duplicates("trial_id", keep="last")
+        rows: Any = newest[newest["outcome"] == "diverged"].to_dict("records")
+        since = retried_at(self._store.folder) if rows else {}
+        for row in rows:
+            trial = self._trials.get(row["trial_id"])
+            if trial is None or (trial.milestones and trial.trial_id not in found) or self._is_anew(row, since):
+                continue
+            ended = Divergence(int(row["samples_end"]), str(row["reason"]))
+            found[trial.trial_id] = min(ended, found.get(trial.trial_id, ended))
+        return found
+
+    def _is_anew(self, attempt: Mapping[str, Any], since: Mapping[str, Fresh]) -> bool:
+        """Whether a person has asked after an attempt that its trial, or a branch of it, be tried again."""
+        own = since.get(attempt["trial_id"])
+        branches = (since.get(branch.trial_id) for branch in self._branches.get(attempt["trial_id"], []))
+        return (own is not None and own.forgets(attempt)) or any(
+            asked is not None and asked.at > attempt["started_at"] for asked in branches
+        )
+
+    def _repeat_diverged(self, trial: Trial, milestones: Sequence[int]) -> None:
+        """Enter further milestones of a trial that has diverged, each as its first row that says so."""
+        rows = self.insist(lambda: read_new(self._store.folder, "measurements")).table
+        rows = rows.filter((pc.field("trial_id") == trial.trial_id) & (pc.field("outcome") == "diverged"))
+        first = min(rows.to_pylist(), key=lambda row: row["samples"])
+        now = {"created_at": datetime.now(UTC)}
+        further = [first | planned_columns(trial, milestone) | now for milestone in milestones]
+        self.insist(partial(self._store.append_measurements, further))
 
     def set_damaged_aside(self) -> list[Location]:
         """Let the damaged checkpoints count no more that trials with something left to do would begin with; those."""

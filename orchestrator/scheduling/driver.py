@@ -105,6 +105,7 @@ class Driver:
         self._books = Books(plan, store)
         self._books.check_trunks()
         self._books.close_abandoned()
+        foregone = self._books.enter_foregone()
         self._flops_before = self._books.flops_done
         self._running: dict[str, tuple[str, Assignment, datetime]] = {}
         """Job, assignment and when it began, by gang."""
@@ -115,7 +116,7 @@ class Driver:
         self._patient_until: float | None = None
         """When a driver that is to stop gives up on storage that is away; None while it is not to stop."""
         self._retries: list[str] = []
-        self._notes: list[str] = []
+        self._notes = [f"{trial.name} has diverged before: its further budgets are entered so" for trial in foregone]
         self._waiting: set[str] = set()
         self._neighbours: set[str] = set()
         waiting, compute = self._books.waiting, plan.sweep.compute
