@@ -25,7 +25,7 @@ from orchestrator.spec.trial import Trial
 from orchestrator.training import engine
 from orchestrator.training.division import Alone, Shares
 from orchestrator.training.flat import Layout
-from orchestrator.training.flat_adamw import Settings, slots_of
+from orchestrator.training.flat_adamw import PIECE, Pieces, Settings, pieces_of
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import run_attempt
 from orchestrator.training.packing import run_pack, seated, step
@@ -258,19 +258,52 @@ def test_buffers_in_bf16_are_summed_and_gathered(told):
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
 def test_shares_hold_every_element_once_with_its_settings(num_workers):
     """Shares that cut parameters, and some that have none."""
-    shapes = {"a": torch.Size([5, 7]), "b": torch.Size([3]), "c": torch.Size([2, 3, 4])}
+    shapes = {"a": torch.Size([5, 7]), "b": torch.Size([3]), "c": torch.Size([2, 3, 400])}
     settings = [[Settings(1e-1, 0.0, 1e-8), Settings(2e-1, 0.0, 1e-8), Settings(1e-1, 0.0, 1e-8)]]
     layout = Layout(shapes, 1, num_workers)
     full = [torch.randn(shape) for shape in shapes.values()]
-    joined, slots = layout.zeros(CPU), layout.zeros(CPU).int()
+    joined, taken, rates = layout.zeros(CPU), layout.zeros(CPU), layout.zeros(CPU)
     for rank in range(num_workers):
         shares = Shares(layout, rank, num_workers)
         kept = shares.zeros(CPU)
         shares.write([kept], full)
         shares.own(joined).copy_(kept)
-        shares.own(slots).copy_(slots_of(settings, shares, CPU)[2])
+        count_pieces(pieces_of(settings, shares), shares.own(taken), shares.own(rates))
         assert sum(view.numel() for view in shares.views(kept)) <= kept.numel() == layout.share
-    for tensor, back, slot, number in zip(full, layout.rows(joined, 0), layout.rows(slots, 0), (0, 1, 0), strict=True):
+    for tensor, back in zip(full, layout.rows(joined, 0), strict=True):
         assert torch.equal(tensor, back)
-        assert (slot == number).all()
+    for times, rate, number in zip(layout.rows(taken, 0), layout.rows(rates, 0), (0.1, 0.2, 0.1), strict=True):
+        assert (times == 1).all()
+        assert rate.unique().tolist() == pytest.approx([number])
     assert layout.size % (16 * num_workers) == 0
+
+
+def test_pieces_of_a_pack_are_of_one_member_each_and_as_few_as_can_be():
+    """Members that begin anywhere, and one that has fewer pieces than the other."""
+    shapes = {"a": torch.Size([3]), "b": torch.Size([2, 2 * PIECE]), "c": torch.Size([16])}
+    settings = [
+        [Settings(rate, 0.0, 1e-8) for rate in (0.1, 0.1, 0.1)],
+        [Settings(rate, 0.0, 1e-8) for rate in (0.2, 0.3, 0.4)],
+    ]
+    layout = Layout(shapes, 2)
+    taken, rates = layout.zeros(CPU), layout.zeros(CPU)
+    pieces = pieces_of(settings, Alone(layout))
+    count_pieces(pieces, taken, rates)
+    assert pieces.lengths.shape == (2, 1 + 4 + 1)
+    for row in (0, 1):
+        assert all((times == 1).all() for times in layout.rows(taken, row))
+        for rate, one in zip(layout.rows(rates, row), settings[row], strict=True):
+            assert rate.unique().tolist() == pytest.approx([one.learning_rate])
+    alike = pieces_of([settings[0][:2]], Alone(Layout({"a": torch.Size([4, 64]), "b": torch.Size([32])}, 1)))
+    assert alike.lengths.tolist() == [[4 * 64 + 32]]
+
+
+def count_pieces(pieces: Pieces, taken: torch.Tensor, rates: torch.Tensor) -> None:
+    """How often each element of a buffer is taken, and at which learning rate."""
+    for begin, length, one in zip(
+        pieces.begins.flatten(), pieces.lengths.flatten(), pieces.settings.flatten(0, 1), strict=True
+    ):
+        assert 0 <= begin <= begin + length <= len(taken)
+        assert length <= PIECE
+        taken[begin : begin + length] += 1
+        rates[begin : begin + length] = one[0]

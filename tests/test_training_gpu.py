@@ -17,6 +17,9 @@ from orchestrator.spec.datasets import DATASETS
 from orchestrator.spec.trial import Stepping, Trial
 from orchestrator.training import engine, sampling
 from orchestrator.training.data.source import EndlessImages, HeldImages
+from orchestrator.training.division import Alone
+from orchestrator.training.flat import Layout
+from orchestrator.training.flat_adamw import Buffers, EagerUpdate, KernelUpdate, Move, Settings
 from orchestrator.training.packing import seated, step
 from orchestrator.training.sampling import Generator
 
@@ -77,6 +80,48 @@ def test_members_of_a_pack_are_what_they_are_alone(compiled, device, tmp_path):
         alone, (one,) = packed(case, device, tmp_path, seeds=(seed,), graph=False)
         torch.testing.assert_close(together[:, place], alone[:, 0], rtol=1e-4, atol=0)
         torch.testing.assert_close(attempts[place].ema.tensors, one.ema.tensors, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("limits", [(None, None, None), (0.5, None, 1e4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernels_update_is_that_of_torch(dtype, limits, device):
+    """Of three members that begin anywhere, and of one; several settings of a member, and one."""
+    shapes = {"a": torch.Size([64, 48]), "b": torch.Size([7]), "c": torch.Size([33, 50])}
+    settings = [
+        [Settings(1e-2, 0.1, 1e-8), Settings(3e-3, 0.0, 1e-4), Settings(1e-2, 0.1, 1e-8)],
+        [Settings(1e-1, 0.0, 1e-8)] * 3,
+        [Settings(2e-2, 0.01, 1e-6), Settings(1e-2, 0.1, 1e-8), Settings(1e-2, 0.1, 1e-8)],
+    ]
+    for num in (3, 1):
+        layout = Layout(shapes, num)
+        made = EagerUpdate, KernelUpdate
+        wide, narrow = (_buffers(layout, device, dtype, kind is KernelUpdate) for kind in made)
+        eager, kernel = (
+            kind(settings[:num], limits[:num], Alone(layout), one, (0.9, 0.99))
+            for kind, one in zip(made, (wide, narrow), strict=True)
+        )
+        for taken in range(1, 5):
+            narrow.gradient.copy_(torch.randn(layout.size, device=device))
+            wide.gradient.copy_(narrow.gradient)
+            moves = [Move(rate, taken + row, 1.0 / taken) for row, rate in enumerate((1.0, 0.5, 0.7)[:num])]
+            eager(moves)
+            kernel(kernel.numbers(moves))
+        for kind in ("masters", "averages"):
+            for one, other in zip(layout.views(getattr(narrow, kind)), layout.views(getattr(wide, kind)), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        for one, other in zip(layout.views(narrow.weights), layout.views(narrow.masters), strict=True):
+            assert torch.equal(one, other.to(dtype))
+
+
+def _buffers(layout: Layout, device: torch.device, dtype: torch.dtype, narrow: bool) -> Buffers:
+    masters = torch.randn(layout.size, generator=torch.Generator(device).manual_seed(0), device=device)
+    return Buffers(
+        masters=masters,
+        weights=masters if dtype == torch.float32 else masters.to(dtype),
+        gradient=torch.zeros_like(masters, dtype=dtype if narrow else torch.float32),
+        moments=(layout.zeros(device), layout.zeros(device)),
+        averages=masters.clone(),
+    )
 
 
 def test_a_step_waits_for_nothing(device, tmp_path):

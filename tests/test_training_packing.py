@@ -25,7 +25,7 @@ from orchestrator.spec.trial import CooldownSchedule, Trial
 from orchestrator.training import packing
 from orchestrator.training.division import Alone
 from orchestrator.training.flat import Layout
-from orchestrator.training.flat_adamw import Buffers, EagerUpdate, Settings, flat_update, slot_values, slots_of
+from orchestrator.training.flat_adamw import Buffers, EagerUpdate, Move, Settings
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import run_attempt
 from orchestrator.training.packing import run_pack, seated
@@ -218,40 +218,37 @@ def test_a_pack_of_one_is_the_trial_alone_trunk_and_cooldown_too(trials, group, 
     same(apart, together, CURVE, read_curves)
 
 
-def test_the_flat_update_is_that_of_fused_adamw_for_every_member_and_parameter():
-    """Rates, decays and epsilons that differ by member and parameter, over three steps."""
+def test_the_update_is_adamw_for_every_member_and_parameter_clipped_by_member():
+    """Rates, decays, epsilons and limits that differ by member and parameter, over three steps."""
     shapes = {"a": torch.Size([5, 3]), "b": torch.Size([7])}
     settings = [[Settings(1e-2, 0.1, 1e-8), Settings(3e-3, 0.0, 1e-4)], [Settings(1e-1, 0.0, 1e-8)] * 2]
-    layout, betas = Layout(shapes, 2), (0.9, 0.99)
+    layout, (beta1, beta2), limits = Layout(shapes, 2), (0.9, 0.99), (1.5, None)
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(layout.size, generator=generator)
-
-    def buffers() -> Buffers:
-        masters, average = start.clone(), start.clone()
-        first, second, gradient = (layout.zeros(torch.device("cpu")) for _ in range(3))
-        return Buffers(
-            masters=masters, weights=masters, gradient=gradient, moments=(first, second), averages=average,
-            steps=torch.zeros(2),
-        )  # fmt: skip
-
-    eager, by_tensors, flat = buffers(), buffers(), buffers()
-    alone = Alone(layout)
-    update, update_by_tensors = (EagerUpdate(settings, alone, one, betas) for one in (eager, by_tensors))
-    rows, values, slot_of_element = slots_of(settings, alone, torch.device("cpu"))
-    for step in range(3):
-        gradient, rates, weights = torch.randn(layout.size, generator=generator), [1.0, 0.5], [1.0, 0.3 / (step + 1)]
-        for one in (eager, by_tensors, flat):
-            one.gradient.copy_(gradient)
-            one.steps.add_(1)
-        update(rates, weights)
-        update_by_tensors(torch.tensor(rates), torch.tensor(weights))
-        numbers = slot_values(values, rows, flat.steps, torch.tensor(rates), torch.tensor(weights), betas)
-        flat_update(flat.masters, None, flat.gradient, *flat.moments, flat.averages, numbers, slot_of_element, betas)
-    kinds = [(one.masters, *one.moments, one.averages) for one in (eager, by_tensors, flat)]
-    for expected, *others in zip(*kinds, strict=True):
-        for other in others:
-            for row in (0, 1):
-                torch.testing.assert_close(layout.rows(other, row), layout.rows(expected, row), rtol=1e-5, atol=1e-6)
+    masters, *rest = (layout.zeros(torch.device("cpu")) for _ in range(5))
+    masters.copy_(torch.randn(layout.size, generator=generator))
+    gradient, first, second, averages = rest
+    buffers = Buffers(masters=masters, weights=masters, gradient=gradient, moments=(first, second), averages=averages)
+    update = EagerUpdate(settings, limits, Alone(layout), buffers, (beta1, beta2))
+    expected = [[[p.clone(), *(torch.zeros_like(p),) * 3] for p in layout.rows(masters, row)] for row in (0, 1)]
+    for step in (1, 2, 3):
+        gradient.copy_(torch.randn(layout.size, generator=generator))
+        moves = [Move(1.0, step, 1.0 / step), Move(0.5, step + 4, 0.3)]
+        for row, (rate, count, weight) in enumerate(moves):
+            parts = layout.rows(gradient, row)
+            norm = torch.cat([part.flatten() for part in parts]).norm()
+            used = 1.0 if limits[row] is None else min(1.0, limits[row] / float(norm))
+            for place, (lr, decay, eps) in enumerate(settings[row]):
+                p, m, v, average = expected[row][place]
+                g = used * parts[place]
+                m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+                p = p - rate * lr * decay * p
+                p = p - rate * lr * (m / (1 - beta1**count)) / ((v / (1 - beta2**count)).sqrt() + eps)
+                expected[row][place] = [p, m, v, average + weight * (p - average)]
+        update(moves)
+    for row in (0, 1):
+        found = zip(*(layout.rows(kind, row) for kind in (masters, first, second, averages)), strict=True)
+        for one, other in zip(found, expected[row], strict=True):
+            torch.testing.assert_close(list(one), other, rtol=1e-5, atol=1e-6)
 
 
 def test_places_of_the_ended_are_kept_where_each_size_is_compiled_until_they_are_half(

@@ -154,7 +154,6 @@ def flat_memory(
     precision: Precision,
     num_workers: int,
     captured: bool,
-    wide: bool,
     evaluation_batch: int = EVALUATION_BATCH,
     generation_bytes: int = 0,
 ) -> Memory:
@@ -165,14 +164,13 @@ def flat_memory(
     Args:
         micro_batch: a worker's share of the batch.
         captured: the step is a CUDA graph, which keeps all that a step needs.
-        wide: gradients are summed in fp32 even if the step is in bf16 (not compiled, or clipped).
         evaluation_batch: images of one forward pass of the validation loss.
         generation_bytes: of generating images and encoding them (`planning.evaluation`).
     """
     params = cost(model).params_total
     size = 4 if precision == "fp32" else 2
     share = -(-params // num_workers)
-    buffer = (4 if wide else size) * params
+    buffer = size * params
     activations = micro_batch * activation_bytes(model, precision, False)
     working = micro_batch * working_bytes(model, precision)
     reducing = buffer + size * params  # autograd's are copied into the buffer

@@ -278,7 +278,6 @@ def trial_memory(trial: Trial, *, on_gpu: bool) -> Memory:
             precision=trial.precision,
             num_workers=trial.num_workers,
             captured=trial.stepping == "graph",
-            wide=not trial.compiled or trial.optimizer.gradient_clip is not None,
             generation_bytes=generation_bytes_of(trial, on_gpu=True),
         )
     return memory(

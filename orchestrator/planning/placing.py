@@ -147,7 +147,6 @@ def _with_step(seat: Seat, cell: Cell, compute: Compute, device: Device | None, 
         precision=compute.precision,
         num_workers=seat.num_workers,
         captured=stepping == "graph",
-        wide=not compute.compile or cell.variant.training.gradient_clip is not None,
         generation_bytes=generation_bytes(evaluation, model, on_gpu=True, whole=compute.compile),
     )
     room = UNKNOWN_DEVICE_BYTES if device is None else available_bytes(device)

@@ -40,6 +40,10 @@ class Alone:
         """Of each parameter of one member what is kept."""
         return self._layout.rows(kept, row)
 
+    def ranges(self, row: int) -> list[tuple[int, int]]:
+        """Where `rows` begin and end in what is kept."""
+        return self._layout.row_ranges(row)
+
     def parts(self, kept: Tensor, row: int) -> list[Tensor]:
         """What is kept of one member, in as few tensors as it has."""
         return self.rows(kept, row)
@@ -72,6 +76,10 @@ class Alone:
         """The norm of all parts of all workers together, on the device. Collective."""
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(parts))))
 
+    def total(self, own: Tensor) -> Tensor:
+        """The sum of a tensor over all workers, in its place, on the device. Collective."""
+        return own
+
 
 class Shares:
     """One worker's share of one model's buffers; methods as of `Alone`.
@@ -96,10 +104,14 @@ class Shares:
         return torch.zeros(self._layout.share, device=device)
 
     def views(self, kept: Tensor) -> list[Tensor]:
-        return [kept[here].view(1, -1) for here, _ in self._ranges()]
+        return [kept[here].view(1, -1) for here, _ in self._slices()]
 
     def rows(self, kept: Tensor, row: int) -> list[Tensor]:
         return [view[row] for view in self.views(kept)]
+
+    def ranges(self, row: int) -> list[tuple[int, int]]:
+        assert row == 0, "only one model is divided"
+        return [(here.start, here.stop) for here, _ in self._slices()]
 
     def parts(self, kept: Tensor, row: int) -> list[Tensor]:
         assert row == 0, "only one model is divided"
@@ -115,7 +127,7 @@ class Shares:
     @torch.no_grad()
     def write(self, parts: Sequence[Tensor], full: Sequence[Tensor]) -> None:
         (kept,) = parts
-        for (here, there), tensor in zip(self._ranges(), full, strict=True):
+        for (here, there), tensor in zip(self._slices(), full, strict=True):
             kept[here].copy_(tensor.reshape(-1)[there])
 
     def spread(self, masters: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -137,11 +149,13 @@ class Shares:
             torch.distributed.all_reduce(buffer)  # not every gloo can scatter
 
     def norm(self, parts: Sequence[Tensor]) -> Tensor:
-        squares = torch.stack(torch._foreach_norm(list(parts))).square().sum()
-        torch.distributed.all_reduce(squares)
-        return squares.sqrt()
+        return self.total(torch.stack(torch._foreach_norm(list(parts))).square().sum()).sqrt()
 
-    def _ranges(self) -> list[tuple[slice, slice]]:
+    def total(self, own: Tensor) -> Tensor:
+        torch.distributed.all_reduce(own)
+        return own
+
+    def _slices(self) -> list[tuple[slice, slice]]:
         """Of each parameter what of the share it takes, and what of the parameter that is; both may be empty."""
         found = []
         for start, end in self._layout.ranges():

@@ -36,6 +36,11 @@ class Layout:
         num = self.num_members
         return [(at, at + num * prod(shape)) for at, shape in zip(self._starts, self.shapes.values(), strict=True)]
 
+    def row_ranges(self, row: int) -> list[tuple[int, int]]:
+        """Where each parameter of one member begins and ends in a buffer."""
+        sizes = [prod(shape) for shape in self.shapes.values()]
+        return [(at + row * size, at + (row + 1) * size) for at, size in zip(self._starts, sizes, strict=True)]
+
     def zeros(self, device: torch.device) -> Tensor:
         """A buffer in float32."""
         return torch.zeros(self.size, device=device)

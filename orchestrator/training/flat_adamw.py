@@ -1,21 +1,27 @@
 """AdamW and the averages of a pack, or of a worker's share of one model: each member and parameter with its own rate,
-decay and epsilon.
+decay and epsilon, and each member's gradient scaled down to its own largest norm.
 
-`EagerUpdate` calls torch's fused kernel for what shares its settings. `CompiledUpdate` makes the step, the weights of
-the next forward pass and the averages one kernel over flat buffers, which reads and writes every buffer once.
+`EagerUpdate` calls torch's own kernels, on CPUs. `KernelUpdate` makes the step, the weights of the next forward pass
+and the averages one kernel over flat buffers, on GPUs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from orchestrator.training.compilation import compiled
 from orchestrator.training.division import Division
+
+CLIP_EPS = 1e-6
+"""As in torch.nn.utils.clip_grad_norm_."""
+PIECE = 1024
+"""Elements that one program of the kernel takes at most."""
 
 
 class Settings(NamedTuple):
@@ -26,9 +32,20 @@ class Settings(NamedTuple):
     eps: float
 
 
+class Move(NamedTuple):
+    """What one step is for one member."""
+
+    rate: float
+    """Learning rates over their bases."""
+    step: int
+    """Steps taken, this one counted."""
+    weight: float
+    """The share by which the average moves to the new weights."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Buffers:
-    """What an update works on, flat, as the worker keeps it; steps [M]."""
+    """What an update works on, flat, as the worker keeps it."""
 
     masters: Tensor
     weights: Tensor
@@ -36,12 +53,6 @@ class Buffers:
     gradient: Tensor
     moments: tuple[Tensor, Tensor]
     averages: Tensor
-    steps: Tensor
-    """Taken by each member, the one under way counted."""
-
-
-Numbers = Sequence[float] | Tensor
-"""One for each member; tensors where a graph replays the step."""
 
 
 class EagerUpdate:
@@ -49,70 +60,55 @@ class EagerUpdate:
 
     Args:
         settings: of each member, of each parameter in the model's order.
+        limits: the largest norm of each member's gradient.
         division: how they lie in the buffers.
-        buffers: fixed for good.
+        buffers: fixed for good; the gradient is as wide as the masters.
         betas: Adam's.
     """
 
     def __init__(
-        self, settings: Sequence[Sequence[Settings]], division: Division, buffers: Buffers, betas: tuple[float, float]
+        self,
+        settings: Sequence[Sequence[Settings]],
+        limits: Sequence[float | None],
+        division: Division,
+        buffers: Buffers,
+        betas: tuple[float, float],
     ) -> None:
-        self._buffers, self._betas, self._calls = buffers, betas, []
+        self._buffers, self._limits, self._division, self._betas = buffers, limits, division, betas
+        self._calls = []
         followed = (buffers.averages, buffers.masters)
-        self._rows = [[division.rows(buffer, row) for buffer in followed] for row in range(len(settings))]
-        self._views = list(zip(*map(division.views, followed), strict=True))
+        self._followed = [[division.rows(buffer, row) for buffer in followed] for row in range(len(settings))]
         rows = [
             [division.rows(kind, row) for kind in (buffers.masters, buffers.gradient, *buffers.moments)]
             for row in range(len(settings))
         ]
         for (row, one), places in _slots(settings).items():
             kept = [place for place in places if rows[row][0][place].numel()]
-            lists = [[kind[place] for place in kept] for kind in rows[row]]
             if kept:
-                self._calls.append((row, one, lists, [buffers.steps[row]] * len(kept)))
+                self._calls.append((row, one, [[kind[place] for place in kept] for kind in rows[row]]))
 
-    def __call__(self, rates: Numbers, weights: Numbers) -> None:
-        """A step; `rates` over the base rates, and `weights` by which the averages move."""
+    def __call__(self, moves: Sequence[Move]) -> None:
+        """A step. Collective."""
+        self._clip()
         beta1, beta2 = self._betas
-        for row, (rate, decay, eps), (masters, gradients, first, second), steps in self._calls:
+        steps = [torch.tensor(float(move.step), device=self._buffers.masters.device) for move in moves]
+        for row, (rate, decay, eps), (masters, gradients, first, second) in self._calls:
             torch._fused_adamw_(
-                masters, gradients, first, second, [], steps, lr=rate * rates[row], beta1=beta1, beta2=beta2,
-                weight_decay=decay, eps=eps, amsgrad=False, maximize=False,
+                masters, gradients, first, second, [], [steps[row]] * len(masters), lr=rate * moves[row].rate,
+                beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=False,
             )  # fmt: skip
         if self._buffers.weights is not self._buffers.masters:
             self._buffers.weights.copy_(self._buffers.masters)
-        self._follow(weights)
+        for (averages, masters), move in zip(self._followed, moves, strict=True):
+            torch._foreach_lerp_(averages, masters, move.weight)
 
-    def _follow(self, weights: Numbers) -> None:
-        """Move the averages. By a number that lies on a GPU one by one: of lists torch would wait for it."""
-        if isinstance(weights, Tensor):
-            for average, master in self._views:
-                average.lerp_(master, weights.view(-1, *[1] * (average.dim() - 1)))
-            return
-        for (averages, masters), weight in zip(self._rows, weights, strict=True):
-            torch._foreach_lerp_(averages, masters, weight)
-
-
-class CompiledUpdate:
-    """The update as one kernel; arguments as of `EagerUpdate`."""
-
-    def __init__(
-        self, settings: Sequence[Sequence[Settings]], division: Division, buffers: Buffers, betas: tuple[float, float]
-    ) -> None:
-        self._buffers, self._betas = buffers, betas
-        self._rows, self._settings, self._slot_of_element = slots_of(settings, division, buffers.masters.device)
-        self._values, self._update = compiled(slot_values), compiled(flat_update)
-
-    def __call__(self, rates: Numbers, weights: Numbers) -> None:
-        """As `EagerUpdate`'s, of tensors."""
-        assert isinstance(rates, Tensor), "only a GPU compiles"
-        assert isinstance(weights, Tensor), "only a GPU compiles"
-        held = self._buffers
-        values = self._values(self._settings, self._rows, held.steps, rates, weights, self._betas)
-        apart = None if held.weights is held.masters else held.weights
-        self._update(
-            held.masters, apart, held.gradient, *held.moments, held.averages, values, self._slot_of_element, self._betas
-        )
+    def _clip(self) -> None:
+        """Scale each member's gradient down to its own largest norm."""
+        for row, limit in enumerate(self._limits):
+            if limit is not None:
+                own = self._division.parts(self._buffers.gradient, row)
+                norm = self._division.norm(own)
+                torch._foreach_mul_(own, (limit / (norm + CLIP_EPS)).clamp(max=1.0))
 
 
 def _slots(settings: Sequence[Sequence[Settings]]) -> dict[tuple[int, Settings], list[int]]:
@@ -124,54 +120,95 @@ def _slots(settings: Sequence[Sequence[Settings]]) -> dict[tuple[int, Settings],
     return slots
 
 
-def slots_of(
-    settings: Sequence[Sequence[Settings]], division: Division, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The member of each slot [S], its settings [S, 3], and the slot of every element; None where there is one slot."""
-    slots = _slots(settings)
-    rows = torch.tensor([row for row, _ in slots], device=device)
-    values = torch.tensor([one for _, one in slots], device=device)
-    if len(slots) == 1:
-        return rows, values, None
-    slot_of_element = division.zeros(device).int()
-    for number, ((row, _), places) in enumerate(slots.items()):
-        views = division.rows(slot_of_element, row)
-        for place in places:
-            views[place].fill_(number)
-    return rows, values, slot_of_element
+class KernelUpdate:
+    """The update by `flat_adamw_kernel`, and its arguments as of `EagerUpdate`; the gradient may be in bf16, clipped or
+    not, as it is scaled where it is read. What changes from step to step are tensors, so that a graph can replay it.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[Sequence[Settings]],
+        limits: Sequence[float | None],
+        division: Division,
+        buffers: Buffers,
+        betas: tuple[float, float],
+    ) -> None:
+        self._buffers, self._division, self._betas = buffers, division, betas
+        self._device = buffers.masters.device
+        self._pieces = pieces_of(settings, division).to(self._device)
+        self._limits: Tensor | None = None
+        if any(limit is not None for limit in limits):
+            largest = [torch.inf if limit is None else limit for limit in limits]
+            self._limits = torch.tensor(largest, device=self._device)
+
+    def numbers(self, moves: Sequence[Move]) -> Tensor:
+        """What the kernel takes of a step [M, 4], worked out in double precision; a copy to the GPU, not waited for."""
+        beta1, beta2 = self._betas
+        rows = [(rate, rate / (1 - beta1**step), (1 - beta2**step) ** -0.5, weight) for rate, step, weight in moves]
+        return torch.tensor(rows, pin_memory=True).to(self._device, non_blocking=True)
+
+    def __call__(self, numbers: Tensor) -> None:
+        """A step by `numbers`. Collective."""
+        kernel = _kernel()
+        squares = None
+        if self._limits is not None:
+            squares = self._division.total(kernel.squares(self._buffers.gradient, self._pieces))
+        kernel.update(self._buffers, self._pieces, numbers, self._betas, squares, self._limits)
 
 
-def slot_values(
-    settings: Tensor, rows: Tensor, steps: Tensor, rates: Tensor, weights: Tensor, betas: tuple[float, float]
-) -> Tensor:
-    """What `flat_update` takes of a slot [5, S]: step size, second moment's scale, decay, epsilon, average's share."""
-    rate, decay, eps = settings.unbind(1)
-    rate, step = rate * rates[rows], steps[rows]
-    scale = (1 - betas[1] ** step).rsqrt()
-    return torch.stack([rate / (1 - betas[0] ** step), scale, 1 - rate * decay, eps, weights[rows]])
+def _kernel() -> ModuleType:
+    from orchestrator.training import flat_adamw_kernel  # it imports triton, which CPUs do without
+
+    return flat_adamw_kernel
 
 
-def flat_update(
-    masters: Tensor,
-    weights: Tensor | None,
-    gradient: Tensor,
-    first: Tensor,
-    second: Tensor,
-    averages: Tensor,
-    values: Tensor,
-    slot_of_element: Tensor | None,
-    betas: tuple[float, float],
-) -> None:
-    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101, algorithm 2) and the averages, in place."""
-    beta1, beta2 = betas
-    size, scale, shrink, eps, share = values if slot_of_element is None else values[:, slot_of_element]
-    g = gradient.float()
-    m = beta1 * first + (1 - beta1) * g
-    v = beta2 * second + (1 - beta2) * g * g
-    p = masters * shrink - size * m / (v.sqrt() * scale + eps)
-    first.copy_(m)
-    second.copy_(v)
-    masters.copy_(p)
-    averages.copy_(averages + share * (p - averages))
-    if weights is not None:
-        weights.copy_(p)
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """The buffers cut so that each piece is of one member and one kind of settings.
+
+    What the kernel reads of a piece is 24 bytes, where a number for each element, by which to find its settings, took
+    4 bytes of every 40 that were moved. Members with fewer pieces than others end in empty ones.
+    """
+
+    begins: Tensor
+    """[M, n]"""
+    lengths: Tensor
+    """[M, n], at most PIECE."""
+    settings: Tensor
+    """[M, n, 3]"""
+
+    def to(self, device: torch.device) -> Pieces:
+        """The same on a device."""
+        return Pieces(begins=self.begins.to(device), lengths=self.lengths.to(device), settings=self.settings.to(device))
+
+
+def pieces_of(settings: Sequence[Sequence[Settings]], division: Division) -> Pieces:
+    """The pieces of what a worker keeps, by the settings of each member and parameter."""
+    begins, lengths, values = [], [], []
+    for row, own in enumerate(settings):
+        runs = _runs(own, division.ranges(row))
+        firsts = [torch.arange(begin, end, PIECE) for begin, end, _ in runs]
+        sizes = [(end - first).clamp(max=PIECE).int() for first, (_, end, _) in zip(firsts, runs, strict=True)]
+        counts = torch.tensor([len(first) for first in firsts], dtype=torch.int64)
+        table = torch.tensor([one for _, _, one in runs], dtype=torch.float32).view(-1, 3)
+        begins.append(torch.cat([torch.empty(0, dtype=torch.int64), *firsts]))
+        lengths.append(torch.cat([torch.empty(0, dtype=torch.int32), *sizes]))
+        values.append(table.repeat_interleave(counts, 0))
+    return Pieces(
+        begins=pad_sequence(begins, batch_first=True),
+        lengths=pad_sequence(lengths, batch_first=True),
+        settings=pad_sequence(values, batch_first=True),
+    )
+
+
+def _runs(settings: Sequence[Settings], ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, Settings]]:
+    """Where runs of elements with the same settings begin and end, of the parameters of one member."""
+    runs: list[tuple[int, int, Settings]] = []
+    for (begin, end), one in zip(ranges, settings, strict=True):
+        if begin == end:
+            continue
+        if runs and runs[-1][1:] == (begin, one):
+            runs[-1] = (runs[-1][0], end, one)
+        else:
+            runs.append((begin, end, one))
+    return runs

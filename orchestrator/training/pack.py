@@ -12,6 +12,7 @@ worker steps its share of masters, moments and averages (`training.division`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,12 +26,9 @@ from orchestrator.training.compilation import compiled
 from orchestrator.training.division import division
 from orchestrator.training.engine import MOMENTS
 from orchestrator.training.flat import Layout
-from orchestrator.training.flat_adamw import Buffers, CompiledUpdate, EagerUpdate, Numbers, Settings
+from orchestrator.training.flat_adamw import Buffers, EagerUpdate, KernelUpdate, Move, Settings
 from orchestrator.training.model import training_model
 from orchestrator.training.step_graph import StepGraph
-
-CLIP_EPS = 1e-6
-"""As in torch.nn.utils.clip_grad_norm_."""
 
 
 class Pack:
@@ -71,7 +69,7 @@ class Pack:
         self.division = division(self.layout, rank, num_workers)
         self.masters, self.averages = self.division.zeros(device), self.division.zeros(device)
         self.moments = {name: self.division.zeros(device) for name in MOMENTS}
-        self.steps = torch.zeros(len(trials), device=device)
+        self.steps = [0] * len(trials)
         for row, member in enumerate(self.members):
             initial = [parameter[row] if self._stacked else parameter for parameter in self.model.parameters()]
             self.division.write(member.masters(), initial)
@@ -90,13 +88,15 @@ class Pack:
             rates: each member's learning rate over its base rate.
             spans: samples seen by each member before and after the step.
         """
-        weights = [
-            1.0 if before == 0 else 1 - (before / after) ** (self._emas[row].gamma + 1)
-            for row, (before, after) in enumerate(spans)
-        ]
-        if self.device.type != "cuda":
-            return self._advance(batch, rates, weights)
-        numbers = torch.tensor([*rates, *weights], pin_memory=True).to(self.device, non_blocking=True)
+        moves = []
+        for row, (rate, (before, after)) in enumerate(zip(rates, spans, strict=True)):
+            self.steps[row] += 1
+            weight = 1.0 if before == 0 else 1 - (before / after) ** (self._emas[row].gamma + 1)
+            moves.append(Move(rate, self.steps[row], weight))
+        update = self._update
+        if isinstance(update, EagerUpdate):
+            return self._advance(batch, partial(update, moves))
+        numbers = update.numbers(moves)
         if not self._graphed:
             return self._advance_by(*batch, numbers)
         if self._graph is None:
@@ -104,20 +104,19 @@ class Pack:
         return self._graph(*batch, numbers)
 
     def _advance_by(self, *inputs: Tensor) -> Tensor:
-        """`_advance` by tensors alone, as a graph replays it: a batch, then the numbers of `step`."""
+        """`_advance` by tensors alone, as a graph replays it: a batch, then the numbers of the update."""
         *batch, numbers = inputs
-        return self._advance(batch, *numbers.chunk(2))
+        assert isinstance(self._update, KernelUpdate), "CPUs have no graphs"
+        return self._advance(batch, partial(self._update, numbers))
 
-    def _advance(self, batch: Sequence[Tensor], rates: Numbers, weights: Numbers) -> Tensor:
+    def _advance(self, batch: Sequence[Tensor], update: Callable[[], None]) -> Tensor:
         losses, num_workers = self._losses(batch), self.division.num_workers
         share = losses.sum() / num_workers if num_workers > 1 else losses.sum()  # their sum is the mean over the gang
         gradients = torch.autograd.grad(share, self._parameters)
         torch._foreach_copy_(self._gradients, list(gradients))
         self.division.reduce(self._gradient)
-        self._clip()
-        self.steps += 1
         with torch.no_grad():
-            self._update(rates, weights)
+            update()
         self.division.gather(self._weights)
         return losses.detach()
 
@@ -126,14 +125,6 @@ class Pack:
         x, y, t, noise = batch
         losses: Tensor = self._loss(self.model, x, y, t, noise)
         return losses.view(len(self.members), -1).mean(1)
-
-    def _clip(self) -> None:
-        """Scale each member's gradient down to its own largest norm."""
-        for row, optimizer in enumerate(self.optimizers):
-            if (limit := optimizer.gradient_clip) is not None:
-                own = self.division.parts(self.division.own(self._gradient), row)
-                norm = self.division.norm(own)
-                torch._foreach_mul_(own, (limit / (norm + CLIP_EPS)).clamp(max=1.0))
 
     # Members.
 
@@ -156,10 +147,10 @@ class Pack:
                 torch.index_select(own, 0, index, out=view)
             return fewer
 
-        self.masters, self.averages, self.steps = kept(self.masters), kept(self.averages), self.steps[index]
+        self.masters, self.averages = kept(self.masters), kept(self.averages)
         self.moments = {name: kept(moment) for name, moment in self.moments.items()}
         self.members, self.optimizers = [self.members[row] for row in rows], [self.optimizers[row] for row in rows]
-        self._settings = [self._settings[row] for row in rows]
+        self._settings, self.steps = [self._settings[row] for row in rows], [self.steps[row] for row in rows]
         emas = [self._emas[row] for row in rows]
         for row, (member, ema) in enumerate(zip(self.members, emas, strict=True)):
             member.row = row
@@ -192,18 +183,18 @@ class Pack:
         self._drop_graph()
         dtype = torch.bfloat16 if self._half else torch.float32
         self._weights, self.masters = self.division.spread(self.masters, dtype)
-        clipped = any(optimizer.gradient_clip is not None for optimizer in self.optimizers)
-        precise = not self.compiled or clipped  # else half the bytes are moved
-        self._gradient = torch.zeros_like(self._weights, dtype=torch.float32 if precise else dtype)
+        on_gpu = self.device.type == "cuda"
+        # The kernel widens what it reads; torch's own update wants gradients as wide as the masters.
+        self._gradient = torch.zeros_like(self._weights, dtype=dtype if on_gpu else torch.float32)
         self._gradients = self._bound(self._gradient)
         for name, part in zip(self.names, self._bound(self._weights), strict=True):
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, torch.nn.Parameter(part))
         self._parameters = list(self.model.parameters())
         first, second = self.moments.values()
-        update = CompiledUpdate if self.compiled else EagerUpdate
-        self._update = update(
+        self._update = (KernelUpdate if on_gpu else EagerUpdate)(
             self._settings,
+            [optimizer.gradient_clip for optimizer in self.optimizers],
             self.division,
             Buffers(
                 masters=self.masters,
@@ -211,7 +202,6 @@ class Pack:
                 gradient=self.division.own(self._gradient),
                 moments=(first, second),
                 averages=self.averages,
-                steps=self.steps,
             ),
             self.optimizers[0].betas,
         )
@@ -251,7 +241,7 @@ class PackMember:
             for kind, parts in self._state().items()
             for name, tensor in zip(self.names, self.whole(parts), strict=True)
         }
-        state["step"] = self._pack.steps[self.row].long().cpu()
+        state["step"] = torch.tensor(self._pack.steps[self.row])
         return state
 
     def load_state(self, state: dict[str, Tensor], loss: Callable[[], Tensor] | None = None) -> None:
@@ -259,7 +249,7 @@ class PackMember:
         need. Collective."""
         for kind, parts in self._state().items():
             self.take_part(parts, {name: state[f"{kind}/{name}"] for name in self.names})
-        self._pack.steps[self.row] = float(state["step"])
+        self._pack.steps[self.row] = int(state["step"])
         self._pack.refresh()
 
     def close(self) -> None:
