@@ -19,7 +19,7 @@ from orchestrator.training import engine, sampling
 from orchestrator.training.data.source import EndlessImages, HeldImages
 from orchestrator.training.division import Alone
 from orchestrator.training.flat import Layout
-from orchestrator.training.flat_adamw import Buffers, EagerUpdate, KernelUpdate, Move, Settings
+from orchestrator.training.flat_adamw import EagerUpdate, KernelUpdate, Move, Settings, Work
 from orchestrator.training.packing import seated, step
 from orchestrator.training.sampling import Generator
 
@@ -94,12 +94,11 @@ def test_the_kernels_update_is_that_of_torch(dtype, limits, device):
     ]
     for num in (3, 1):
         layout = Layout(shapes, num)
-        made = EagerUpdate, KernelUpdate
-        wide, narrow = (_buffers(layout, device, dtype, kind is KernelUpdate) for kind in made)
-        eager, kernel = (
-            kind(settings[:num], limits[:num], Alone(layout), one, (0.9, 0.99))
-            for kind, one in zip(made, (wide, narrow), strict=True)
+        wide, narrow = (
+            work_of(layout, settings[:num], limits[:num], device, dtype, gradients)
+            for gradients in (torch.float32, dtype)
         )
+        eager, kernel = EagerUpdate(wide), KernelUpdate(narrow)
         for taken in range(1, 5):
             narrow.gradient.copy_(torch.randn(layout.size, device=device))
             wide.gradient.copy_(narrow.gradient)
@@ -113,15 +112,15 @@ def test_the_kernels_update_is_that_of_torch(dtype, limits, device):
             assert torch.equal(one, other.to(dtype))
 
 
-def _buffers(layout: Layout, device: torch.device, dtype: torch.dtype, narrow: bool) -> Buffers:
+def work_of(layout, settings, limits, device, dtype, gradients) -> Work:
+    """Random weights in flat buffers, those of the forward pass in a `dtype`, gradients in another."""
     masters = torch.randn(layout.size, generator=torch.Generator(device).manual_seed(0), device=device)
-    return Buffers(
-        masters=masters,
+    return Work(
+        settings=settings, limits=limits, betas=(0.9, 0.99), division=Alone(layout), masters=masters,
         weights=masters if dtype == torch.float32 else masters.to(dtype),
-        gradient=torch.zeros_like(masters, dtype=dtype if narrow else torch.float32),
-        moments=(layout.zeros(device), layout.zeros(device)),
-        averages=masters.clone(),
-    )
+        gradient=torch.zeros_like(masters, dtype=gradients),
+        moments=(layout.zeros(device), layout.zeros(device)), averages=masters.clone(),
+    )  # fmt: skip
 
 
 def test_a_step_waits_for_nothing(device, tmp_path):

@@ -25,7 +25,7 @@ from orchestrator.spec.trial import CooldownSchedule, Trial
 from orchestrator.training import packing
 from orchestrator.training.division import Alone
 from orchestrator.training.flat import Layout
-from orchestrator.training.flat_adamw import Buffers, EagerUpdate, Move, Settings
+from orchestrator.training.flat_adamw import EagerUpdate, Move, Settings, Work
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import run_attempt
 from orchestrator.training.packing import run_pack, seated
@@ -227,8 +227,12 @@ def test_the_update_is_adamw_for_every_member_and_parameter_clipped_by_member():
     masters, *rest = (layout.zeros(torch.device("cpu")) for _ in range(5))
     masters.copy_(torch.randn(layout.size, generator=generator))
     gradient, first, second, averages = rest
-    buffers = Buffers(masters=masters, weights=masters, gradient=gradient, moments=(first, second), averages=averages)
-    update = EagerUpdate(settings, limits, Alone(layout), buffers, (beta1, beta2))
+    update = EagerUpdate(
+        Work(
+            settings=settings, limits=limits, betas=(beta1, beta2), division=Alone(layout), masters=masters,
+            weights=masters, gradient=gradient, moments=(first, second), averages=averages,
+        )
+    )  # fmt: skip
     expected = [[[p.clone(), *(torch.zeros_like(p),) * 3] for p in layout.rows(masters, row)] for row in (0, 1)]
     for step in (1, 2, 3):
         gradient.copy_(torch.randn(layout.size, generator=generator))

@@ -44,9 +44,17 @@ class Move(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Buffers:
-    """What an update works on, flat, as the worker keeps it."""
+class Work:
+    """What an update works on: flat buffers as the worker keeps them, fixed for good, and how they are stepped."""
 
+    settings: Sequence[Sequence[Settings]]
+    """Of each member, of each parameter in the model's order."""
+    limits: Sequence[float | None]
+    """The largest norm of each member's gradient."""
+    betas: tuple[float, float]
+    """Adam's."""
+    division: Division
+    """How members and parameters lie in the buffers."""
     masters: Tensor
     weights: Tensor
     """Of the forward pass: the masters themselves, or bf16."""
@@ -56,58 +64,41 @@ class Buffers:
 
 
 class EagerUpdate:
-    """The update by torch's own kernels.
+    """The update by torch's own kernels, of a gradient as wide as the masters."""
 
-    Args:
-        settings: of each member, of each parameter in the model's order.
-        limits: the largest norm of each member's gradient.
-        division: how they lie in the buffers.
-        buffers: fixed for good; the gradient is as wide as the masters.
-        betas: Adam's.
-    """
-
-    def __init__(
-        self,
-        settings: Sequence[Sequence[Settings]],
-        limits: Sequence[float | None],
-        division: Division,
-        buffers: Buffers,
-        betas: tuple[float, float],
-    ) -> None:
-        self._buffers, self._limits, self._division, self._betas = buffers, limits, division, betas
-        self._calls = []
-        followed = (buffers.averages, buffers.masters)
-        self._followed = [[division.rows(buffer, row) for buffer in followed] for row in range(len(settings))]
-        rows = [
-            [division.rows(kind, row) for kind in (buffers.masters, buffers.gradient, *buffers.moments)]
-            for row in range(len(settings))
-        ]
-        for (row, one), places in _slots(settings).items():
-            kept = [place for place in places if rows[row][0][place].numel()]
+    def __init__(self, work: Work) -> None:
+        self._work, self._calls = work, []
+        rows, division = range(len(work.settings)), work.division
+        self._followed = [[division.rows(kind, row) for kind in (work.averages, work.masters)] for row in rows]
+        stepped = (work.masters, work.gradient, *work.moments)
+        parts = [[division.rows(kind, row) for kind in stepped] for row in rows]
+        for (row, one), places in _slots(work.settings).items():
+            kept = [place for place in places if parts[row][0][place].numel()]
             if kept:
-                self._calls.append((row, one, [[kind[place] for place in kept] for kind in rows[row]]))
+                self._calls.append((row, one, [[kind[place] for place in kept] for kind in parts[row]]))
 
     def __call__(self, moves: Sequence[Move]) -> None:
         """A step. Collective."""
         self._clip()
-        beta1, beta2 = self._betas
-        steps = [torch.tensor(float(move.step), device=self._buffers.masters.device) for move in moves]
+        beta1, beta2 = self._work.betas
+        steps = [torch.tensor(float(move.step), device=self._work.masters.device) for move in moves]
         for row, (rate, decay, eps), (masters, gradients, first, second) in self._calls:
             torch._fused_adamw_(
                 masters, gradients, first, second, [], [steps[row]] * len(masters), lr=rate * moves[row].rate,
                 beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=False,
             )  # fmt: skip
-        if self._buffers.weights is not self._buffers.masters:
-            self._buffers.weights.copy_(self._buffers.masters)
+        if self._work.weights is not self._work.masters:
+            self._work.weights.copy_(self._work.masters)
         for (averages, masters), move in zip(self._followed, moves, strict=True):
             torch._foreach_lerp_(averages, masters, move.weight)
 
     def _clip(self) -> None:
         """Scale each member's gradient down to its own largest norm."""
-        for row, limit in enumerate(self._limits):
+        division = self._work.division
+        for row, limit in enumerate(self._work.limits):
             if limit is not None:
-                own = self._division.parts(self._buffers.gradient, row)
-                norm = self._division.norm(own)
+                own = division.parts(self._work.gradient, row)
+                norm = division.norm(own)
                 torch._foreach_mul_(own, (limit / (norm + CLIP_EPS)).clamp(max=1.0))
 
 
@@ -121,29 +112,22 @@ def _slots(settings: Sequence[Sequence[Settings]]) -> dict[tuple[int, Settings],
 
 
 class KernelUpdate:
-    """The update by `flat_adamw_kernel`, and its arguments as of `EagerUpdate`; the gradient may be in bf16, clipped or
-    not, as it is scaled where it is read. What changes from step to step are tensors, so that a graph can replay it.
+    """The update by `flat_adamw_kernel`, of a gradient in bf16 or fp32: it is clipped where it is read.
+
+    What changes from step to step are tensors, so that a graph can replay it.
     """
 
-    def __init__(
-        self,
-        settings: Sequence[Sequence[Settings]],
-        limits: Sequence[float | None],
-        division: Division,
-        buffers: Buffers,
-        betas: tuple[float, float],
-    ) -> None:
-        self._buffers, self._division, self._betas = buffers, division, betas
-        self._device = buffers.masters.device
-        self._pieces = pieces_of(settings, division).to(self._device)
+    def __init__(self, work: Work) -> None:
+        self._work, self._device = work, work.masters.device
+        self._pieces = pieces_of(work.settings, work.division).to(self._device)
         self._limits: Tensor | None = None
-        if any(limit is not None for limit in limits):
-            largest = [torch.inf if limit is None else limit for limit in limits]
+        if any(limit is not None for limit in work.limits):
+            largest = [torch.inf if limit is None else limit for limit in work.limits]
             self._limits = torch.tensor(largest, device=self._device)
 
     def numbers(self, moves: Sequence[Move]) -> Tensor:
         """What the kernel takes of a step [M, 4], worked out in double precision; a copy to the GPU, not waited for."""
-        beta1, beta2 = self._betas
+        beta1, beta2 = self._work.betas
         rows = [(rate, rate / (1 - beta1**step), (1 - beta2**step) ** -0.5, weight) for rate, step, weight in moves]
         return torch.tensor(rows, pin_memory=True).to(self._device, non_blocking=True)
 
@@ -152,8 +136,8 @@ class KernelUpdate:
         kernel = _kernel()
         squares = None
         if self._limits is not None:
-            squares = self._division.total(kernel.squares(self._buffers.gradient, self._pieces))
-        kernel.update(self._buffers, self._pieces, numbers, self._betas, squares, self._limits)
+            squares = self._work.division.total(kernel.squares(self._work.gradient, self._pieces))
+        kernel.update(self._work, self._pieces, numbers, squares, self._limits)
 
 
 def _kernel() -> ModuleType:

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from orchestrator.training.flat import ALIGNMENT
-from orchestrator.training.flat_adamw import CLIP_EPS, PIECE, Buffers, Pieces
+from orchestrator.training.flat_adamw import CLIP_EPS, PIECE, Pieces, Work
 
 NORM_EPS = tl.constexpr(CLIP_EPS)
 WARPS = 8
@@ -15,33 +15,31 @@ WARPS = 8
 
 
 def update(
-    buffers: Buffers,
+    work: Work,
     pieces: Pieces,
     numbers: Tensor,
-    betas: tuple[float, float],
     squares: Tensor | None = None,
     limits: Tensor | None = None,
 ) -> None:
     """One step of every member, in place: each buffer is read and written once.
 
     Args:
-        buffers: as they lie.
+        work: the work.
         pieces: of them.
         numbers: of each member [M, 4]: learning rate over its base, the same over Adam's first bias correction, one
             over the root of the second, and the share by which the average moves.
-        betas: Adam's.
         squares: of each member's gradient [M], summed; None where nothing is clipped.
         limits: of its norm [M].
     """
     assert (squares is None) == (limits is None), "clipping wants both"
-    beta1, beta2 = betas
+    beta1, beta2 = work.betas
     num_members, num = pieces.begins.shape
     _update[(num, num_members)](
-        buffers.masters,
-        buffers.weights,
-        buffers.gradient,
-        *buffers.moments,
-        buffers.averages,
+        work.masters,
+        work.weights,
+        work.gradient,
+        *work.moments,
+        work.averages,
         pieces.begins,
         pieces.lengths,
         pieces.settings,
@@ -52,7 +50,7 @@ def update(
         1 - beta1,
         beta2,
         1 - beta2,
-        APART=buffers.weights is not buffers.masters,
+        APART=work.weights is not work.masters,
         ALIGNED=ALIGNMENT,
         BLOCK=PIECE,
         num_warps=WARPS,

@@ -26,7 +26,7 @@ from orchestrator.training.compilation import compiled
 from orchestrator.training.division import division
 from orchestrator.training.engine import MOMENTS
 from orchestrator.training.flat import Layout
-from orchestrator.training.flat_adamw import Buffers, EagerUpdate, KernelUpdate, Move, Settings
+from orchestrator.training.flat_adamw import EagerUpdate, KernelUpdate, Move, Settings, Work
 from orchestrator.training.model import training_model
 from orchestrator.training.step_graph import StepGraph
 
@@ -192,19 +192,18 @@ class Pack:
             setattr(self.model.get_submodule(parent), child, torch.nn.Parameter(part))
         self._parameters = list(self.model.parameters())
         first, second = self.moments.values()
-        self._update = (KernelUpdate if on_gpu else EagerUpdate)(
-            self._settings,
-            [optimizer.gradient_clip for optimizer in self.optimizers],
-            self.division,
-            Buffers(
-                masters=self.masters,
-                weights=self.division.own(self._weights) if self._half else self.masters,
-                gradient=self.division.own(self._gradient),
-                moments=(first, second),
-                averages=self.averages,
-            ),
-            self.optimizers[0].betas,
+        work = Work(
+            settings=self._settings,
+            limits=[optimizer.gradient_clip for optimizer in self.optimizers],
+            betas=self.optimizers[0].betas,
+            division=self.division,
+            masters=self.masters,
+            weights=self.division.own(self._weights) if self._half else self.masters,
+            gradient=self.division.own(self._gradient),
+            moments=(first, second),
+            averages=self.averages,
         )
+        self._update = KernelUpdate(work) if on_gpu else EagerUpdate(work)
 
     def _bound(self, buffer: Tensor) -> list[Tensor]:
         """Parts of a buffer as the model's parameters have them."""
