@@ -40,6 +40,11 @@ class Linear(nn.Linear):
         weight = self.weight if multiplier == 1.0 else self.weight * multiplier
         return F.linear(x, weight, self.bias)
 
+    def product(self, x: Float[Tensor, "*rest i"], add_bias: bool = False) -> Float[Tensor, "*rest o"]:
+        """W x; with `add_bias` the bias is added as a constant, whose gradient somebody else works out."""
+        bias = self.bias.detach() if add_bias and self.bias is not None else None
+        return F.linear(x, self.weight, bias)
+
 
 class Conv(nn.Conv2d):
     """A square convolution that keeps the resolution (at stride 1); starts at zero, as `Linear`."""

@@ -32,6 +32,7 @@ from models.blocks import (
 )
 from models.config import Parameterization
 from models.configs.dit import DiTConfig
+from models.fused import through_blocks
 from models.parameterization import Role, Start, Tag, TaggedModule, TagTable, branch_multiplier, readout_multiplier
 
 ModulatedNorm = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -170,7 +171,16 @@ class DiT(TaggedModule):
         if self.positions is not None:
             x = placed(x, self.positions.to(x.dtype))
         condition = F.silu(self.t_embedder(t) + self.y_embedder(y))  # [b, d]
-        for block in self.blocks:
-            x = self.through(block, x, condition, self.rotation)
-        x = self.final_layer(x, condition)  # [b, n, patch * patch * c_out]
-        return unpatched(x, config.image_size // config.patch, config.patch)
+        if self._fusable(x):
+            h = through_blocks(self.blocks, self.final_layer, x, condition)
+            out = self.final_layer.linear(h, self.final_layer.multiplier)
+        else:
+            for block in self.blocks:
+                x = self.through(block, x, condition, self.rotation)
+            out = self.final_layer(x, condition)  # [b, n, patch * patch * c_out]
+        return unpatched(out, config.image_size // config.patch, config.patch)
+
+    def _fusable(self, x: Tensor) -> bool:
+        """Whether the blocks are such as `models.fused` knows, in the precision and on the device that it is for."""
+        known = all(type(block) is DiTBlock and type(block.mlp) is Mlp for block in self.blocks)
+        return self.fused and known and self.rotation is None and x.is_cuda and x.dtype == torch.bfloat16

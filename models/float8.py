@@ -64,13 +64,12 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
-        return product(grad, weight.t()), grad.t() @ x, grad.sum(0) if ctx.has_bias else None
+        return product(grad, weight.t()), grad.t() @ x, grad.sum(0) if ctx.needs_input_grad[2] else None
 
 
 class Float8Linear(Linear):
@@ -78,7 +77,14 @@ class Float8Linear(Linear):
 
     def forward(self, x: Tensor, multiplier: float = 1.0) -> Tensor:
         weight = self.weight if multiplier == 1.0 else self.weight * multiplier
-        rows: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight, self.bias)
+        return self._rows(x, weight, self.bias)
+
+    def product(self, x: Tensor, add_bias: bool = False) -> Tensor:
+        """As `Linear`'s."""
+        return self._rows(x, self.weight, self.bias.detach() if add_bias and self.bias is not None else None)
+
+    def _rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias)
         return rows.view(*x.shape[:-1], -1)
 
 

@@ -66,14 +66,26 @@ class PackedLinear(nn.Module):
             weight = weight * multiplier.to(weight.dtype)
         elif multiplier != 1.0:
             weight = weight * multiplier
+        if self.bias is None:
+            return self._rows(x, weight)
+        if torch.compiler.is_compiling():
+            out = self._rows(x, weight)
+            return (out.view(len(weight), -1, out.shape[-1]) + self.bias[:, None]).view(out.shape)
         rows = x.reshape(len(weight), -1, x.shape[-1])  # [M, b ..., in]
+        out = torch.baddbmm(self.bias[:, None], rows, weight.transpose(1, 2))
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    def product(self, x: Float[Tensor, "mb *rest i"], add_bias: bool = False) -> Float[Tensor, "mb *rest o"]:
+        """W x. A bias is not added: that would be another pass over what comes out."""
+        assert not add_bias, "of packed maps whoever reads the product adds the bias"
+        return self._rows(x, self.weight)
+
+    def _rows(self, x: Tensor, weight: Tensor) -> Tensor:
+        rows = x.reshape(len(weight), -1, x.shape[-1])
         if torch.compiler.is_compiling():
             out = batched_product(rows, weight, False, True)
-            out = out if self.bias is None else out + self.bias[:, None]
-        elif self.bias is None:
-            out = torch.bmm(rows, weight.transpose(1, 2))
         else:
-            out = torch.baddbmm(self.bias[:, None], rows, weight.transpose(1, 2))
+            out = torch.bmm(rows, weight.transpose(1, 2))
         return out.view(*x.shape[:-1], out.shape[-1])
 
 

@@ -75,6 +75,9 @@ class TaggedModule(nn.Module):
     activation_checkpointing: bool = False
     """Blocks keep only their input, and are computed again in the backward pass. Set on a built model: it changes no
     number, so it is not part of the configuration."""
+    fused: bool = False
+    """Let a family that can take the kernels of `models.fused` where they are for: on a GPU in bfloat16. Set on a built
+    model whose weights are at hand whenever it is called; it changes numbers by rounding."""
 
     def equip(self, folder: Path) -> None:
         """Read what the model needs besides images from the dataset's folder; most families need nothing."""
