@@ -17,6 +17,10 @@ from torch import Tensor
 from models.blocks import NORM_EPS
 from models.fused_kernels import added
 
+QUERIES = 128
+"""Queries of a program of the forward pass, of sequences that have as many."""
+BACKWARD_QUERIES = 64
+"""Queries that a program of the backward pass takes at a time; half as many of long heads with norms."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -162,10 +166,10 @@ def attention(qkv: Tensor, extras: Extras) -> tuple[Tensor, Tensor]:
     b, n, h, d, most = _sizes(qkv)
     o = torch.empty(b, n, h * d, dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty(b, h, n, dtype=torch.float32, device=qkv.device)
-    queries = min(128 if n > 128 else 64, most[0])
+    queries = min(QUERIES if n > QUERIES else 64, most[0])
     _forward[(b * h, triton.cdiv(n, queries))](
         qkv, *extras, o, lse, d**-0.5, _images(b, extras), h, n, d, NORM_EPS, **_kinds(extras),
-        N=most[0], D=most[1], BM=queries, num_warps=8 if n > 128 else 4, num_stages=1,
+        N=most[0], D=most[1], BM=queries, num_warps=warps(n), num_stages=1,
     )  # fmt: skip
     return o, lse
 
@@ -182,11 +186,11 @@ def attention_backward(
     dqkv, gain = torch.empty_like(qkv), extras.q_gain
     dbias = torch.empty(b if summed is not None else 0, 3 * h * d, dtype=torch.float32, device=qkv.device)
     dgain = torch.empty(b if gain is not None else 0, h, 2, d, dtype=torch.float32, device=qkv.device)
-    queries = min(32 if n > 128 and gain is not None else 64, most[0])
+    queries = min(BACKWARD_QUERIES if n <= 128 or gain is None else BACKWARD_QUERIES // 2, most[0])
     _backward[(b * h,)](
         qkv, *extras, o, lse, do, dqkv, dbias, dgain, d**-0.5, _images(b, extras), h, n, d, NORM_EPS,
         **_kinds(extras), SUM=summed is not None, N=most[0], D=most[1], BM=queries,
-        num_warps=8 if n > 128 else 4, num_stages=1,
+        num_warps=warps(n), num_stages=1,
     )  # fmt: skip
     empty = qkv.new_empty(0)
     return (
@@ -199,6 +203,11 @@ def attention_backward(
 def _sizes(qkv: Tensor) -> tuple[int, int, int, int, tuple[int, int]]:
     b, n, _, h, d = qkv.shape
     return b, n, h, d, (max(16, triton.next_power_of_2(n)), max(16, triton.next_power_of_2(d)))
+
+
+def warps(tokens: int) -> int:
+    """Of a program."""
+    return 8 if tokens > 128 else 4
 
 
 def _images(b: int, extras: Extras) -> int:
