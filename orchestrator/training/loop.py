@@ -29,8 +29,8 @@ from orchestrator.results.patience import when_there_is_room
 from orchestrator.results.schema import RUNNING
 from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
+from orchestrator.training.batches import batches
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
-from orchestrator.training.data.order import torch_generator
 from orchestrator.training.engine import Engine, LossModule
 from orchestrator.training.gang import GangMember
 from orchestrator.training.measuring import Meter
@@ -218,30 +218,14 @@ class Attempt:
         return self.engine.forward(*micro_batch)
 
     def batch(self, samples: int) -> tuple[Tensor, ...]:
-        """This worker's share of the batch at `samples`; draws are made for the whole batch and then divided.
-
-        They are made on the GPU, where there is one: neither waits for the other.
-        """
-        trial = self.trial
-        return self.noised(*self.data.batch(trial.seed, samples, trial.batch_size, self.mine), samples)
+        """This worker's share of the batch at `samples`."""
+        return batches([self.trial], [samples], self.data, self.objective, self.mine)
 
     @property
     def mine(self) -> slice:
         """This worker's share of a batch."""
         share = self.trial.batch_size // self.member.world_size
         return slice(self.member.rank * share, (self.member.rank + 1) * share)
-
-    def noised(self, x: Tensor, labels: Tensor, samples: int) -> tuple[Tensor, ...]:
-        """`batch` of images and labels that are there already."""
-        trial, mine = self.trial, self.mine
-        model, device = trial.model, self.data.device
-        generator = torch_generator(trial.seed, "step", samples, device.type)
-        draws = torch.rand(2, trial.batch_size, generator=generator, device=device)
-        noise = torch.randn((trial.batch_size, *x.shape[1:]), generator=generator, device=device)
-        y = torch.where(draws[1, mine] < model.class_dropout, model.num_classes, labels)
-        t = self.objective.draw_t(draws[0, mine])
-        flow = self.data.flow(trial.seed, samples, trial.batch_size, mine) if self.objective.consistency else ()
-        return x, y, t, noise[mine], *flow
 
     def rate_scale(self) -> float:
         """The schedule's share of the base rate for the step at `samples`."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from models.objectives import build_objective
 from orchestrator.faults import points
 from orchestrator.results.outbox import AT_ONCE, Outbox, outbox_of
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome
+from orchestrator.training.batches import batches
 from orchestrator.training.gang import GangMember
 from orchestrator.training.loop import Attempt, Story
 from orchestrator.training.pack import Pack
@@ -100,12 +100,10 @@ def _give_up_places(pack: Pack, inside: int, left: int) -> bool:
 def step(pack: Pack, attempts: Sequence[Attempt]) -> Tensor:
     """One step of every member of a pack; their losses [M]."""
     first = attempts[0]
-    walks = [(attempt.trial.seed, attempt.samples) for attempt in attempts]
-    drawn = first.data.batches(walks, first.trial.batch_size, first.mine)
-    batches = [attempt.noised(*batch, attempt.samples) for attempt, batch in zip(attempts, drawn, strict=True)]
-    spans = [(attempt.samples, attempt.samples + attempt.trial.batch_size) for attempt in attempts]
-    whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    return pack.step(whole, [attempt.rate_scale() for attempt in attempts], spans)
+    samples = [attempt.samples for attempt in attempts]
+    drawn = batches([attempt.trial for attempt in attempts], samples, first.data, first.objective, first.mine)
+    spans = [(seen, seen + first.trial.batch_size) for seen in samples]
+    return pack.step(drawn, [attempt.rate_scale() for attempt in attempts], spans)
 
 
 def _go_on(story: Story, loss: Tensor | None) -> Ended | None:

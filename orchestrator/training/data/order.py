@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -73,7 +74,12 @@ def batch_indices_on(
         pieces.append(_epoch_order_on(device, seed, epoch, num_images)[start : start + batch_size])
         batch_size -= len(pieces[-1])
         epoch, start = epoch + 1, 0
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return joined(pieces)
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors one after the other; of one no copy."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 @lru_cache(maxsize=ORDERS)

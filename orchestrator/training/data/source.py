@@ -17,7 +17,7 @@ from models.warping import Flow, estimated_flow
 from orchestrator.spec.datasets import Dataset
 from orchestrator.training.data.images import load, rendered, to_float
 from orchestrator.training.data.moving import optical_flow
-from orchestrator.training.data.order import batch_indices_on, first_index
+from orchestrator.training.data.order import batch_indices_on, first_index, joined
 from orchestrator.training.step_graph import StepGraph
 
 Walk = tuple[int, int]
@@ -35,8 +35,8 @@ class TrainingData(Protocol):
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
         """Samples in [-1, 1] and labels of a part of the batch that begins at `samples_seen`."""
 
-    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> list[Batch]:
-        """The batches of several walks."""
+    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> Batch:
+        """The batches of several walks, one after the other."""
 
     def flow(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Flow:
         """The optical flow of the clips of that part: true where the dataset knows it, else estimated.
@@ -62,11 +62,12 @@ class HeldImages:
         return self.target or self.images.device
 
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
-        indices = batch_indices_on(self.images.device, seed, samples_seen, batch_size, len(self.images))[part]
-        return to_float(self._chosen(self.images, indices)), self._chosen(self.labels, indices)
+        return self.batches([(seed, samples_seen)], batch_size, part)
 
-    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> list[Batch]:
-        return [self.batch(*walk, batch_size, part) for walk in walks]
+    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> Batch:
+        where, length = self.images.device, len(self.images)
+        indices = joined([batch_indices_on(where, *walk, batch_size, length)[part] for walk in walks])
+        return to_float(self._chosen(self.images, indices)), self._chosen(self.labels, indices)
 
     def _chosen(self, rows: Tensor, indices: Tensor) -> Tensor:
         """Rows on their device. Pinned ones are copied while the GPU is at earlier steps, and the host goes on."""
@@ -117,21 +118,19 @@ class EndlessImages:
     """On a GPU, by number of walks and part of the batch."""
 
     def batch(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
-        (only,) = self.batches([(seed, samples_seen)], batch_size, part)
-        return only
+        return self.batches([(seed, samples_seen)], batch_size, part)
 
-    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> list[Batch]:
+    def batches(self, walks: Sequence[Walk], batch_size: int, part: slice) -> Batch:
         if self.dataset.frames is not None:
-            return [self._clips(*walk, batch_size, part) for walk in walks]
+            clips, classes = zip(*(self._clips(*walk, batch_size, part) for walk in walks), strict=True)
+            return joined(clips), joined(classes)
         first, last, _ = part.indices(batch_size)
         begins = [first_index(seed) + samples_seen for seed, samples_seen in walks]
         draw = partial(_drawn, self.dataset, first, last)
         if self.device.type == "cuda":
             replayed = self._drawing.setdefault((len(walks), first, last), StepGraph(draw))
-            images, labels = replayed(torch.tensor(begins, pin_memory=True).to(self.device, non_blocking=True))
-        else:
-            images, labels = draw(torch.tensor(begins, device=self.device))
-        return list(zip(images.chunk(len(walks)), labels.chunk(len(walks)), strict=True))
+            return replayed(torch.tensor(begins, pin_memory=True).to(self.device, non_blocking=True))
+        return draw(torch.tensor(begins, device=self.device))
 
     def _clips(self, seed: int, samples_seen: int, batch_size: int, part: slice) -> Batch:
         samples, labels = rendered(
