@@ -88,8 +88,12 @@ def planned(tmp_path: Path, text: str):
 @pytest.mark.parametrize(
     ("change", "stepping"),
     [
-        ("", "deepspeed"),
-        (", graphs: true", "graph"),
+        ("", "graph"),
+        (", graphs: false", "deepspeed"),
+        (", graphs: uncaptured", "flat"),
+        (", device: h100-80gb", "graph"),
+        (", workers: 2", "deepspeed"),
+        (", zero_stage: 2", "deepspeed"),
         (", compile: true", "graph"),
         (", compile: true, device: h100-80gb", "graph"),
         (", compile: true, graphs: false", "deepspeed"),
@@ -113,11 +117,7 @@ def test_whole_steps_of_one_gpu_are_graphs_and_those_of_several_if_asked_for(tmp
 
 def test_steps_that_leave_no_room_for_a_graph_have_none(tmp_path):
     """On a device of which nothing is known a graph may take 8 GiB."""
-    large = (
-        GPU.replace("bf16}", "bf16, graphs: true}")
-        .replace("name: a, width: 32, depth: 2", "name: a, width: 1152, depth: 28")
-        .replace("1e11", "1e16")
-    )
+    large = GPU.replace("name: a, width: 32, depth: 2", "name: a, width: 1152, depth: 28").replace("1e11", "1e16")
     trials = planned(tmp_path, large.replace("batch_size: 64", "batch_size: 512"))
     assert {trial.stepping for trial in trials} == {"deepspeed"}
 

@@ -156,7 +156,7 @@ def _with_step(seat: Seat, cell: Cell, compute: Compute, device: Device | None, 
 def _wanted(compute: Compute, num_workers: int) -> Stepping:
     """The step that a sweep asks for; on several GPUs, where it has not been measured, only by name."""
     if compute.graphs == "auto":
-        return "graph" if compute.compile and num_workers == 1 else "deepspeed"
+        return "graph" if num_workers == 1 else "deepspeed"
     if compute.graphs == "uncaptured":
         return "flat"
     return "graph" if compute.graphs else "deepspeed"

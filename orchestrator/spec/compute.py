@@ -57,8 +57,8 @@ class Compute(Section):
     differ by rounding, and less memory than the plan says."""
     graphs: bool | Literal["auto", "uncaptured"] = "auto"
     """Take each step, where it is whole, without DeepSpeed over flat buffers and as one CUDA graph, or (uncaptured)
-    without a graph; auto: as graphs where steps are compiled and a trial has one GPU. Results differ by rounding, and a
-    graph holds the memory of a step during evaluations too."""
+    without a graph; auto: as graphs where a trial has one GPU. Results differ by rounding, and a graph holds the memory
+    of a step during evaluations too."""
     packing: Annotated[int, Field(ge=2, le=1024)] | Literal["auto", "off"] = "off"
     """Train trials of one shape as one stacked model: at most so many together, or auto: as many as were measured to
     pay on the device. Their results are those that they have alone, to rounding."""
