@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import cublaslt
-from models.blocks import Attention, FinalLayer, HeadNorm, Linear, attend, modulated_norm, vectors
+from models.blocks import Attention, FinalLayer, HeadNorm, Linear, attend, vectors
 from models.packed import PackedLinear
 
 Map = Linear | PackedLinear
@@ -87,7 +87,8 @@ def _gradients_of_boundary(
         torch.zeros_like(x2) if one is None else one for one in (dx2, dh)
     )  # after the last block nothing reads x2
     dx, dy, dvectors, dbias = _boundary_backward(dh, dx2, x2, y, bias, mean, rstd, gate, scale)
-    return dx, dy, None if bias is None else dbias, *dvectors.unsqueeze(2).unbind(1)
+    dshift, dscale, dgate = dvectors.unsqueeze(2).unbind(1)
+    return dx, dy, None if bias is None else dbias, dgate, dshift, dscale
 
 
 _boundary.register_autograd(_gradients_of_boundary, setup_context=_keep_boundary)
@@ -104,6 +105,51 @@ def boundary(
     """x + gate (y + bias) and its modulated norm: the end of one branch and the beginning of the next."""
     x2, h, _, _ = _boundary(x, y, bias, gate, shift, scale)
     return x2, h
+
+
+@torch.library.custom_op("ditlaw::modulated_norm", mutates_args=())
+def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    from models import fused_kernels
+
+    return fused_kernels.boundary(x.contiguous(), None, None, None, shift, scale)[1:]
+
+
+@_modulated_norm.register_fake
+def _modulated_norm_shapes(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    of_rows = x.new_empty(x.shape[:2], dtype=torch.float32)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), of_rows, torch.empty_like(of_rows)
+
+
+@torch.library.custom_op("ditlaw::modulated_norm_backward", mutates_args=())
+def _modulated_norm_backward(dh: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    from models import fused_kernels
+
+    dx, _, vectors, _ = fused_kernels.boundary_backward(
+        dh.contiguous(), None, x.contiguous(), None, None, mean, rstd, None, scale
+    )
+    return dx, vectors
+
+
+@_modulated_norm_backward.register_fake
+def _modulated_norm_backward_shapes(
+    dh: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return dx, scale.new_empty(len(scale), 2, scale.shape[-1])
+
+
+def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, _, scale = inputs
+    ctx.save_for_backward(x, *output[1:], scale)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients_of_norm(ctx: Any, dh: Tensor, _mean: None, _rstd: None) -> tuple[Tensor, ...]:
+    dx, dvectors = _modulated_norm_backward(dh, *ctx.saved_tensors)
+    return dx, *dvectors.unsqueeze(2).unbind(1)
+
+
+_modulated_norm.register_autograd(_gradients_of_norm, setup_context=_keep_norm)
 
 
 # GELU.
@@ -302,7 +348,7 @@ def through_blocks(
     blocks = list(blocks)
     every = [vectors(block.adaLN_modulation, condition, 6) for block in blocks]
     every.append(vectors(final.adaLN_modulation, condition, 2))
-    h = modulated_norm(x, *every[0][:2])
+    h: Tensor = _modulated_norm(x, *every[0][:2])[0]
     for number, block in enumerate(blocks):
         _, _, gate, shift, scale, gate_mlp = every[number]
         if block.branch != 1:

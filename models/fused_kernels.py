@@ -14,25 +14,23 @@ from torch import Tensor
 
 from models.blocks import NORM_EPS
 
-CHUNK = 32
-"""Tokens of one image whose gradients of vectors one program adds up."""
-WHOLE = 64
-"""Tokens of images small enough for one program to add up all."""
+CHUNK = 64
+"""Tokens of one image whose gradients of vectors one program adds up: all of a small one."""
 TILE = 2048
 """Numbers of a tensor that a program has at hand at once."""
 BACKWARD_TILE = 1024
 """The same where it also keeps four sums."""
-ROWS = 128
+ROWS = 256
 """Rows of the MLP's hidden activations that one program of its derivative goes through."""
 
 
-# Boundaries: x + gate (y + bias), and its modulated norm.
+# Boundaries: x + gate (y + bias), and its modulated norm; or, without a branch y, that of x itself.
 
 
 @triton.jit
 def _boundary(  # type: ignore[no-untyped-def]
     x, y, bias, gate, shift, scale, x2, h, mean, rstd, gate_stride, shift_stride, scale_stride, images, n, d, eps,
-    BIAS: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    BRANCH: tl.constexpr, BIAS: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, D)[None, :]
@@ -41,14 +39,15 @@ def _boundary(  # type: ignore[no-untyped-def]
     here = inside & (tokens < n)
     rows = image * n + tokens
     at = rows * d + columns
-    branch = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
-    if BIAS:
-        branch += tl.load(bias + (image // images) * d + columns, mask=inside, other=0.0).to(tl.float32)
-    g = tl.load(gate + image * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    out = tl.load(x + at, mask=here, other=0.0).to(tl.float32) + g * branch
-    out = out.to(x2.dtype.element_ty)
-    tl.store(x2 + at, out, mask=here)
-    out = out.to(tl.float32)
+    out = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+    if BRANCH:
+        branch = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
+        if BIAS:
+            branch += tl.load(bias + (image // images) * d + columns, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(gate + image * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        rounded = (out + g * branch).to(x2.dtype.element_ty)
+        tl.store(x2 + at, rounded, mask=here)
+        out = rounded.to(tl.float32)
     m = tl.sum(out, 1, keep_dims=True) / d
     centred = tl.where(here, out - m, 0.0)
     r = tl.rsqrt(tl.sum(centred * centred, 1, keep_dims=True) / d + eps)
@@ -62,21 +61,21 @@ def _boundary(  # type: ignore[no-untyped-def]
 @triton.jit
 def _boundary_backward(  # type: ignore[no-untyped-def]
     dh, dx2, x2, y, bias, mean, rstd, gate, scale, dx, dy, vectors, biases, gate_stride, scale_stride, images, n, d,
-    chunks,
-    BIAS: tl.constexpr, CHUNK: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    chunks, BRANCH: tl.constexpr, BIAS: tl.constexpr, CHUNK: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     columns = tl.arange(0, D)[None, :]
     inside = columns < d
-    g = tl.load(gate + image * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
     s = 1.0 + tl.load(scale + image * scale_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    if BIAS:
-        extra = tl.load(bias + (image // images) * d + columns, mask=inside, other=0.0).to(tl.float32)
-    dgate = tl.zeros([R, D], dtype=tl.float32)
     dshift = tl.zeros([R, D], dtype=tl.float32)
     dscale = tl.zeros([R, D], dtype=tl.float32)
-    dbranch = tl.zeros([R, D], dtype=tl.float32)
+    if BRANCH:
+        g = tl.load(gate + image * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        dgate = tl.zeros([R, D], dtype=tl.float32)
+        dbranch = tl.zeros([R, D], dtype=tl.float32)
+    if BIAS:
+        extra = tl.load(bias + (image // images) * d + columns, mask=inside, other=0.0).to(tl.float32)
     for i in range(0, CHUNK, R):
         tokens = chunk * CHUNK + i + tl.arange(0, R)[:, None]
         here = inside & (tokens < n)
@@ -85,71 +84,79 @@ def _boundary_backward(  # type: ignore[no-untyped-def]
         m = tl.load(mean + rows, mask=tokens < n, other=0.0)
         r = tl.load(rstd + rows, mask=tokens < n, other=0.0)
         a = tl.load(dh + at, mask=here, other=0.0).to(tl.float32)
-        out = tl.load(dx2 + at, mask=here, other=0.0).to(tl.float32)
         hat = tl.where(here, (tl.load(x2 + at, mask=here, other=0.0).to(tl.float32) - m) * r, 0.0)
-        branch = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
-        if BIAS:
-            branch += extra
         dshift += a
         dscale += a * hat
         a = a * s
         first = tl.sum(a, 1, keep_dims=True) / d
         second = tl.sum(a * hat, 1, keep_dims=True) / d
-        out = tl.where(here, out + r * (a - first - hat * second), 0.0)
-        dgate += out * branch
-        dbranch += out
+        out = r * (a - first - hat * second)
+        if BRANCH:
+            branch = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
+            if BIAS:
+                branch += extra
+            out += tl.load(dx2 + at, mask=here, other=0.0).to(tl.float32)
+            out = tl.where(here, out, 0.0)
+            dgate += out * branch
+            dbranch += out
+            tl.store(dy + at, (out * g).to(dy.dtype.element_ty), mask=here)
         tl.store(dx + at, out.to(dx.dtype.element_ty), mask=here)
-        tl.store(dy + at, (out * g).to(dy.dtype.element_ty), mask=here)
-    to = vectors + (image * chunks + chunk) * 3 * d + columns
+    to = vectors + (image * chunks + chunk) * (3 if BRANCH else 2) * d + columns
     kind = vectors.dtype.element_ty
-    tl.store(to, tl.sum(dgate, 0, keep_dims=True).to(kind), mask=inside)
-    tl.store(to + d, tl.sum(dshift, 0, keep_dims=True).to(kind), mask=inside)
-    tl.store(to + 2 * d, tl.sum(dscale, 0, keep_dims=True).to(kind), mask=inside)
+    tl.store(to, tl.sum(dshift, 0, keep_dims=True).to(kind), mask=inside)
+    tl.store(to + d, tl.sum(dscale, 0, keep_dims=True).to(kind), mask=inside)
+    if BRANCH:
+        tl.store(to + 2 * d, tl.sum(dgate, 0, keep_dims=True).to(kind), mask=inside)
     if BIAS:
         tl.store(biases + (image * chunks + chunk) * d + columns, tl.sum(dbranch, 0, keep_dims=True) * g, mask=inside)
 
 
 def boundary(
-    x: Tensor, y: Tensor, bias: Tensor | None, gate: Tensor, shift: Tensor, scale: Tensor
+    x: Tensor, y: Tensor | None, bias: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x + gate (y + bias), its modulated norm [b, n, d] both, and the norm's mean and 1 / deviation [b, n].
 
-    x and y are contiguous, `bias` [M, d]; gate, shift and scale [b, 1, d] are contiguous in d.
+    Without y and gate the first is x itself. x and y are contiguous, `bias` [M, d]; gate, shift and scale [b, 1, d] are
+    contiguous in d.
     """
     b, n, d = x.shape
     block = triton.next_power_of_2(d)
     rows = _tile_rows(TILE, block, n)
-    x2, h = torch.empty_like(x), torch.empty_like(x)
+    x2, h = x if y is None else torch.empty_like(x), torch.empty_like(x)
     mean, rstd = (torch.empty(b, n, dtype=torch.float32, device=x.device) for _ in range(2))
     _boundary[(b, triton.cdiv(n, rows))](
-        x, y, bias, gate, shift, scale, x2, h, mean, rstd, gate.stride(0), shift.stride(0), scale.stride(0),
-        _images(b, bias), n, d, NORM_EPS, BIAS=bias is not None, R=rows, D=block, num_warps=_warps(rows * block),
+        x, y, bias, gate, shift, scale, x2, h, mean, rstd, _stride(gate), _stride(shift), _stride(scale),
+        _images(b, bias), n, d, NORM_EPS,
+        BRANCH=y is not None, BIAS=bias is not None, R=rows, D=block, num_warps=_warps(rows * block),
     )  # fmt: skip
     return x2, h, mean, rstd
 
 
 def boundary_backward(
-    dh: Tensor, dx2: Tensor, x2: Tensor, y: Tensor, bias: Tensor | None, mean: Tensor, rstd: Tensor, gate: Tensor,
-    scale: Tensor,
+    dh: Tensor, dx2: Tensor | None, x2: Tensor, y: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor,
+    gate: Tensor | None, scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of `boundary`'s x, y, of gate, shift and scale [b, 3, d], and of the bias, empty where there is none.
+    """Gradients of `boundary`'s x, y, of shift, scale and gate [b, 3, d], and of the bias.
 
-    All tensors of tokens are contiguous.
+    What is not there has no gradient: an empty one of y and of the bias, [b, 2, d] without gate. Then x's gradient is
+    that through the norm alone. All tensors of tokens are contiguous.
     """
     b, n, d = x2.shape
-    block = triton.next_power_of_2(d)
-    chunk = max(16, triton.next_power_of_2(n)) if n <= WHOLE else CHUNK
-    rows, chunks = _tile_rows(BACKWARD_TILE, block, chunk), triton.cdiv(n, chunk)
-    dx, dy = torch.empty_like(x2), torch.empty_like(y)
-    vectors = torch.empty(b, chunks, 3, d, dtype=gate.dtype if chunks == 1 else torch.float32, device=x2.device)
+    block, branch = triton.next_power_of_2(d), y is not None
+    chunk = min(CHUNK, max(16, triton.next_power_of_2(n)))
+    rows, chunks, kinds = _tile_rows(BACKWARD_TILE, block, chunk), triton.cdiv(n, chunk), 3 if branch else 2
+    dx, dy = torch.empty_like(x2), torch.empty_like(x2) if branch else x2.new_empty(0)
+    kind = scale.dtype if chunks == 1 else torch.float32
+    vectors = torch.empty(b, chunks, kinds, d, dtype=kind, device=x2.device)
     biases = torch.empty(b * chunks if bias is not None else 0, d, dtype=torch.float32, device=x2.device)
     _boundary_backward[(b, chunks)](
-        dh, dx2, x2, y, bias, mean, rstd, gate, scale, dx, dy, vectors, biases, gate.stride(0), scale.stride(0),
+        dh, dx2, x2, y, bias, mean, rstd, gate, scale, dx, dy, vectors, biases, _stride(gate), _stride(scale),
         _images(b, bias), n, d, chunks,
-        BIAS=bias is not None, CHUNK=chunk, R=rows, D=block, num_warps=_warps(2 * rows * block),
+        BRANCH=branch, BIAS=bias is not None, CHUNK=chunk, R=rows, D=block, num_warps=_warps(2 * rows * block),
     )  # fmt: skip
-    vectors = vectors.view(b, 3, d) if chunks == 1 else added(vectors.view(b, chunks, 3 * d), gate.dtype).view(b, 3, d)
-    return dx, dy, vectors, _of_bias(biases, bias, x2)
+    if chunks > 1:
+        vectors = added(vectors.view(b, chunks, kinds * d), scale.dtype)
+    return dx, dy, vectors.view(b, kinds, d), _of_bias(biases, bias, x2)
 
 
 # Sums of what programs have summed.
@@ -171,10 +178,9 @@ def added(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Sums over the second of three axes, of float32; always in the same order."""
     rows, terms, d = x.shape
     out = torch.empty(rows, d, dtype=dtype, device=x.device)
-    few = terms <= 16
-    _added[(rows, triton.cdiv(d, 256 if few else 32))](
-        x, out, d, terms=terms, T=4 if few else 64, C=256 if few else 32, num_warps=4
-    )
+    at_once = min(256, triton.next_power_of_2(terms))
+    columns = max(32, min(256, 4096 // at_once))
+    _added[(rows, triton.cdiv(d, columns))](x, out, d, terms=terms, T=at_once, C=columns, num_warps=8)
     return out
 
 
@@ -271,6 +277,11 @@ def _models(x: Tensor, bias: Tensor | None) -> tuple[int, int, int]:
 def _images(b: int, bias: Tensor | None) -> int:
     """Images of a model."""
     return b if bias is None else b // len(bias)
+
+
+def _stride(vectors: Tensor | None) -> int:
+    """From image to image."""
+    return 0 if vectors is None else vectors.stride(0)
 
 
 def _tile_rows(tile: int, block: int, most: int) -> int:

@@ -20,8 +20,7 @@ def _by_model(sums: Tensor, bias: Tensor) -> Tensor:
 
 
 def boundary(x, y, bias, gate, shift, scale):
-    branch = y.float() if bias is None else y.float() + _by_image(bias, len(x))[:, None].float()
-    x2 = (x.float() + gate.float() * branch).to(x.dtype)
+    x2 = x if y is None else (x.float() + gate.float() * _with_bias(y, bias)).to(x.dtype)
     var, mean = torch.var_mean(x2.float(), dim=-1, correction=0)
     rstd = (var + NORM_EPS).rsqrt()
     h = shift + (x2.float() - mean[..., None]) * rstd[..., None] * (1 + scale.float())
@@ -29,23 +28,31 @@ def boundary(x, y, bias, gate, shift, scale):
 
 
 def boundary_backward(dh, dx2, x2, y, bias, mean, rstd, gate, scale):
-    b = len(x2)
     hat = (x2.float() - mean[..., None]) * rstd[..., None]
     a = dh.float() * (1 + scale.float())
-    out = dx2 + rstd[..., None] * (a - a.mean(-1, keepdim=True) - hat * (a * hat).mean(-1, keepdim=True))
-    branch = y.float() if bias is None else y.float() + _by_image(bias, b)[:, None].float()
-    vectors = torch.stack([one.sum(1) for one in (out * branch, dh.float(), dh.float() * hat)], dim=1)
-    dbias = x2.new_empty(0) if bias is None else _by_model((out * gate).sum(1), bias)
-    return out.to(x2.dtype), (out * gate).to(y.dtype), vectors.to(gate.dtype), dbias
+    out = rstd[..., None] * (a - a.mean(-1, keepdim=True) - hat * (a * hat).mean(-1, keepdim=True))
+    kinds, dy, dbias = [dh.float(), dh.float() * hat], x2.new_empty(0), x2.new_empty(0)
+    if y is not None:
+        out = out + dx2.float()
+        kinds.append(out * _with_bias(y, bias))
+        dy = (out * gate).to(y.dtype)
+        if bias is not None:
+            dbias = _by_model((out * gate).sum(1), bias)
+    vectors = torch.stack([one.sum(1) for one in kinds], dim=1)
+    return out.to(x2.dtype), dy, vectors.to(scale.dtype), dbias
+
+
+def _with_bias(x, bias):
+    return x.float() if bias is None else x.float() + _by_image(bias, len(x))[:, None].float()
 
 
 def gelu(x, bias):
-    wide = x.float() if bias is None else x.float() + _by_image(bias, len(x))[:, None].float()
+    wide = _with_bias(x, bias)
     return F.gelu(wide, approximate="tanh").to(x.dtype)
 
 
 def gelu_backward(dout, x, bias, summed):
-    wide = x.float() if bias is None else x.float() + _by_image(bias, len(x))[:, None].float()
+    wide = _with_bias(x, bias)
     dx = torch.ops.aten.gelu_backward(dout.float(), wide, approximate="tanh")
     if summed is None:
         return dx.to(x.dtype), x.new_empty(0)

@@ -133,6 +133,7 @@ def test_operations_keep_what_they_promise_to_the_compiler(in_torch):
     calls: list[tuple[Callable[..., object], list[object]]] = [
         (fused._boundary, [x, y, bias, gate, shift, scale]),
         (fused._boundary, [x, y, None, gate, shift, scale]),
+        (fused._modulated_norm, [x, shift, scale]),
         (fused._gelu, [x, bias]),
         (fused._gelu, [x, None]),
         (fused._attention, [qkv, wide, *gains, False]),
@@ -171,12 +172,12 @@ class TestKernels:
         x, y, dx2, dh = (random(b, n, d) for _ in range(4))
         bias, vectors = random(num_models, d), random(b, 6, 1, d)
         gate, shift, scale = vectors.unbind(1)[2:5]
-        for given in (bias, None):
-            found = fused_kernels.boundary(x, y, given, gate, shift, scale)
-            expected = fused_reference.boundary(x, y, given, gate, shift, scale)
+        for branch, given, by in ((y, bias, gate), (y, None, gate), (None, None, None)):
+            found = fused_kernels.boundary(x, branch, given, by, shift, scale)
+            expected = fused_reference.boundary(x, branch, given, by, shift, scale)
             for one, other in zip(found, expected, strict=True):
                 close(one, other)
-            back = [dh, dx2, expected[0], y, given, *expected[2:], gate, scale]
+            back = [dh, dx2, expected[0], branch, given, *expected[2:], by, scale]
             gradients, others = fused_kernels.boundary_backward(*back), fused_reference.boundary_backward(*back)
             for one, other in zip(gradients, others, strict=True):
                 close(one, other)
@@ -223,7 +224,9 @@ class TestKernels:
                 back = [qkv, extras, expected, expected_lse, do, summed]
                 found, others = attention_kernel.attention_backward(*back), fused_reference.attention_backward(*back)
                 for one, other in zip(found, others, strict=True):
-                    close(one, other, 1e-2)
+                    close(
+                        one, other, 2e-2
+                    )  # queries and keys are rounded after their norms, weights before they multiply
 
     def test_torch_gives_the_sums_that_the_backward_pass_wants(self):
         qkv = random(2, 256, 3, 3, 64)
