@@ -1,4 +1,4 @@
-"""Rounding rows to fp8 on a GPU, in one pass. The only file that imports triton; imported where a GPU is used."""
+"""Rounding rows to fp8 on a GPU, in one pass. Imports triton, so it is imported where a GPU is used."""
 
 from __future__ import annotations
 

@@ -49,6 +49,12 @@ def _gradients_of_product(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None,
 batched_product.register_autograd(_gradients_of_product, setup_context=_keep_factors)
 
 
+def _apart(x: Tensor) -> bool:
+    """Whether products go through `batched_product`: on a GPU also where nothing is compiled, as torch.bmm's gradients of
+    weights lie transposed there too, and a pack would copy its gradients one by one."""
+    return torch.compiler.is_compiling() or x.is_cuda
+
+
 class PackedLinear(nn.Module):
     """M linear maps: `weight` [M, out, in], `bias` [M, out]."""
 
@@ -68,7 +74,7 @@ class PackedLinear(nn.Module):
             weight = weight * multiplier
         if self.bias is None:
             return self._rows(x, weight)
-        if torch.compiler.is_compiling():
+        if _apart(x):
             out = self._rows(x, weight)
             return (out.view(len(weight), -1, out.shape[-1]) + self.bias[:, None]).view(out.shape)
         rows = x.reshape(len(weight), -1, x.shape[-1])  # [M, b ..., in]
@@ -82,7 +88,7 @@ class PackedLinear(nn.Module):
 
     def _rows(self, x: Tensor, weight: Tensor) -> Tensor:
         rows = x.reshape(len(weight), -1, x.shape[-1])
-        if torch.compiler.is_compiling():
+        if _apart(x):
             out = batched_product(rows, weight, False, True)
         else:
             out = torch.bmm(rows, weight.transpose(1, 2))
