@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from analysis import methods
 from analysis import report_page as page
 from analysis.answer import answer
 from analysis.findings import Findings, find
 from analysis.gallery import Gallery
+from analysis.prediction import Verdict, judge, read_prediction
 from analysis.report_clips import consistency
+from analysis.report_predictions import predictions
 from analysis.report_reproduction import reproduction
 from analysis.report_rows import Rows, linked_ui
 from analysis.report_samples import samples
@@ -28,6 +31,7 @@ def write_report(
     tracking_ui: str | None = None,
     target_flops: float | None = None,
     figures: Location | None = None,
+    tested: Sequence[Location] = (),
 ) -> Location:
     """Write the report of a results folder, whole or not at all, and what a paper takes of it; return the page's path.
 
@@ -41,16 +45,19 @@ def write_report(
         target_flops: the budget that the first sentence is about; default: the largest that was run.
         figures: a folder for every figure as PDF and SVG, methods.tex and references.bib. Where it is not given and the
             page goes into the results folder, `figures` in there gets the same without the PDFs, which take longest.
+        tested: predictions that `ditlaw predict` wrote, to be held against what is measured.
 
     Raises:
-        ValueError: the folder does not exist, or the budget is not a positive number.
+        ValueError: the folder does not exist, the budget is not a positive number, or a file is no prediction.
     """
     if not results.is_dir():
         raise ValueError(f"there is no results folder {results}. Give the folder of a sweep, or run it first.")
     if target_flops is not None and not 0 < target_flops < float("inf"):
         raise ValueError(f"target FLOPs must be a positive number, got {target_flops:g}; wanted a budget as 1e21.")
+    made = [read_prediction(path.read_text(), path) for path in tested]
     findings = find(results, target_flops)
-    report = _Report(findings, tracking_ui or linked_ui(findings, own_machine=out is None))
+    verdicts = [judge(one, findings.measurements, findings.plan.get("dataset_digest")) for one in made]
+    report = _Report(findings, verdicts, tracking_ui or linked_ui(findings, own_machine=out is None))
     target = out if out is not None else results / "report.html"
     write_bytes(target, report.html().encode())
     if figures is not None:
@@ -64,8 +71,8 @@ def write_report(
 class _Report:
     """One report: its sections in their order."""
 
-    def __init__(self, findings: Findings, tracking_ui: str) -> None:
-        self.findings = findings
+    def __init__(self, findings: Findings, verdicts: Sequence[Verdict], tracking_ui: str) -> None:
+        self.findings, self.verdicts = findings, verdicts
         self.gallery = Gallery()
         self.rows = Rows(findings, tracking_ui)
         self.methods = methods.paragraphs(findings)
@@ -85,6 +92,7 @@ class _Report:
             "best size": sections.optimum(),
             "distance": sections.distance(),
             "clips": consistency(f),
+            "predictions": predictions(self.verdicts),
             "transfer": sections.transfer(),
             "arms": sections.arms(),
             "how far to believe it": sections.belief(),

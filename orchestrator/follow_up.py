@@ -156,10 +156,10 @@ class _Study:
         target_flops: float, spend: float,
     ) -> None:  # fmt: skip
         self.notes: list[str] = []
-        self.sweep, source = _spec_of(sweep)
+        self.sweep, source = spec_of(sweep)
         variants = followup.variants_of(self.sweep, arm)
-        self.frame = _measurements(results, variants[0].label, quantity, self.notes)
-        rate = _best_rate(self.frame, [rate for variant in variants for rate in variant.training.learning_rate])
+        self.frame = arm_measurements(results, variants[0].label, quantity, self.notes)
+        rate = best_rate(self.frame, [rate for variant in variants for rate in variant.training.learning_rate])
         variant = next(v for v in variants if rate in v.training.learning_rate)
         self.ground = Ground(sweep=self.sweep, source=source, variant=variant, learning_rate=rate)
         self.own = self.ground.trials()
@@ -272,12 +272,7 @@ class _Study:
         """For each (size, seed) its budgets, and the FLOPs that they come to."""
         found: dict[tuple[str, int], dict[float, float]] = {}
         if self.frame is not None and not new_only:
-            there = set(zip(self.frame["trial_id"].astype(str), self.frame["samples"].astype(int), strict=True))
-            for trial in self.own:
-                for samples, budget in _cells(trial):
-                    if (trial.trial_id, samples) in there:
-                        flops = samples * trial.flops_per_sample
-                        found.setdefault((trial.size, trial.seed), {})[budget or flops] = flops
+            found = measured_cells(self.own, self.frame)
         for run in runs:
             key = (self.models[run.trajectory[0]].size, self.seeds[run.trajectory[1]])
             new = zip((self.budgets[index] for index in run.budgets), run.milestones, strict=True)
@@ -285,11 +280,23 @@ class _Study:
         return found
 
 
+def measured_cells(own: Sequence[Trial], frame: pd.DataFrame) -> dict[tuple[str, int], dict[float, float]]:
+    """Of each (size, seed) the budgets that are measured, and the FLOPs that they come to."""
+    there = set(zip(frame["trial_id"].astype(str), frame["samples"].astype(int), strict=True))
+    found: dict[tuple[str, int], dict[float, float]] = {}
+    for trial in own:
+        for samples, budget in _cells(trial):
+            if (trial.trial_id, samples) in there:
+                flops = samples * trial.flops_per_sample
+                found.setdefault((trial.size, trial.seed), {})[budget or flops] = flops
+    return found
+
+
 def _cells(trial: Trial) -> list[tuple[int, float | None]]:
     return list(zip(trial.milestones, trial.budgets, strict=True))
 
 
-def _spec_of(sweep: Location) -> tuple[Sweep, Any]:
+def spec_of(sweep: Location) -> tuple[Sweep, Any]:
     """The sweep of a spec, or that a results folder's plan.json holds."""
     if isinstance(sweep, Path) and not sweep.is_dir():
         return load(sweep)
@@ -308,7 +315,7 @@ def _spec_of(sweep: Location) -> tuple[Sweep, Any]:
         return load(copy)
 
 
-def _measurements(results: Location | None, arm: str, quantity: Wish, notes: list[str]) -> pd.DataFrame | None:
+def arm_measurements(results: Location | None, arm: str, quantity: Wish, notes: list[str]) -> pd.DataFrame | None:
     """The rows that a surface is fitted to, N in backbone parameters; None without any."""
     if results is None:
         return None
@@ -320,7 +327,7 @@ def _measurements(results: Location | None, arm: str, quantity: Wish, notes: lis
     return frame.reset_index(drop=True) if len(frame) else None
 
 
-def _best_rate(frame: pd.DataFrame | None, rates: Sequence[float]) -> float:
+def best_rate(frame: pd.DataFrame | None, rates: Sequence[float]) -> float:
     """The learning rate that is best at most sizes and budgets; the middle one where nothing is measured."""
     rates = sorted(set(rates))
     if frame is None or "learning_rate" not in frame:
@@ -350,7 +357,7 @@ def _text(study: _Study, found: FollowUp, new_only: bool) -> str:
         study.sizes,
         study.asked(found.suggestion.runs, new_only),
         name=found.name,
-        target_flops=found.target_flops,
+        purpose=f"What would sharpen the answer at {found.target_flops:.3g} FLOPs.",
         expect=_expectation(found),
         header=header,
     )

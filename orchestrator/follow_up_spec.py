@@ -18,7 +18,7 @@ def spec_text(
     asked: Mapping[tuple[str, int], Mapping[float, float]],
     *,
     name: str,
-    target_flops: float,
+    purpose: str,
     expect: Mapping[str, Any],
     header: Sequence[str],
 ) -> str:
@@ -29,7 +29,7 @@ def spec_text(
         sizes: as a spec lists them, smallest first; those that are not asked for are left out.
         asked: for each (size, seed) its budgets in FLOPs, and the FLOPs of the whole steps that these come to.
         name: of the follow-up.
-        target_flops: what it is for.
+        purpose: what it is for, in a sentence.
         expect: what its plan is to expect of the law.
         header: paragraphs of the comment above it.
     """
@@ -39,7 +39,7 @@ def spec_text(
     listed = [size for size in sizes if size["name"] in budgets]
     spec = ground.spec(
         name,
-        f"{ground.sweep.question} (What would sharpen the answer at {target_flops:.3g} FLOPs.)".strip(),
+        f"{ground.sweep.question} ({purpose})".strip(),
         listed,
         {size["name"]: sorted(budgets[size["name"]]) for size in listed},
         sorted({seed for _, seed in asked}),

@@ -41,6 +41,7 @@ DRY = (
 ELSEWHERE = (
     "data encode",
     "data vae",
+    "quickstart-test",
     "://",
     "/shared/",
     "/media/",

@@ -25,6 +25,7 @@ from orchestrator.cli.datasets import data
 from orchestrator.cli.inspecting import concepts, coord_check, solver_statistics
 from orchestrator.cli.looking import encoders, evaluate, noise, sample
 from orchestrator.cli.planning import plan, schema
+from orchestrator.cli.predicting import predict
 from orchestrator.cli.refusals import fail
 from orchestrator.cli.running import compact, run, sync
 from orchestrator.cli.simulating import simulate
@@ -82,7 +83,7 @@ def main(context: click.Context, verbose: bool, quiet: bool, no_color: bool) -> 
         os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the processes that are started
 
 
-for command in (plan, schema, suggest, simulate, run, submit, status, logs, cancel, retry, sync, compact):
+for command in (plan, schema, suggest, predict, simulate, run, submit, status, logs, cancel, retry, sync, compact):
     main.add_command(command)
 for command in (
     completion,

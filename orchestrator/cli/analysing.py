@@ -132,8 +132,20 @@ def _columns(text: str | None) -> dict[str, str] | None:
 )
 @click.option("--target-flops", type=float, help="The budget of the first sentence; default: the largest run.")
 @click.option("--tracking-ui", help="Address of the MLflow pages that points open, as http://127.0.0.1:5000.")
+@click.option(
+    "--prediction",
+    "predictions",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file of `ditlaw predict`, to hold against what is measured; may be given again.",
+)
 def report(
-    sweep: str, out: Path | None, figures: Path | None, target_flops: float | None, tracking_ui: str | None
+    sweep: str,
+    out: Path | None,
+    figures: Path | None,
+    target_flops: float | None,
+    tracking_ui: str | None,
+    predictions: tuple[Path, ...],
 ) -> None:
     """Write the report of SWEEP (a name below results/, a results folder, or its URI) as one HTML file.
 
@@ -145,10 +157,13 @@ def report(
     ditlaw report quickstart
     ditlaw report quickstart --target-flops 1e15
     ditlaw report results/quickstart -o page.html --figures paper/figures
+    ditlaw report quickstart-test --prediction prediction.json
     """
     folder = results_of(sweep)
     with refusing():
         from analysis.report import write_report
 
-        page = write_report(folder, out, tracking_ui=tracking_ui, target_flops=target_flops, figures=figures)
+        page = write_report(
+            folder, out, tracking_ui=tracking_ui, target_flops=target_flops, figures=figures, tested=predictions
+        )
         click.echo(f"Report:  {page}")

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,18 @@ class Ground:
             data["budgets"]["max_epochs"] = self.sweep.budgets.max_epochs
         data["constraints"] = [*self.sweep.constraints, *constraints]
         data["axes"] = {axis: [self._value(axis)] for axis in self.sweep.axes}
+        if self._images is not None:
+            distance = {**data["evaluation"]["distance"], "images": self._images}
+            data["evaluation"] = {**data["evaluation"], "distance": distance}
         return {key: value for key, value in data.items() if value or key not in ("constraints", "axes")}
+
+    @cached_property
+    def _images(self) -> int | None:
+        """Generated images of a distance, as the sweep can afford them: with other budgets a follow-up would choose
+        another number, and all of its trials would be others. None where no distance is measured."""
+        own = self.trials()
+        distance = own[0].evaluation.distance if own else None
+        return None if distance is None else distance.images
 
     def _arm(self, section: Mapping[str, Any] | None) -> dict[str, Any]:
         arm = dict(section or {})
