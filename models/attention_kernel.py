@@ -23,6 +23,8 @@ BACKWARD_QUERIES = 64
 """Queries that a program of the backward pass takes at a time; half as many of long heads with norms."""
 BACKWARD_KEYS = 256
 """Keys that it takes at a time; of fewer than there are the gradient of queries is added up in the precision of qkv."""
+BACKWARD_STAGES = 1
+"""Turns of queries of which it reads ahead, and one."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -207,7 +209,7 @@ def attention_backward(
     _backward[(b * h,)](
         qkv, *extras, o, lse, do, dqkv, dbias, dgain, d**-0.5, _images(b, extras), h, n, d, NORM_EPS,
         **_kinds(extras), SUM=summed is not None, N=most[0], D=most[1], BM=queries, BN=min(BACKWARD_KEYS, most[0]),
-        num_warps=warps(n), num_stages=1,
+        num_warps=warps(n), num_stages=BACKWARD_STAGES,
     )  # fmt: skip
     empty = qkv.new_empty(0)
     return (

@@ -1,8 +1,8 @@
 """What lies between the matrix products of a DiT, on a GPU, each in one pass over memory where torch takes several.
 
-Imported where a GPU is used, as the only file of models but `models.float8_kernel` that imports triton. `models.fused`
-gives these functions their gradients. Of models that are packed (`models.packed`) images lie one model's after the
-other's: image i has the bias and the gains of model i // `images`.
+Imports triton, so it is imported where a GPU is used. `models.fused` gives these functions their gradients. Of models
+that are packed (`models.packed`) images lie one model's after the other's: image i has the bias and the gains of model
+i // `images`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ TILE = 2048
 BACKWARD_TILE = 1024
 """The same where it also keeps four sums."""
 ROWS = 256
-"""Rows of the MLP's hidden activations that one program of its derivative goes through."""
+"""Rows of the MLP's hidden activations that one program of its derivative goes through, at most."""
+WIDE = 512
+"""Columns from which on more threads share a row."""
+MANY = 512
+"""Programs that fill a GPU."""
 
 
 # Boundaries: x + gate (y + bias), and its modulated norm; or, without a branch y, that of x itself.
@@ -81,10 +85,15 @@ def _boundary_backward(  # type: ignore[no-untyped-def]
         here = inside & (tokens < n)
         rows = image * n + tokens
         at = rows * d + columns
+        # All reads before the first sum over a row, which would wait between them.
         m = tl.load(mean + rows, mask=tokens < n, other=0.0)
         r = tl.load(rstd + rows, mask=tokens < n, other=0.0)
         a = tl.load(dh + at, mask=here, other=0.0).to(tl.float32)
-        hat = tl.where(here, (tl.load(x2 + at, mask=here, other=0.0).to(tl.float32) - m) * r, 0.0)
+        stream = tl.load(x2 + at, mask=here, other=0.0).to(tl.float32)
+        if BRANCH:
+            branch = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
+            through = tl.load(dx2 + at, mask=here, other=0.0).to(tl.float32)
+        hat = tl.where(here, (stream - m) * r, 0.0)
         dshift += a
         dscale += a * hat
         a = a * s
@@ -92,11 +101,9 @@ def _boundary_backward(  # type: ignore[no-untyped-def]
         second = tl.sum(a * hat, 1, keep_dims=True) / d
         out = r * (a - first - hat * second)
         if BRANCH:
-            branch = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
             if BIAS:
                 branch += extra
-            out += tl.load(dx2 + at, mask=here, other=0.0).to(tl.float32)
-            out = tl.where(here, out, 0.0)
+            out = tl.where(here, out + through, 0.0)
             dgate += out * branch
             dbranch += out
             tl.store(dy + at, (out * g).to(dy.dtype.element_ty), mask=here)
@@ -144,7 +151,11 @@ def boundary_backward(
     b, n, d = x2.shape
     block, branch = triton.next_power_of_2(d), y is not None
     chunk = min(CHUNK, max(16, triton.next_power_of_2(n)))
-    rows, chunks, kinds = _tile_rows(BACKWARD_TILE, block, chunk), triton.cdiv(n, chunk), 3 if branch else 2
+    chunks, kinds = triton.cdiv(n, chunk), 3 if branch else 2
+    # A few programs do not fill a GPU: then each has more threads, and takes fewer turns.
+    many = b * chunks >= MANY
+    rows = _tile_rows(BACKWARD_TILE if many else 4 * BACKWARD_TILE, block, chunk)
+    warps = (8 if block >= WIDE else 4) if many else 16
     dx, dy = torch.empty_like(x2), torch.empty_like(x2) if branch else x2.new_empty(0)
     kind = scale.dtype if chunks == 1 else torch.float32
     vectors = torch.empty(b, chunks, kinds, d, dtype=kind, device=x2.device)
@@ -152,7 +163,7 @@ def boundary_backward(
     _boundary_backward[(b, chunks)](
         dh, dx2, x2, y, bias, mean, rstd, gate, scale, dx, dy, vectors, biases, _stride(gate), _stride(scale),
         _images(b, bias), n, d, chunks,
-        BRANCH=branch, BIAS=bias is not None, CHUNK=chunk, R=rows, D=block, num_warps=_warps(2 * rows * block),
+        BRANCH=branch, BIAS=bias is not None, CHUNK=chunk, R=rows, D=block, num_warps=warps,
     )  # fmt: skip
     if chunks > 1:
         vectors = added(vectors.view(b, chunks, kinds * d), scale.dtype)
@@ -253,12 +264,15 @@ def gelu_backward(dout: Tensor, x: Tensor, bias: Tensor | None, summed: Tensor |
     """Gradients of `gelu`'s x, and of the bias `summed`, added here or before; empty where it is None."""
     models, rows, d = _models(x, summed)
     columns = min(256, triton.next_power_of_2(d))
-    chunks = triton.cdiv(rows, ROWS)
+    tile, across = TILE // columns, triton.cdiv(d, columns) * models
+    turns = max(1, min(ROWS, rows * across // (2 * MANY)) // tile)
+    own = tile * triton.next_power_of_2(turns)
+    chunks = triton.cdiv(rows, own)
     dx = torch.empty_like(x)
     sums = torch.empty(models, chunks if summed is not None else 0, d, dtype=torch.float32, device=x.device)
     _gelu_backward[(chunks, triton.cdiv(d, columns), models)](
         dout, x, bias, dx, sums, rows, d, chunks,
-        BIAS=bias is not None, SUM=summed is not None, ROWS=ROWS, R=TILE // columns, C=columns, num_warps=4,
+        BIAS=bias is not None, SUM=summed is not None, ROWS=own, R=tile, C=columns, num_warps=4,
     )  # fmt: skip
     return dx, _of_bias(sums, summed, x)
 

@@ -19,7 +19,7 @@ from models.configs.dit import DiTConfig
 from models.dit import DiT
 from models.families import build
 from models.objectives import RectifiedFlow
-from models.packed import pack
+from models.packed import batched_product, pack
 
 MODEL = DiTConfig(image_size=8, channels=3, num_classes=10, patch=2, width=32, depth=3, heads=2)
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -236,6 +236,12 @@ class TestKernels:
         torch.testing.assert_close(lse, expected_lse, rtol=1e-2, atol=2e-2)
         assert o.is_contiguous()
         assert lse.is_contiguous()
+
+    @pytest.mark.parametrize("rows", [96, 4096, 4100])
+    def test_gradients_of_packed_weights(self, rows):
+        grad, x = random(4, rows, 256), random(4, rows, 128)
+        found = batched_product(grad, x, True, False)
+        close(found, torch.bmm(grad.float().transpose(1, 2), x.float()), 3e-3)
 
 
 class TestModels:
