@@ -18,6 +18,7 @@ from analysis.report_rows import Rows, linked_ui
 from analysis.report_samples import samples
 from analysis.report_sections import Sections
 from analysis.report_tables import cost_tables, run_table, spent
+from analysis.report_time import time_tables
 from orchestrator.results.atomic import write_bytes
 from orchestrator.results.location import Location
 
@@ -98,7 +99,7 @@ class _Report:
             "how far to believe it": sections.belief(),
             "samples": samples(f),
             "training": sections.curves(),
-            "cost": page.section("cost", "What it cost", *run_table(f), *cost_tables(f)),
+            "cost": page.section("cost", "What it cost", *run_table(f), *cost_tables(f), *time_tables(f)),
             "every measurement": page.section("measurements", "Every measurement", *self.rows.table()),
             f"{len(f.warnings)} warnings": page.section("warnings", "Read before believing", warnings),
             "reproduce": reproduction(f, self.name),

@@ -157,6 +157,8 @@ def attempt(trial_id: str, rows: list[dict[str, Any]], start: datetime) -> dict[
         "evaluation_seconds": last["wall_seconds"] * 0.1,
         "startup_seconds": 0.0,
         "checkpoint_seconds": None,
+        "waited_seconds": 1.0,
+        "compile_seconds": 0.0,
     }
 
 

@@ -79,6 +79,8 @@ def attempt(trial_id: str, outcome: str, number: int = 0, reason: str | None = N
         "evaluation_seconds": 1.0,
         "startup_seconds": 1.0,
         "checkpoint_seconds": None,
+        "waited_seconds": None,
+        "compile_seconds": None,
     }
 
 

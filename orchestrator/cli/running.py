@@ -71,7 +71,7 @@ def run(
     from orchestrator.results.store import Store
     from orchestrator.scheduling.books import Books
 
-    planned = plan_of(spec)
+    began, planned = time.monotonic(), plan_of(spec)
     with refusing():
         folder = location(results) if results else Path("results") / planned.sweep.name
     tracking_uri = tracking_uri_of(tracking_uri, folder)
@@ -87,7 +87,7 @@ def run(
         books.check_trunks()
         if not retrain:
             _refuse_retraining(planned, folder, books)
-        state = _execute(planned, store, address, data, tracking_uri, wait, retrain)
+        state = _execute(planned, store, address, data, tracking_uri, wait, retrain, began)
     _finish(folder, state)
 
 
@@ -181,7 +181,14 @@ def _report(folder: Location) -> None:
 
 
 def _execute(
-    plan: Plan, store: Store, address: str | None, data: Path, tracking_uri: str, wait: float, retrain: bool
+    plan: Plan,
+    store: Store,
+    address: str | None,
+    data: Path,
+    tracking_uri: str,
+    wait: float,
+    retrain: bool,
+    began: float,
 ) -> State:
     """Run what remains of `plan`. Ray comes first: if it does not answer, or cannot hold a gang, nothing is written."""
     from orchestrator.planning.priorities import priorities_of
@@ -214,7 +221,7 @@ def _execute(
             tracker = MlflowTracker(folder, tracking_uri, plan.sweep.name)
             tracker.start(planned, files=[plan.source.path])
             try:
-                state = _drive(plan, store, backend, tracker)
+                state = _drive(plan, store, backend, tracker, began)
             except OSError as error:
                 _close(tracker, folder, tracking_uri, "failed")
                 fail(f"{error}. Measurements so far are safe; mend it, and the same command goes on from here.")
@@ -252,7 +259,7 @@ def _adopt(plan: Plan, store: Store) -> None:
         click.echo(f"Taken over from other sweeps: {rows} measurements, {checkpoints} checkpoints.")
 
 
-def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker) -> State:
+def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker, began: float) -> State:
     """Let the driver work and show how it goes."""
     from rich.console import Console
 
@@ -269,7 +276,7 @@ def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker) -> Stat
             inbox.look(driver)
 
         inbox = _Inbox(store.folder, view.say)
-        driver = Driver(plan, store, backend, tracker.run_id, listen)
+        driver = Driver(plan, store, backend, tracker.run_id, listen, waiting_since=began)
         view.say(driver.opening())
         with _interruptible(driver, view.say):
             return driver.run()

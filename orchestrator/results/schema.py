@@ -10,6 +10,7 @@ Raise SCHEMA_VERSION when a column comes, goes or changes its meaning, and add t
     noise and times of losses (`loss_sd`, `loss_by_time`, `loss_draws`); `eval_samples` is the number of images of a
     distance (it was that of the loss's draws)
 4   measurements: of clips, `fd_per_frame`, `warping_error` and `warping_error_generated`
+5   attempts: `waited_seconds` and `compile_seconds`; `evaluation_seconds` is without compilation
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 VERSION_KEY = b"ditlaw.schema_version"
 """In the metadata of each part."""
 
@@ -146,10 +147,14 @@ ATTEMPT = _schema(
     _optional("evaluation_seconds", pa.float64()),
     _optional("startup_seconds", pa.float64()),
     _optional("checkpoint_seconds", pa.float64()),
+    _optional("waited_seconds", pa.float64()),
+    _optional("compile_seconds", pa.float64()),
 )
 """One row an execution of a trial on a gang. `attempt` counts from 0 for each trial.
 
-`checkpoint_seconds` is how long training stood still for checkpoints. A row of outcome `running` is replaced, for
+`checkpoint_seconds` is how long training stood still for checkpoints. `waited_seconds` is how long its gang had had no
+attempt before, its start included; of attempts that are trained together the first has it. `compile_seconds` is its
+share of what the worker spent on compiling meanwhile. A row of outcome `running` is replaced, for
 readers, by the row of the same attempt's end.
 """
 

@@ -31,6 +31,8 @@ class Assignment:
     keep_finished: bool = True
     """Whether checkpoints outlive the last measurement; if not, there need not be one at every milestone either."""
     mlflow_run_id: str | None
+    waited_seconds: float | None = None
+    """How long its gang has had nothing to do before; None where nobody knows, and of a mate."""
     mates: tuple[Assignment, ...] = ()
     """Attempts of other trials of its shape that are trained with it, as one stacked model."""
 

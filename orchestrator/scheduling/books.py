@@ -370,6 +370,8 @@ class Books:
             "evaluation_seconds": None,
             "startup_seconds": None,
             "checkpoint_seconds": None,
+            "waited_seconds": None,
+            "compile_seconds": None,
         }
         self.insist(partial(self._store.append_attempts, [row]))
         self._entered.add((trial.trial_id, attempt))

@@ -85,6 +85,7 @@ class Driver:
         run_id: the tracker's run of a trial, or None while it has none.
         listen: called a few times a second with the state of things.
         policy: how the scheduler behaves; by default as the sweep says.
+        waiting_since: `time.monotonic()` from which on devices wait for the first gangs; default: now.
 
     Raises:
         ValueError: a trial begins with a checkpoint that is not there and that nothing makes.
@@ -98,6 +99,7 @@ class Driver:
         run_id: Callable[[str], str | None],
         listen: Callable[[Snapshot], None],
         policy: Policy | None = None,
+        waiting_since: float | None = None,
     ) -> None:
         self._plan, self._store, self._backend = plan, store, backend
         self._run_id, self._listen = run_id, listen
@@ -112,6 +114,9 @@ class Driver:
         self._last: dict[str, Progress] = {}
         self._flops_ended = self._flops_lost = 0.0
         self._began = time.monotonic()
+        self._waiting_since = self._began if waiting_since is None else waiting_since
+        self._free_since: dict[str, float] = {}
+        """Since when a gang has had nothing to do, or been asked for."""
         self._stop = False
         self._patient_until: float | None = None
         """When a driver that is to stop gives up on storage that is away; None while it is not to stop."""
@@ -214,6 +219,7 @@ class Driver:
         for action in actions:
             match action:
                 case StartGang(gang, shape):
+                    self._free_since[gang] = time.monotonic() if self._last else self._waiting_since
                     self._backend.start_gang(gang, shape)
                 case RunTrial(gang, trial_id):
                     self._run(gang, trial_id)
@@ -230,7 +236,8 @@ class Driver:
         """Begin what is left of a pack, most often a single trial."""
         left = [trial for trial in self._packs[job] if self._books.stops(trial)] or [*self._packs[job][:1]]
         first, *mates = (self._assignment(gang, trial) for trial in left)
-        assignment = replace(first, mates=tuple(mates))
+        waited = time.monotonic() - self._free_since.pop(gang, time.monotonic())
+        assignment = replace(first, mates=tuple(mates), waited_seconds=waited)
         self._running[gang] = job, assignment, datetime.now(UTC)
         self._backend.run(assignment)
 
@@ -261,6 +268,7 @@ class Driver:
         if not isinstance(event, AttemptEnded | GangLost) or event.gang not in self._running:
             return [event]
         job, assignment, began = self._running.pop(event.gang)
+        self._free_since[event.gang] = time.monotonic()
         last = self._last_of(event.gang, assignment)
         newest = max(
             (max(self._books.checkpoints(one.trial.trial_id), default=0) for one in assignment.mates), default=0

@@ -31,6 +31,7 @@ from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Assignment, AttemptOutcome, Progress
 from orchestrator.training.batches import batches
 from orchestrator.training.checkpoint import Checkpoint, Checkpoints
+from orchestrator.training.compilation import seconds_compiling
 from orchestrator.training.engine import Engine, LossModule
 from orchestrator.training.gang import GangMember
 from orchestrator.training.measuring import Meter
@@ -62,6 +63,7 @@ class Attempt:
         outbox: through which results are written.
         seat: its place in a pack, which then takes its steps (`training.packing`); None has an engine of its own.
         share: its part of the worker's time.
+        began: seconds of `time.perf_counter` and time at which it began; default: now.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class Attempt:
         outbox: Outbox = AT_ONCE,
         seat: PackMember | None = None,
         share: float = 1.0,
+        began: tuple[float, datetime] | None = None,
     ) -> None:
-        self.started, self.started_at = time.perf_counter(), datetime.now(UTC)
+        self.started, self.started_at = began or (time.perf_counter(), datetime.now(UTC))
+        self.compiling_before = seconds_compiling()
         self.assignment, self.member = assignment, member
         self.trial = trial = assignment.trial
         # Of no method of its own: it would keep itself, and what it has on a device, until Python looks for cycles.
@@ -269,7 +273,7 @@ class Attempt:
 
     def _measure(self, milestone: int) -> str | None:
         """Measure the averaged weights and write the row; why the trial has diverged here, if it has."""
-        began = time.perf_counter()
+        began = time.perf_counter() - seconds_compiling()
         self._report("evaluating")
         with torch.no_grad():
             for parameter, average in zip(
@@ -281,7 +285,7 @@ class Attempt:
             self._write_curve()
             row = measurement_row(self, milestone, "ok", None, measured)
             self._keep(lambda: self.store.append_measurements([row]))
-        self.evaluation_seconds += time.perf_counter() - began
+        self.evaluation_seconds += time.perf_counter() - seconds_compiling() - began
         return measured.failure
 
     def _write_diverged(self, milestones: tuple[int, ...]) -> None:

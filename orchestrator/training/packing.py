@@ -7,7 +7,9 @@ samples.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from torch import Tensor
 
@@ -53,6 +55,7 @@ def seated(
     assignments: Sequence[Assignment], member: GangMember, outbox: Outbox = AT_ONCE
 ) -> tuple[Pack, list[Attempt]]:
     """A pack, and the attempts whose steps it takes. Collective."""
+    began = time.perf_counter(), datetime.now(UTC)
     trials = [one.trial for one in assignments]
     pack = Pack(
         trials,
@@ -63,8 +66,8 @@ def seated(
         num_workers=member.world_size,
     )
     attempts = [
-        Attempt(one, member, outbox, seat, share=1 / len(trials))
-        for one, seat in zip(assignments, pack.members, strict=True)
+        Attempt(one, member, outbox, seat, share=1 / len(trials), began=None if number else began)
+        for number, (one, seat) in enumerate(zip(assignments, pack.members, strict=True))
     ]
     for row, attempt in enumerate(attempts):
         pack.follow(row, attempt.ema)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.results.schema import EVALUATION_COLUMNS, SCHEMA_VERSION
 from orchestrator.spec.columns import planned_columns
+from orchestrator.training.compilation import seconds_compiling
 from orchestrator.training.measuring import Measured
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def attempt_row(attempt: Attempt, outcome: str, reason: str | None) -> dict[str,
         "evaluation_seconds": attempt.evaluation_seconds,
         "startup_seconds": attempt.startup_seconds,
         "checkpoint_seconds": attempt.checkpoint_seconds,
+        "waited_seconds": attempt.assignment.waited_seconds,
+        "compile_seconds": attempt.share * (seconds_compiling() - attempt.compiling_before),
     }
 
 
