@@ -19,12 +19,11 @@ from models.fused_kernels import added
 
 QUERIES = 128
 """Queries of a program of the forward pass, of sequences that have as many."""
-BACKWARD_QUERIES = 64
-"""Queries that a program of the backward pass takes at a time; half as many of long heads with norms."""
-BACKWARD_KEYS = 256
-"""Keys that it takes at a time; of fewer than there are the gradient of queries is added up in the precision of qkv."""
-BACKWARD_STAGES = 1
-"""Turns of queries of which it reads ahead, and one."""
+SHORT = 64
+"""Tokens up to which a program of the backward pass takes all queries at once."""
+TURN, STAGES = 32, 3
+"""Queries that it takes at a time of longer sequences, and turns of which it has read the data: of sequences of 256 in
+heads of 64 0.69 ms where 64 queries without reading ahead took 0.83 (docs/training.md)."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -104,7 +103,7 @@ def _forward(  # type: ignore[no-untyped-def]
 def _backward(  # type: ignore[no-untyped-def]
     qkv, bias, q_gain, k_gain, o, lse, do, dqkv, dbias, dgain, scale, images, H, n, d, eps,
     BIAS: tl.constexpr, SUM: tl.constexpr, NORM: tl.constexpr,
-    N: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     b = pid // H
@@ -114,70 +113,55 @@ def _backward(  # type: ignore[no-untyped-def]
     extra = bias + (b // images) * row + h * d if BIAS else qkv
     gain = (b // images) * d
     cols = tl.arange(0, D)
+    keys = tl.arange(0, N)
+    kv = keys[:, None] * row + cols[None, :]
+    inside = (keys[:, None] < n) & (cols[None, :] < d)
+    raw_k = _loaded(qkv + base + H * d, kv, inside, extra + H * d, cols, d, BIAS)
+    v = _loaded(qkv + base + 2 * H * d, kv, inside, extra + 2 * H * d, cols, d, BIAS)
+    k = raw_k
+    if NORM:
+        k, k_rms = _normed(raw_k, k_gain + gain, cols, d, eps)
+        q_sum = tl.zeros([D], dtype=tl.float32)
+    dk = tl.zeros([N, D], dtype=tl.float32)
+    dv = tl.zeros([N, D], dtype=tl.float32)
     dq_sum = tl.zeros([D], dtype=tl.float32)
-    dk_sum = tl.zeros([D], dtype=tl.float32)
-    dv_sum = tl.zeros([D], dtype=tl.float32)
-    if NORM:
-        q_gains = tl.zeros([D], dtype=tl.float32)
-        k_gains = tl.zeros([D], dtype=tl.float32)
-    for first in tl.static_range(0, N, BN):
-        if first > 0:
-            tl.debug_barrier()  # what is read of the queries' gradient, other threads have written
-        keys = first + tl.arange(0, BN)
-        kv = keys[:, None] * row + cols[None, :]
-        inside = (keys[:, None] < n) & (cols[None, :] < d)
-        raw_k = _loaded(qkv + base + H * d, kv, inside, extra + H * d, cols, d, BIAS)
-        v = _loaded(qkv + base + 2 * H * d, kv, inside, extra + 2 * H * d, cols, d, BIAS)
-        k = raw_k
+    for start in range(0, N, BM):
+        rows = start + tl.arange(0, BM)
+        mine = (rows[:, None] < n) & (cols[None, :] < d)
+        q_at = rows[:, None] * row + cols[None, :]
+        raw_q = _loaded(qkv + base, q_at, mine, extra, cols, d, BIAS)
+        q = raw_q
         if NORM:
-            k, k_rms = _normed(raw_k, k_gain + gain, cols, d, eps)
-        dk = tl.zeros([BN, D], dtype=tl.float32)
-        dv = tl.zeros([BN, D], dtype=tl.float32)
-        for start in range(0, N, BM):
-            rows = start + tl.arange(0, BM)
-            mine = (rows[:, None] < n) & (cols[None, :] < d)
-            q_at = rows[:, None] * row + cols[None, :]
-            raw_q = _loaded(qkv + base, q_at, mine, extra, cols, d, BIAS)
-            q = raw_q
-            if NORM:
-                q, q_rms = _normed(raw_q, q_gain + gain, cols, d, eps)
-            at = (b * n + rows[:, None]) * (H * d) + h * d + cols[None, :]
-            g = tl.load(do + at, mask=mine, other=0.0)
-            out = tl.load(o + at, mask=mine, other=0.0)
-            delta = tl.sum(g.to(tl.float32) * out.to(tl.float32), 1)
-            top = tl.load(lse + pid * n + rows, mask=rows < n, other=float("inf")) * LOG2_E
-            pt = tl.exp2(tl.dot(k, tl.trans(q)) * (scale * LOG2_E) - top[None, :])  # [BN, BM]
-            pt = tl.where((keys[:, None] < n) & (rows[None, :] < n), pt, 0.0)
-            dv += tl.dot(pt.to(g.dtype), g)
-            dst = (pt * (tl.dot(v, tl.trans(g)) - delta[None, :])).to(q.dtype)
-            dk += tl.dot(dst, q)
-            dq = tl.dot(tl.trans(dst), k) * scale
-            if first > 0:
-                dq += tl.load(dqkv + base + q_at, mask=mine, other=0.0).to(tl.float32)
-            if first + BN >= N:
-                if NORM:
-                    dq, one = _norm_backward(dq, raw_q, q_rms, q_gain + gain, cols, d)
-                    q_gains += one
-                if SUM:
-                    dq_sum += tl.sum(tl.where(mine, dq, 0.0), 0)
-            tl.store(dqkv + base + q_at, dq.to(dqkv.dtype.element_ty), mask=mine)
-        dk = dk * scale
+            q, q_rms = _normed(raw_q, q_gain + gain, cols, d, eps)
+        at = (b * n + rows[:, None]) * (H * d) + h * d + cols[None, :]
+        g = tl.load(do + at, mask=mine, other=0.0)
+        out = tl.load(o + at, mask=mine, other=0.0)
+        delta = tl.sum(g.to(tl.float32) * out.to(tl.float32), 1)
+        top = tl.load(lse + pid * n + rows, mask=rows < n, other=float("inf")) * LOG2_E
+        pt = tl.exp2(tl.dot(k, tl.trans(q)) * (scale * LOG2_E) - top[None, :])  # [N, BM]
+        pt = tl.where((keys[:, None] < n) & (rows[None, :] < n), pt, 0.0)
+        dv += tl.dot(pt.to(g.dtype), g)
+        dst = (pt * (tl.dot(v, tl.trans(g)) - delta[None, :])).to(q.dtype)
+        dk += tl.dot(dst, q)
+        dq = tl.dot(tl.trans(dst), k) * scale
         if NORM:
-            dk, one = _norm_backward(dk, raw_k, k_rms, k_gain + gain, cols, d)
-            k_gains += one
+            dq, one = _norm_backward(dq, raw_q, q_rms, q_gain + gain, cols, d)
+            q_sum += one
         if SUM:
-            dk_sum += tl.sum(dk, 0)
-            dv_sum += tl.sum(dv, 0)
-        tl.store(dqkv + base + H * d + kv, dk.to(dqkv.dtype.element_ty), mask=inside)
-        tl.store(dqkv + base + 2 * H * d + kv, dv.to(dqkv.dtype.element_ty), mask=inside)
+            dq_sum += tl.sum(tl.where(mine, dq, 0.0), 0)
+        tl.store(dqkv + base + q_at, dq.to(dqkv.dtype.element_ty), mask=mine)
+    dk = dk * scale
     if NORM:
-        tl.store(dgain + pid * 2 * d + cols, q_gains, mask=cols < d)
-        tl.store(dgain + pid * 2 * d + d + cols, k_gains, mask=cols < d)
+        dk, one = _norm_backward(dk, raw_k, k_rms, k_gain + gain, cols, d)
+        tl.store(dgain + pid * 2 * d + cols, q_sum, mask=cols < d)
+        tl.store(dgain + pid * 2 * d + d + cols, one, mask=cols < d)
     if SUM:
         to = dbias + b * row + h * d + cols
         tl.store(to, dq_sum, mask=cols < d)
-        tl.store(to + H * d, dk_sum, mask=cols < d)
-        tl.store(to + 2 * H * d, dv_sum, mask=cols < d)
+        tl.store(to + H * d, tl.sum(dk, 0), mask=cols < d)
+        tl.store(to + 2 * H * d, tl.sum(dv, 0), mask=cols < d)
+    tl.store(dqkv + base + H * d + kv, dk.to(dqkv.dtype.element_ty), mask=inside)
+    tl.store(dqkv + base + 2 * H * d + kv, dv.to(dqkv.dtype.element_ty), mask=inside)
 
 
 def attention(qkv: Tensor, extras: Extras) -> tuple[Tensor, Tensor]:
@@ -205,11 +189,11 @@ def attention_backward(
     dqkv, gain = torch.empty_like(qkv), extras.q_gain
     dbias = torch.empty(b if summed is not None else 0, 3 * h * d, dtype=torch.float32, device=qkv.device)
     dgain = torch.empty(b if gain is not None else 0, h, 2, d, dtype=torch.float32, device=qkv.device)
-    queries = min(BACKWARD_QUERIES if n <= 128 or gain is None else BACKWARD_QUERIES // 2, most[0])
+    queries, stages = (most[0], 1) if n <= SHORT else (TURN, STAGES)
     _backward[(b * h,)](
         qkv, *extras, o, lse, do, dqkv, dbias, dgain, d**-0.5, _images(b, extras), h, n, d, NORM_EPS,
-        **_kinds(extras), SUM=summed is not None, N=most[0], D=most[1], BM=queries, BN=min(BACKWARD_KEYS, most[0]),
-        num_warps=warps(n), num_stages=BACKWARD_STAGES,
+        **_kinds(extras), SUM=summed is not None, N=most[0], D=most[1], BM=queries,
+        num_warps=warps(n), num_stages=stages,
     )  # fmt: skip
     empty = qkv.new_empty(0)
     return (

@@ -24,6 +24,8 @@ Map = Linear | PackedLinear
 MOST_TOKENS = 256
 MOST_HEAD_DIM = 64
 """What one program of attention's backward pass keeps of keys, values and their gradients fits its registers."""
+SHARED_BYTES = 150_000
+"""Of a multiprocessor's shared memory, for its backward pass over long sequences: A100s and H100s have as much."""
 TORCH_FROM = 65
 """Tokens from which torch's forward attention is faster than one program a head."""
 CUDNN_CAPABILITY = (9, 0)
@@ -325,11 +327,17 @@ def _gain(norm: HeadNorm | None) -> Tensor | None:
     return gain if gain.dim() == 2 else gain[None]
 
 
+@torch.compiler.assume_constant_result
+def _has_room(gpu: int) -> bool:
+    """Whether a program of attention's backward pass has room for what it reads ahead of long sequences."""
+    return torch.cuda.get_device_properties(gpu).shared_memory_per_block_optin >= SHARED_BYTES
+
+
 def attended(module: Attention, h: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
     """What the heads give, joined: the module without its last map."""
     b, n, w = h.shape
     head = w // module.heads
-    if n > MOST_TOKENS or head > MOST_HEAD_DIM or head % 8:
+    if n > MOST_TOKENS or head > MOST_HEAD_DIM or head % 8 or (n >= TORCH_FROM and not _has_room(h.device.index or 0)):
         return attend(*module.split(h))
     # One model's product adds its bias for nothing, and torch's own attention wants it in place.
     added = n >= TORCH_FROM and module.q_norm is None and not isinstance(module.qkv, PackedLinear)

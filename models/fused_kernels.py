@@ -22,7 +22,7 @@ BACKWARD_TILE = 1024
 """The same where it also keeps four sums."""
 ROWS = 256
 """Rows of the MLP's hidden activations that one program of its derivative goes through, at most."""
-WIDE = 512
+WIDE = 1024
 """Columns from which on more threads share a row."""
 MANY = 512
 """Programs that fill a GPU."""
@@ -151,11 +151,7 @@ def boundary_backward(
     b, n, d = x2.shape
     block, branch = triton.next_power_of_2(d), y is not None
     chunk = min(CHUNK, max(16, triton.next_power_of_2(n)))
-    chunks, kinds = triton.cdiv(n, chunk), 3 if branch else 2
-    # A few programs do not fill a GPU: then each has more threads, and takes fewer turns.
-    many = b * chunks >= MANY
-    rows = _tile_rows(BACKWARD_TILE if many else 4 * BACKWARD_TILE, block, chunk)
-    warps = (8 if block >= WIDE else 4) if many else 16
+    rows, chunks, kinds = _tile_rows(BACKWARD_TILE, block, chunk), triton.cdiv(n, chunk), 3 if branch else 2
     dx, dy = torch.empty_like(x2), torch.empty_like(x2) if branch else x2.new_empty(0)
     kind = scale.dtype if chunks == 1 else torch.float32
     vectors = torch.empty(b, chunks, kinds, d, dtype=kind, device=x2.device)
@@ -163,7 +159,7 @@ def boundary_backward(
     _boundary_backward[(b, chunks)](
         dh, dx2, x2, y, bias, mean, rstd, gate, scale, dx, dy, vectors, biases, _stride(gate), _stride(scale),
         _images(b, bias), n, d, chunks,
-        BRANCH=branch, BIAS=bias is not None, CHUNK=chunk, R=rows, D=block, num_warps=warps,
+        BRANCH=branch, BIAS=bias is not None, CHUNK=chunk, R=rows, D=block, num_warps=8 if block >= WIDE else 4,
     )  # fmt: skip
     if chunks > 1:
         vectors = added(vectors.view(b, chunks, kinds * d), scale.dtype)

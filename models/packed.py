@@ -19,13 +19,6 @@ from torch import Tensor, nn
 from models.blocks import NORM_EPS, HeadNorm, LabelEmbedder, Linear
 from models.parameterization import TaggedModule
 
-TILE = 128
-"""Rows and columns of a product that one of a GPU's multiprocessors works out at once."""
-MULTIPROCESSORS = 132
-"""Of an H100."""
-LEAST_ROWS = 512
-"""That are worth a part of their own."""
-
 
 @torch.library.custom_op("ditlaw::batched_product", mutates_args=())
 def batched_product(a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool) -> Tensor:
@@ -34,25 +27,7 @@ def batched_product(a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool) 
     Given torch.bmm it writes what comes before twice, once transposed, and the gradient of the weight comes out
     transposed, to be copied into place: a fifth of a pack's step.
     """
-    if transpose_a and not transpose_b and a.is_cuda and a.dtype == torch.bfloat16:
-        return _over_rows(a, b)
     return torch.bmm(a.transpose(1, 2) if transpose_a else a, b.transpose(1, 2) if transpose_b else b)
-
-
-def _over_rows(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b of matrices with many more rows than columns, in parts that fill a GPU, added in float32."""
-    from models import fused_kernels
-
-    (models, rows, outputs), inputs = a.shape, b.shape[2]
-    tiles = models * -(-outputs // TILE) * -(-inputs // TILE)
-    parts = 1
-    while 2 * parts * tiles <= MULTIPROCESSORS and rows % (2 * parts) == 0 and rows // (2 * parts) >= LEAST_ROWS:
-        parts *= 2
-    if parts == 1:
-        return torch.bmm(a.transpose(1, 2), b)
-    a, b = (one.reshape(models * parts, rows // parts, -1) for one in (a, b))
-    partial = torch.bmm(a.transpose(1, 2), b, out_dtype=torch.float32)
-    return fused_kernels.added(partial.view(models, parts, -1), torch.bfloat16).view(models, outputs, inputs)
 
 
 @batched_product.register_fake
