@@ -11,6 +11,7 @@ from analysis.findings import ArmFindings, Findings
 from analysis.fitting import Fit
 from analysis.magnitudes import coefficient, scientific, with_unit
 from analysis.report_page import escape
+from analysis.report_transfer import transfer_answer
 
 
 def answer(findings: Findings) -> list[str]:
@@ -22,7 +23,7 @@ def answer(findings: Findings) -> list[str]:
         return [f"<strong>No measurement is in yet.</strong>{trials} Run the sweep, then write this report again."]
     if best is None:
         return ["<strong>Every trial diverged</strong>: there is no loss to fit. The reasons stand in the table below."]
-    said = [*_headline(findings, best), *_size(best), _law("loss", best.law)]
+    said = [*_headline(findings, best), *transfer_answer(findings), *_size(best), _law("loss", best.law)]
     if best.distance is not None:
         said.append(_law(best.distance.name, best.distance.law))
     return [*said, *map(compared, findings.comparisons)]

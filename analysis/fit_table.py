@@ -254,7 +254,8 @@ def _rates(table: Table, target: float | None, options: Options) -> Result:
         if not o.bracketed:
             warnings.append(f"{fit.variable} {o.scale:.4g} left out of the drift: {o.reason}")
     params: dict[str, float | None] = dict.fromkeys(("rate_coefficient", "rate_exponent")) | fit.params
-    names = ("scale", "rate", "rate_ci95", "bracketed", "reason", "transferred_loss", "transferred_ci95")
+    own = ("scale", "rate", "rate_ci95", "bracketed", "reason")
+    names = (*own, "moved_octaves", "moved_ci95", "transferred_loss", "transferred_ci95")
     return _result(
         table,
         frame,

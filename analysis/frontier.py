@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 
@@ -25,6 +28,32 @@ def budget_of(frame: pd.DataFrame) -> pd.Series:
     grouped = pd.Series(logs, index=frame.index).groupby(cluster)
     centre = grouped.transform("mean").where(grouped.transform(lambda v: v.max() - v.min()) <= np.log(1.3))
     return pd.Series(np.exp(centre), index=frame.index)
+
+
+@dataclass(frozen=True)
+class Level:
+    """What is alike in runs that are compared across sizes: their budget in FLOPs, or their samples."""
+
+    column: Literal["flops", "samples"]
+    value: float
+
+    def among(self, frame: pd.DataFrame, within: float = 1e-3) -> pd.Series:
+        """Which rows are at it; of FLOPs, within a share of them."""
+        if self.column == "samples":
+            return frame["samples"] == self.value
+        return (budget_of(frame) / self.value - 1).abs() <= within
+
+
+def common_level(frame: pd.DataFrame, of: str = "params") -> Level:
+    """The largest budget; or, where budgets are samples, so that it is that of one size alone, the most samples that as
+    many sizes as possible (told apart by the column `of`) have seen."""
+    largest = Level("flops", float(budget_of(frame).max()))
+    if "samples" not in frame:
+        return largest
+    sizes = frame.groupby("samples")[of].nunique()
+    if not len(sizes) or sizes.max() <= frame.loc[largest.among(frame), of].nunique():
+        return largest
+    return Level("samples", float(sizes[sizes == sizes.max()].index.max()))
 
 
 def is_isoflop(frame: pd.DataFrame) -> bool:

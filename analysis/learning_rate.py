@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis.bootstrap import Interval, interval, residual_draws
 from analysis.estimate import Estimate
-from analysis.frontier import budget_of
+from analysis.frontier import Level, common_level
 from analysis.laws import Array
 
 MIN_RATES = 3
@@ -40,6 +40,9 @@ class RateOptimum:
     rate_ci95: Interval | None
     bracketed: bool
     reason: str | None
+    moved_octaves: float | None
+    """log2 of the best learning rate over that of the base, the smallest width whose optimum is bracketed."""
+    moved_ci95: Interval | None
     transferred_loss: float | None
     """Loss at the learning rate that is best at the base, over the loss at the best one, less 1."""
     transferred_ci95: Interval | None
@@ -58,8 +61,8 @@ class RateFit(Estimate):
 
     variable: str
     """width, or params where the table has no width."""
-    flops: float
-    """The budget at which the rates are compared."""
+    level: Level
+    """The budget, or the samples, at which the rates are compared."""
     optima: list[RateOptimum]
 
 
@@ -113,7 +116,8 @@ class _Valley:
 def fit_rates(
     rows: pd.DataFrame, diverged: pd.DataFrame | None = None, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> RateFit | None:
-    """Of rows of one arm with learning_rate, loss, flops and width (or params), at the largest budget.
+    """Of rows of one arm with learning_rate, loss, flops and width (or params), at the largest budget, or at equal
+    samples where these are the budgets.
 
     None where there is no size with 3 learning rates. Intervals: residuals of all quadratics are exchanged, widened for
     the parameters that they used (`bootstrap.residual_draws`). A rate beyond which every run diverged closes a valley
@@ -122,9 +126,8 @@ def fit_rates(
     variable = "width" if "width" in rows and rows["width"].notna().all() else "params"
     if "learning_rate" not in rows or not len(rows):
         return None
-    budgets = budget_of(rows)
-    at = float(budgets.max())
-    top, lost = rows[budgets >= at * 0.999], _at_budget(diverged, at)
+    level = common_level(rows, variable)
+    top, lost = rows[level.among(rows)], _at_level(diverged, level)
     valleys = []
     for scale, group in top.groupby(variable, sort=True):
         gone = lost[lost[variable] == scale] if len(lost) and variable in lost else lost
@@ -137,7 +140,7 @@ def fit_rates(
     optima = _optima(found, estimates, drawn)
     fit = RateFit(
         variable=variable,
-        flops=at,
+        level=level,
         optima=optima,
         params={},
         outcome="too_few_points",
@@ -148,10 +151,10 @@ def fit_rates(
     return _with_drift(fit, found, estimates, drawn if num_resamples else [])
 
 
-def _at_budget(diverged: pd.DataFrame | None, flops: float) -> pd.DataFrame:
-    if diverged is None or not len(diverged) or diverged["flops"].isna().any():
+def _at_level(diverged: pd.DataFrame | None, level: Level) -> pd.DataFrame:
+    if diverged is None or not len(diverged) or diverged[level.column].isna().any():
         return pd.DataFrame({"learning_rate": pd.Series(dtype=float)})
-    return diverged[(budget_of(diverged) / flops - 1).abs() < 0.1]
+    return diverged[level.among(diverged, within=0.1)]
 
 
 def _drawn(valleys: list[_Valley], estimates: list[Array], num_resamples: int, seed: int) -> list[Array]:
@@ -173,23 +176,33 @@ def _optima(valleys: list[_Valley], estimates: list[Array], drawn: list[Array]) 
     base = inside.index(True) if any(inside) else None
     optima = []
     for k, (valley, estimate, draws) in enumerate(zip(valleys, estimates, drawn, strict=True)):
-        cost = cost_band = None
+        cost = cost_band = moved = shift = None
         measured = False
         if base is not None and inside[k]:
             rate = valleys[base].optima(estimates[base])
             cost = float(valley.cost(estimate, rate)[0])
+            shift = float(valley.optima(estimate)[0] - rate[0]) / np.log(2)
             moved = interval(valley.optima(draws) - valleys[base].optima(drawn[base]))
             cost_band = interval(valley.cost(draws, valleys[base].optima(drawn[base])))
             if cost_band is not None and moved is not None and moved[0] <= 0 <= moved[1]:
                 cost_band = (0.0, cost_band[1])  # the two rates may be one; a cost is never below 0
             measured = bool(valley.u.min() <= rate[0] - valley.centre <= valley.u.max())
-        optima.append(_optimum(valley, estimate[0], draws, cost, cost_band, measured))
+        found = _optimum(valley, estimate[0], draws)
+        optima.append(
+            replace(
+                found,
+                moved_octaves=shift,
+                moved_ci95=None if moved is None else (moved[0] / np.log(2), moved[1] / np.log(2)),
+                transferred_loss=cost,
+                transferred_ci95=cost_band,
+                transferred_measured=measured,
+            )
+        )
     return optima
 
 
-def _optimum(
-    valley: _Valley, c: Array, draws: Array, cost: float | None, cost_band: Interval | None, measured: bool
-) -> RateOptimum:
+def _optimum(valley: _Valley, c: Array, draws: Array) -> RateOptimum:
+    """Of one width, without what it is beside the base's."""
     log_rate = float(valley.optima(c[None])[0])
     inside = bool(np.isfinite(log_rate))
     reason = None
@@ -210,9 +223,11 @@ def _optimum(
         rate_ci95=interval(np.exp(valley.optima(draws))) if inside else None,
         bracketed=inside,
         reason=reason,
-        transferred_loss=cost,
-        transferred_ci95=cost_band,
-        transferred_measured=measured,
+        moved_octaves=None,
+        moved_ci95=None,
+        transferred_loss=None,
+        transferred_ci95=None,
+        transferred_measured=False,
     )
 
 

@@ -30,7 +30,7 @@ from analysis.drawing import (
     styled,
 )
 from analysis.fitting import Fit
-from analysis.frontier import budget_of
+from analysis.frontier import budget_of, common_level
 from analysis.isoflop import IsoflopFit
 from analysis.laws import Array
 from analysis.magnitudes import scientific, with_unit
@@ -195,10 +195,10 @@ def named_sizes(sizes: Sequence[float], most: int = 9) -> dict[float, str]:
 def learning_rate_curves(
     rows: pd.DataFrame, *, title: str = "", diverged: pd.DataFrame | None = None, links: Links | None = None
 ) -> Figure:
-    """Loss against learning rate at the largest budget, one line a size; diverged runs there on the upper edge."""
+    """Loss against learning rate at the largest budget (or equal samples), one line a size; diverged runs on top."""
     figure, axes = blank(title, "base learning rate", "validation loss")
-    budgets = budget_of(rows)
-    part = rows[budgets == budgets.max()]
+    level = common_level(rows)
+    part = rows[level.among(rows)]
     sizes = sorted(part["params"].unique())
     named = named_sizes(sizes)
     colours = ordered_colours(len(sizes))
@@ -207,7 +207,7 @@ def learning_rate_curves(
         style: dict[str, Any] = {"marker": MARKS[k % len(MARKS)], "color": [colour], "label": named.get(size)}
         axes.plot(line["learning_rate"], line["loss"], LINES[k % 4], color=colour, linewidth=1.2)
         points(axes, line, "learning_rate", "loss", links, s=26, zorder=3, **style)
-    lost = None if diverged is None else diverged[budget_of(diverged) >= 0.9 * budgets.max()]
+    lost = None if diverged is None else diverged[level.among(diverged, within=0.1)]
     rates = sorted({*part["learning_rate"], *([] if lost is None else lost["learning_rate"])})
     log_axis(axes, "x", rates[0], rates[-1], "{:.2g}".format, at=rates if len(rates) <= 6 else ())
     mark_diverged(axes, lost, "learning_rate", links)

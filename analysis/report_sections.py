@@ -37,6 +37,7 @@ from analysis.report_tables import (
     minima_table,
     predictions_table,
 )
+from analysis.report_transfer import transfer_tables
 
 ISOFLOP_CAPTION = (
     "Each point is a trial at a budget ({hover}). Curves are parabolas in log N through the sizes near the minimum, "
@@ -203,11 +204,12 @@ class Sections:
             plots.append(self.gallery.show(figure, "transfer", alt, page.escape("; ".join(words))))
         for arm in self.shown:
             if arm.trained["learning_rate"].nunique() > 1:
-                title = f"{arm.arm}: learning rate at the largest budget"
+                title = f"{arm.arm}: loss against learning rate"
                 figure = learning_rate_curves(arm.trained, title=title, diverged=_diverged(arm), links=page.point_link)
                 alt = f"Loss against learning rate in arm {arm.arm}"
                 plots.append(self.gallery.show(figure, f"rates-{slug(arm.arm)}", alt))
-        return page.section("transfer", "Learning rates across sizes", page.grid(*plots)) if plots else ""
+        parts = [page.grid(*plots), *transfer_tables(self.findings)]
+        return page.section("transfer", "Learning rates across sizes", *parts) if plots else ""
 
     def arms(self) -> str:
         """The first arm against the others: at equal size and budget, and in compute to equal quality."""

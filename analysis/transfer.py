@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.bootstrap import Interval
+from analysis.frontier import Level
 from analysis.learning_rate import NUM_RESAMPLES, RateFit, RateOptimum, fit_rates
 from analysis.magnitudes import with_unit
 
@@ -27,7 +28,7 @@ class RateTransfer:
     arm: str
     variable: str
     """width or params."""
-    flops: float
+    level: Level
     optima: list[RateOptimum]
     drift_per_doubling: float | None
     """Change of log2 of the best learning rate when the width doubles: 0 transfers, -1 halves it."""
@@ -81,7 +82,7 @@ class RateTransfer:
 def learning_rate_transfer(
     rows: pd.DataFrame, arm: str, diverged: pd.DataFrame | None = None, *, num_resamples: int = NUM_RESAMPLES
 ) -> RateTransfer | None:
-    """Of one arm's rows, at the largest budget; None where there is no size with 3 learning rates (see `fit_rates`)."""
+    """Of one arm's rows, as `fit_rates`; None where there is no size with 3 learning rates."""
     fit = fit_rates(rows, diverged, num_resamples=num_resamples)
     return None if fit is None else as_transfer(fit, arm)
 
@@ -91,7 +92,7 @@ def as_transfer(fit: RateFit, arm: str) -> RateTransfer:
     return RateTransfer(
         arm=arm,
         variable=fit.variable,
-        flops=fit.flops,
+        level=fit.level,
         optima=fit.optima,
         drift_per_doubling=fit.params.get("rate_exponent"),
         drift_ci95=fit.ci95.get("rate_exponent"),

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis import transfer_of_learning_rate
+from analysis.frontier import Level, common_level
 from analysis.transfer import learning_rate_transfer
 
 WIDTHS = (64, 128, 256, 512)
@@ -49,6 +50,22 @@ def test_intervals_hold_the_planted_drift_and_cost() -> None:
         costs.append(band[0] <= np.expm1(0.03 * (0.5 * np.log(8)) ** 2) <= band[1])
     assert np.mean(drifts) >= 0.87
     assert np.mean(costs) >= 0.87
+
+
+def test_where_budgets_are_samples_sizes_are_compared_at_the_most_that_all_have_seen() -> None:
+    rows = sweep(-0.5).assign(samples=6400.0)
+    rows["flops"] = rows["samples"] * rows["width"] ** 2  # no size shares its compute with another
+    longer = rows[rows["width"] == 64].assign(samples=12800.0, flops=lambda part: 2 * part["flops"], loss=9.0)
+    gone = rows[(rows["width"] == 512) & (rows["learning_rate"] > 0.05)]
+    found = learning_rate_transfer(pd.concat([rows, longer]).drop(gone.index), "arm", gone)
+    assert found is not None
+    assert found.level == Level("samples", 6400.0)
+    assert found.drift_per_doubling == pytest.approx(-0.5, abs=1e-6)
+    assert [o.moved_octaves for o in found.optima] == pytest.approx([0, -0.5, -1, -1.5], abs=1e-6)
+    low, high = found.optima[-1].moved_ci95 or (0, 0)
+    assert low <= -1.5 + 1e-6
+    assert high >= -1.5 - 1e-6
+    assert common_level(sweep(0.0), "width") == Level("flops", pytest.approx(1e18))
 
 
 def test_no_drift_costs_nothing_that_can_be_told() -> None:
