@@ -11,21 +11,20 @@ from analysis.prediction import Prediction, Tested, Verdict
 
 COLUMNS = [
     ("arm", True),
-    ("compute, FLOPs", False),
-    ("× largest fitted", False),
+    ("FLOPs", False),
     ("what", True),
     ("by", True),
     ("predicted", False),
-    ("95% of a measurement", False),
-    ("95% of the law", False),
+    ("95%", False),
     ("measured", False),
-    ("predicted is off by", False),
+    ("error", False),
     ("inside", True),
     ("measured with", True),
+    ("the law's 95%", False),
 ]
 WORDS = (
-    "What was written into a file by the laws of smaller budgets, before this one was run. The interval of a "
-    "measurement is that of the law with the scatter of the fitted points about it; inside or not is asked of that one."
+    "What was written into a file by the laws of smaller budgets, before this one was run. The first interval is that "
+    "of one measurement: the law's, with the scatter of the fitted points about it; inside or not is asked of that one."
 )
 
 
@@ -43,16 +42,16 @@ def _rows(verdict: Verdict) -> list[list[str]]:
     made, rows = verdict.prediction, []
     for one in made.expected:
         found = next((tested for tested in verdict.tested if tested.expected is one), None)
-        cells = [page.escape(made.arm), scientific(made.flops), f"{made.times_largest:.3g}", page.escape(one.what)]
-        cells.append(page.escape(one.by))
-        cells += [f"{one.value:.4g}", _band(one.ci95), _band(one.law_ci95)]
-        rows.append([*cells, *(_measured(found) if found else ["", "", "not measured", ""])])
+        cells = [page.escape(made.arm), scientific(made.flops), page.escape(one.what), page.escape(one.by)]
+        cells += [f"{one.value:.4g}", _band(one.ci95)]
+        cells += _measured(found) if found else ["", "", "not measured", ""]
+        rows.append([*cells, _band(one.law_ci95)])
     return rows
 
 
 def _measured(found: Tested) -> list[str]:
     inside = {True: "yes", False: "no", None: "no interval"}[found.inside]
-    size = f"{page.escape(found.size)}, {with_unit(found.params)} parameters"
+    size = f"{page.escape(found.size)}, {with_unit(found.params)}"
     return [f"{found.measured:.4g}", f"{found.error:+.2%}", inside, size]
 
 
@@ -68,7 +67,8 @@ def _note(verdict: Verdict) -> str:
         f"{made.arm} at {scientific(made.flops)} FLOPs: written at {made.written_at} by ditlaw "
         f"{made.made_with.get('versions', {}).get('ditlaw', '')}{f' ({commit[:12]})' if commit else ''} from "
         f"{made.fitted.count} measurements of sweep {made.sweep} up to "
-        f"{scientific(made.fitted.largest_budget_flops)} FLOPs, the newest of {made.fitted.newest}{size}."
+        f"{scientific(made.fitted.largest_budget_flops)} FLOPs ({made.times_largest:.3g} times less), the newest "
+        f"of {made.fitted.newest}{size}."
     )
     return page.escape(" ".join([text, *(f"{note[0].upper()}{note[1:]}." for note in verdict.notes)]))
 

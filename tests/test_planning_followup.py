@@ -153,6 +153,14 @@ def test_only_new_cells_where_asked(pilot, tmp_path):
     assert not planned & {(t.trial_id, s) for t in plan.trials for s in t.milestones}
 
 
+def test_data_without_end_have_no_epochs_to_keep_within(tmp_path):
+    folder = tmp_path / "results" / "pilot"
+    measured(folder, SPEC.replace("question: How large?", "dataset: procedural-16-grey"))
+    found = suggested(folder, "--arm", "mup", out=tmp_path / "next.yaml")
+    assert found["runs"]
+    assert "epochs" not in (tmp_path / "next.yaml").read_text()
+
+
 def test_further_seeds_have_their_own_budgets(pilot, tmp_path):
     folder, _ = pilot
     found = suggested(folder, "--arm", "mup", "--seeds", "3", out=tmp_path / "next.yaml")

@@ -245,8 +245,9 @@ def seed_constraints(wanted: Mapping[tuple[str, int], Collection[float]]) -> lis
 
 
 def candidate_constraints(ground: Ground, own: Sequence[Trial], max_epochs: float) -> list[str]:
-    """Conditions that anything new has to meet: steps enough, beyond the warmup, within the data's epochs."""
+    """Conditions that anything new has to meet: steps enough, beyond the warmup, within the data's epochs if any."""
     warmup = ground.variant.training.warmup_samples
     fewest = min(trial.milestones[0] // trial.batch_size for trial in own if trial.milestones)
     steps = max(10, min(MIN_STEPS, fewest))
-    return [f"steps >= {steps}", f"samples >= {2 * warmup}", f"epochs <= {max_epochs:.12g}"]
+    conditions = [f"steps >= {steps}", f"samples >= {2 * warmup}"]
+    return conditions if math.isinf(max_epochs) else [*conditions, f"epochs <= {max_epochs:.12g}"]
