@@ -253,4 +253,6 @@ def _attempt(assignment: Assignment, began: datetime) -> dict[str, Any]:
         "evaluation_seconds": 0.0,
         "startup_seconds": 0.0,
         "checkpoint_seconds": 0.0,
+        "waited_seconds": assignment.waited_seconds,
+        "compile_seconds": 0.0,
     }
