@@ -24,8 +24,9 @@ Map = Linear | PackedLinear
 MOST_TOKENS = 256
 MOST_HEAD_DIM = 64
 """What one program of attention's backward pass keeps of keys, values and their gradients fits its registers."""
-SHARED_BYTES = 150_000
-"""Of a multiprocessor's shared memory, for its backward pass over long sequences: A100s and H100s have as much."""
+ROOMY = ((8, 0), (9, 0), (10, 0), (10, 3))
+"""Capabilities of GPUs with the 150 kB of shared memory that its backward pass over long sequences takes: A100 to B300,
+of which it has run on the H100."""
 TORCH_FROM = 65
 """Tokens from which torch's forward attention is faster than one program a head."""
 CUDNN_CAPABILITY = (9, 0)
@@ -330,7 +331,7 @@ def _gain(norm: HeadNorm | None) -> Tensor | None:
 @torch.compiler.assume_constant_result
 def _has_room(gpu: int) -> bool:
     """Whether a program of attention's backward pass has room for what it reads ahead of long sequences."""
-    return torch.cuda.get_device_properties(gpu).shared_memory_per_block_optin >= SHARED_BYTES
+    return torch.cuda.get_device_capability(gpu) in ROOMY
 
 
 def attended(module: Attention, h: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
