@@ -182,5 +182,4 @@ class DiT(TaggedModule):
 
     def _fusable(self, x: Tensor) -> bool:
         """Whether the blocks are such as `models.fused` knows, in the precision and on the device that it is for."""
-        known = all(type(block) is DiTBlock and type(block.mlp) is Mlp for block in self.blocks)
-        return self.fused and known and self.rotation is None and x.is_cuda and x.dtype == torch.bfloat16
+        return self.fused and self.config.fusable and x.is_cuda and x.dtype == torch.bfloat16

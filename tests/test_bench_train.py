@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from models.families import build
 from orchestrator.bench import gangs
 from orchestrator.bench.baseline import PlainDiT, bare_step, held, loaded, plain_step, reference_step
 from orchestrator.bench.memory import Case
-from orchestrator.bench.train import Bench, cpu_cases, gpu_cases, peak_of, small_case, time_variants
+from orchestrator.bench.train import Bench, cpu_cases, gpu_cases, peak_of, small_case, time_variants, trial_of_variant
 
 CPU = torch.device("cpu")
 TINY = DiTConfig(image_size=8, channels=2, num_classes=3, patch=4, width=16, depth=2, heads=2)
@@ -123,3 +124,15 @@ def test_cases_are_those_of_the_page():
     assert [case.size for case in cpu_cases(("w32", "w96"))] == ["w32", "w96"]
     small = small_case(128, 6, 64, 64, CPU)
     assert (small.model.tokens, small.precision, small.compiled) == (64, "fp32", False)
+
+
+def test_variants_are_told_apart_as_trials_are():
+    """The table's speeds are those of plans: `Trial.fast`."""
+    case = Case(size="tiny", model=TINY, micro_batch=4)
+    fast = {
+        name: trial_of_variant(case, name).fast
+        for name in ("deepspeed", "graph", "pack of 1", "pack of 8", "pack of 8 without graph", "plain")
+    }
+    assert [name for name, is_fast in fast.items() if is_fast] == ["graph", "pack of 1", "pack of 8"]
+    assert trial_of_variant(dataclasses.replace(case, compiled=True), "deepspeed").fast
+    assert not trial_of_variant(dataclasses.replace(case, precision="fp32", zero_stage=0), "graph").fast

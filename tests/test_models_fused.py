@@ -112,6 +112,17 @@ def test_blocks_of_other_kinds_stay_what_they_are(changes):
     model = build(dataclasses.replace(MODEL, **changes), SP(), 0)
     model.fused = True
     assert not model._fusable(_OnGpu())
+    assert not model.config.fusable
+
+
+def test_a_configuration_made_from_another_is_not_taken_to_have_its_blocks():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Other(DiTConfig):
+        """Of a family with blocks of its own."""
+
+    fields = {field.name: getattr(MODEL, field.name) for field in dataclasses.fields(MODEL)}
+    assert MODEL.fusable
+    assert not Other(**fields).fusable
 
 
 class _OnGpu:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import DiTConfig, preset
+from models.cost import cost
 from orchestrator.planning import placement
 from orchestrator.planning.devices import GPUS, REFERENCE, Speed, named, training_flops_per_second
 from orchestrator.planning.evaluation import evaluation_seconds
@@ -263,6 +264,51 @@ def test_a_step_of_a_narrow_model_takes_a_gpu_at_least_what_its_kernels_or_the_h
     steps = 1000 * narrow.flops_per_sample * narrow.batch_size
     assert seconds("w32d1", steps) == (pytest.approx(0.535), False)
     assert seconds("w32d1", steps, stepping="deepspeed")[0] == pytest.approx(4.7)
+    swiglu = dataclasses.replace(narrow.model, mlp="swiglu")
+    assert seconds("w32d1", steps, model=swiglu)[0] == pytest.approx(0.9), "torch's operations one by one"
+    assert seconds("w32d1", steps, model=swiglu, compiled=True)[0] == pytest.approx(0.535)
     wide = next(trial for trial in plan.trials if trial.size == "w272d8")
-    rate, _ = training_flops_per_second(H100, wide.model, "bf16", wide.batch_size, False, compiled=True)
+    rate, _ = training_flops_per_second(H100, wide.model, "bf16", wide.batch_size, False, fast=True)
     assert seconds("w272d8", 1e15)[0] == pytest.approx(1e15 / rate)
+
+
+@pytest.mark.parametrize(
+    ("change", "fast"),
+    [
+        ({}, True),
+        ({"precision": "fp8"}, True),
+        ({"precision": "fp32"}, False),
+        ({"stepping": "flat"}, False),
+        ({"stepping": "deepspeed"}, False),
+        ({"stepping": "deepspeed", "compiled": True}, True),
+        ({"model": preset("B/2", positions="rope")}, False),
+        ({"model": preset("B/2", positions="rope"), "compiled": True}, True),
+        ({"model": preset("B/2", qk_norm=True, positions="learned", bias=False)}, True),
+    ],
+)
+def test_a_step_is_fast_that_is_compiled_or_a_graph_of_kernels(change, fast):
+    trial = make(Path("sweeps/studies/h100/h100_isoflop.yaml")).trials[0]
+    model = preset("B/2")
+    trial = dataclasses.replace(
+        trial, model=model, flops_per_sample=cost(model).training_flops, batch_size=256, milestones=(256,),
+        budgets=(None,), micro_batch=None,
+    )  # fmt: skip
+    assert trial.stepping == "graph"
+    trial = dataclasses.replace(trial, **change)
+    assert trial.fast is fast
+    if trial.precision == "bf16" and trial.stepping != "flat":
+        found = trial_seconds(trial, 1e18, H100)[0] - evaluation_seconds(trial, H100)
+        assert found == pytest.approx(1e6 / (417.9 if fast else 195.5))
+
+
+def test_a_plan_of_packs_takes_about_what_the_packs_took():
+    """Seconds of one H100 from start to start: two packs of twelve at widths 1024 and 512, four at 256."""
+    plan = make(Path("sweeps/studies/h100/h100_transfer.yaml"))
+    planned: dict[str, float] = {}
+    for pack in plan.packs:
+        size = pack.trials[0].size
+        planned[size] = planned.get(size, 0.0) + pack.total
+    measured = {"w1024": 170.0, "w512": 75.0, "w256": 60.0}
+    for size, seconds in measured.items():
+        assert 1 / 1.5 < planned[size] / seconds < 1.5, size
+    assert 4 * 60 < plan.makespan_hours * 3600 < 9 * 60, "it took about six minutes"

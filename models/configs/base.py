@@ -60,6 +60,11 @@ class ModelConfig(ABC):
     zero_init: bool = True
     """Residual branches start at zero, so every block starts as the identity."""
 
+    @property
+    def fusable(self) -> bool:
+        """Its blocks are such as `models.fused` has kernels for."""
+        return False
+
     def __post_init__(self) -> None:
         """Refuse what no field of its type can be; a family adds what does not go together."""
         for name, hint in _hints(type(self)):

@@ -70,6 +70,12 @@ class DiTConfig(TransformerConfig):
         return self.mlp_ratio * self.width if self.mlp == "gelu" else swiglu_hidden(self.mlp_ratio, self.width)
 
     @property
+    def fusable(self) -> bool:
+        """Of this class alone: one that is made from it may have other blocks."""
+        plain = self.block == "serial" and self.mlp == "gelu" and self.positions != "rope"
+        return type(self) is DiTConfig and plain
+
+    @property
     def modulation_vectors(self) -> int:
         """adaLN vectors of one block."""
         return 6 if self.block == "serial" else 3

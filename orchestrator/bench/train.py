@@ -27,6 +27,7 @@ from orchestrator.bench.baseline import bare_step, held, loaded, plain_step, ref
 from orchestrator.bench.memory import Case, assignment_of, attempt_of, environment, member_of, trial_of
 from orchestrator.planning.devices import GPUS, Device, host
 from orchestrator.spec.datasets import PROCEDURAL
+from orchestrator.spec.trial import Trial
 from orchestrator.training import engine
 from orchestrator.training.data.source import EndlessImages
 from orchestrator.training.loop import Attempt
@@ -51,6 +52,8 @@ class Figure:
     """Of one batch: images times tokens an image."""
     precision: Precision
     compiled: bool
+    fast: bool
+    """As `Trial.fast` says of trials whose steps are this variant's."""
     flops_per_second: float
     """Training FLOP/s, 3 x forward."""
     mfu: float
@@ -211,6 +214,7 @@ def time_variants(
                     tokens=case.micro_batch * cost(case.model).tokens,
                     precision=case.precision,
                     compiled=case.compiled and device.type == "cuda",
+                    fast=trial_of_variant(case, name).fast and device.type == "cuda",
                     flops_per_second=images * cost(case.model).training_flops,
                     mfu=images * cost(case.model).training_flops / peak_of(device),
                     memory_gib=timed.memory_gib,
@@ -219,6 +223,12 @@ def time_variants(
                 )
             )
     return figures
+
+
+def trial_of_variant(case: Case, name: str) -> Trial:
+    """A trial of the case that a GPU takes the variant's steps of."""
+    graph = name.startswith(("graph", "pack of ")) and not name.endswith("without graph")
+    return replace(trial_of(case, 1), stepping="graph" if graph else "deepspeed")
 
 
 class Timed(NamedTuple):

@@ -33,8 +33,9 @@ LEAST_STEP_SECONDS: dict[tuple[Stepping, bool], tuple[float, float]] = {
     ("deepspeed", False): (0.0, 4.7e-3),
 }
 """What a step on a GPU takes at least, however narrow the model: for itself and for each block, by what takes it and
-whether it is compiled. From models of widths 64 and 128 with four and six blocks (docs/training.md): a graph is bound
-by its hundreds of kernels, a step without one by the host that launches them."""
+whether it is fast (`Trial.fast`). From models of widths 64 and 128 with four and six blocks (docs/training.md): a graph
+is bound by its hundreds of kernels, a step without one by the host that launches them. The kernels of `models.fused`
+make of width 128 with six blocks and 4,096 tokens, not compiled, a step of 1.245 ms, where this says 1.21."""
 ASSUMED_UTILISATION = 0.2
 """Of a GPU's peak, in a precision in which nothing was measured on the reference."""
 
@@ -47,8 +48,8 @@ class Speed:
     width: int
     tokens: int
     flops_per_second: float
-    compiled: bool = False
-    """Through torch.compile, on a GPU as a CUDA graph."""
+    fast: bool = False
+    """Of steps that are compiled, or graphs of the kernels of `models.fused`: see `Trial.fast`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,8 +94,8 @@ def named(name: str) -> Device:
 @functools.lru_cache(maxsize=64)
 def _with_speeds(device: Device, own: tuple[Speed, ...]) -> Device:
     """One object for the same speeds: a device is equal to itself only."""
-    kinds = {(speed.precision, speed.compiled) for speed in own}
-    rest = (speed for speed in device.speeds if (speed.precision, speed.compiled) not in kinds)
+    kinds = {(speed.precision, speed.fast) for speed in own}
+    rest = (speed for speed in device.speeds if (speed.precision, speed.fast) not in kinds)
     return replace(device, speeds=(*own, *rest))
 
 
@@ -136,10 +137,10 @@ def _gpu(name: str, mib: int, tera_bf16: float, tera_fp32: float, speeds: tuple[
     )
 
 
-def _measured(precision: Precision, *rows: tuple[int, int, float], compiled: bool = False) -> tuple[Speed, ...]:
+def _measured(precision: Precision, *rows: tuple[int, int, float], fast: bool = False) -> tuple[Speed, ...]:
     """Speeds from rows of width, images a micro-batch (of 256 tokens) and TFLOP/s."""
     return tuple(
-        Speed(precision=precision, width=width, tokens=256 * images, flops_per_second=1e12 * tera, compiled=compiled)
+        Speed(precision=precision, width=width, tokens=256 * images, flops_per_second=1e12 * tera, fast=fast)
         for width, images, tera in rows
     )
 
@@ -153,11 +154,17 @@ H100_SPEEDS = (
         (1152, 8, 23.7), (1152, 32, 91.3), (1152, 128, 226.2),
     ),
     *_measured("fp32", (384, 32, 21.1), (384, 128, 29.7)),
-    *_measured("bf16", (128, 16, 26.2), (384, 256, 261.9), (768, 256, 378.9), (1152, 128, 409.6), compiled=True),
+    *_measured(
+        "bf16",
+        (128, 16, 25.5), (384, 256, 278.5), (768, 256, 417.9), (1024, 128, 454.8), (1152, 128, 427.3),
+        fast=True,
+    ),
 )  # fmt: skip
-"""On one H100 80GB HBM3, torch 2.11+cu130, DeepSpeed 0.19.8. Not compiled: DiT-S/2 to XL/2 through DeepSpeed (bf16:
-ZeRO-1; fp32: ZeRO-0), means of two runs of `ditlaw bench memory`, raw figures in docs/data/memory_h100_*.json.
-Compiled: the CUDA graphs of docs/training.md (XL/2 without one), raw figures in docs/data/training_h100.json."""
+"""On one H100 80GB HBM3, torch 2.11+cu130, DeepSpeed 0.19.8. Not fast: DiT-S/2 to XL/2 through DeepSpeed, not compiled
+(bf16: ZeRO-1; fp32: ZeRO-0), means of two runs of `ditlaw bench memory`, raw figures in docs/data/memory_h100_*.json.
+Fast: graphs of the kernels of `models.fused`, not compiled, S/2 the mean of two machines, raw figures in
+docs/data/training_h100_kernels.json. Compiled they were as fast to 1% at B/2 and XL/2; compiled graphs without these
+kernels were 3 to 9% slower."""
 
 GPUS: dict[str, Device] = {
     gpu.name: gpu
@@ -184,7 +191,7 @@ def training_flops_per_second(
     precision: Precision,
     micro_batch: int,
     activation_checkpointing: bool,
-    compiled: bool = False,
+    fast: bool = False,
 ) -> tuple[float, bool]:
     """Training FLOP/s (3 x forward, what is computed twice counted once) of one GPU, or of one core of a CPU, and
     whether they come from measurements on this very device.
@@ -195,11 +202,11 @@ def training_flops_per_second(
     work = CHECKPOINTING_WORK if activation_checkpointing else 1.0
     tokens = micro_batch * cost(model).tokens
     kind: Precision = "fp32" if precision == "fp32" else "bf16"
-    own = _of_kind(device, kind, compiled)
+    own = _of_kind(device, kind, fast)
     if own:
-        within = _within(own, model.width, tokens) and precision == kind and own[0].compiled == compiled
+        within = _within(own, model.width, tokens) and precision == kind and own[0].fast == fast
         return _interpolated(own, model.width, tokens) / work, within
-    reference = _of_kind(GPUS[REFERENCE], kind, compiled) if device.kind == "gpu" else _of_kind(device, "fp32", False)
+    reference = _of_kind(GPUS[REFERENCE], kind, fast) if device.kind == "gpu" else _of_kind(device, "fp32", False)
     if not reference:
         return ASSUMED_UTILISATION * device.peak(precision) / work, False
     ratio = device.peak(precision) / GPUS[REFERENCE].peak(precision) if device.kind == "gpu" else 1.0
@@ -214,11 +221,11 @@ def _within(speeds: Sequence[Speed], width: int, tokens: int) -> bool:
     return 0.8 * min(widths) <= width <= 1.25 * max(widths) and tokens >= 0.8 * min(sizes)
 
 
-def _of_kind(device: Device, precision: Precision, compiled: bool) -> tuple[Speed, ...]:
-    """Speeds of compiled steps where there are any and they are asked for, else of those that are not."""
+def _of_kind(device: Device, precision: Precision, fast: bool) -> tuple[Speed, ...]:
+    """Speeds of fast steps where there are any and they are asked for, else of those that are not."""
     alike = [speed for speed in device.speeds if speed.precision == precision]
-    found = [speed for speed in alike if speed.compiled == compiled]
-    return tuple(found or [speed for speed in alike if not speed.compiled])
+    found = [speed for speed in alike if speed.fast == fast]
+    return tuple(found or [speed for speed in alike if not speed.fast])
 
 
 def _interpolated(speeds: tuple[Speed, ...], width: int, tokens: int) -> float:

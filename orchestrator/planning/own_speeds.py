@@ -1,7 +1,7 @@
 """Speeds and gains measured on one's own devices: files that `ditlaw bench train --table` writes and planning reads.
 
 They lie in the folder $DITLAW_SPEEDS, one a device, named as the device is in a sweep. A kind of speed (precision,
-compiled or not) that a file has replaces the built-in ones of that kind.
+fast or not: `Trial.fast`) that a file has replaces the built-in ones of that kind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 FOLDER = "DITLAW_SPEEDS"
 """The environment variable that names the folder."""
-SPEED = {"precision": str, "width": int, "tokens": int, "flops_per_second": float, "compiled": bool}
+SPEED = {"precision": str, "width": int, "tokens": int, "flops_per_second": float, "fast": bool}
 GAIN = {"width": int, "tokens": int, "members": int, "gain": float}
 
 

@@ -29,7 +29,10 @@ class Gain:
 
 GAINS: dict[str, tuple[Gain, ...]] = {
     "cpu": (),
-    "h100-80gb": (Gain(width=128, tokens=4096, members=8, gain=1.65),),
+    "h100-80gb": (
+        Gain(width=128, tokens=4096, members=8, gain=2.56),
+        Gain(width=128, tokens=4096, members=16, gain=2.88),
+    ),
     "h200-141gb": (
         Gain(width=64, tokens=4096, members=8, gain=2.03),
         Gain(width=128, tokens=4096, members=8, gain=1.83),
@@ -37,7 +40,9 @@ GAINS: dict[str, tuple[Gain, ...]] = {
         Gain(width=192, tokens=16384, members=16, gain=1.68),
     ),
 }
-"""By device, from `ditlaw bench train --no-steps` (docs/training.md); of a CPU, on one thread. A table of one's own
+"""By device, from `ditlaw bench train --no-steps` (docs/training.md); of a CPU, on one thread. Of the H100 with the
+kernels of `models.fused`, not compiled, the pack and the trial alone in one call (docs/data/training_h100_kernels.json,
+call 4; another card's pack of 8 gained 3.1); of the H200 older, compiled and without them. A table of one's own
 (`planning.own_speeds`) takes their place."""
 
 

@@ -252,7 +252,7 @@ def trial_seconds(trial: Trial, flops: float, device: Device) -> tuple[float, bo
         trial.precision,
         micro_batch,
         trial.activation_checkpointing,
-        compiled=trial.compiled and device.kind == "gpu",
+        fast=trial.fast and device.kind == "gpu",
     )
     work = ZERO_WORK[trial.zero_stage] * (OFFLOAD_WORK if trial.offload else 1.0) if device.kind == "gpu" else 1.0
     training = flops * work / (rate * trial.num_workers)
@@ -265,7 +265,7 @@ def _least_step_seconds(trial: Trial, device: Device) -> float:
     """Of one optimizer step: a GPU waits for the host, or goes from kernel to kernel, whatever their size."""
     if device.kind != "gpu":
         return 0.0
-    itself, block = LEAST_STEP_SECONDS[trial.stepping, trial.compiled]
+    itself, block = LEAST_STEP_SECONDS[trial.stepping, trial.fast]
     return trial.micro_steps * (itself + block * trial.model.depth)
 
 

@@ -251,6 +251,17 @@ class Trial:
         return max((*self.milestones[-1:], *self.branch_points[-1:]))
 
     @property
+    def fused(self) -> bool:
+        """On a GPU its steps are a graph of the kernels of `models.fused`."""
+        return self.stepping == "graph" and self.precision != "fp32" and self.model.fusable
+
+    @property
+    def fast(self) -> bool:
+        """On a GPU its steps are compiled or a graph of kernels, which are about as fast: plans know them apart from
+        those of torch's operations one by one."""
+        return self.compiled or self.fused
+
+    @property
     def micro_steps(self) -> int:
         """Forward and backward passes of an optimizer step on one worker."""
         return self.batch_size // (self.num_workers * self.micro_batch) if self.micro_batch else 1
