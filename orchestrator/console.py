@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from orchestrator.best_losses import Best, leaders
 from orchestrator.magnitudes import clock, duration
-from orchestrator.scheduling.driver import Snapshot
+from orchestrator.scheduling.snapshot import Snapshot, counted
 from orchestrator.status_view import best_table, budget_of
 
 CALM_SECONDS = 10.0
@@ -44,7 +44,6 @@ class LiveView:
         self._read_best, self._peaks = best, peaks or {}
         self._best: Sequence[Best] = ()
         self._looked = -BEST_SECONDS
-        self._notes: list[str] = []
         self._live = Live(console=console, refresh_per_second=5, transient=True) if console.is_terminal else None
         self._told: set[str] = set()
         self._last_line = time.monotonic()
@@ -71,7 +70,6 @@ class LiveView:
                     self._losses[progress.trial_id] = progress.loss
         for note in snapshot.notes:
             self.say(f"! {note}")
-            self._notes.append(note)
         self._look()
         for trial_id in snapshot.state.done.keys() - self._told:
             self._told.add(trial_id)
@@ -121,14 +119,13 @@ class LiveView:
                 f"loss {progress.loss:.4f}" if progress.loss is not None else progress.phase,
                 progress.phase if progress.phase == "evaluating" else rate,
             )
-        state = snapshot.state
-        done = sum(len(snapshot.packs.get(trial_id, (trial_id,))) for trial_id in state.done)
-        counts = f"{done} trials done, {len(state.running)} running"
-        counts += f", {state.num_waiting} {_waiting_word(snapshot)} waiting"
-        counts += f", {len(state.given_up)} given up" if state.given_up else ""
-        counts += f"; {len(self._notes)} faults and retries" if self._notes else "; no faults"
         total = ProgressBar(total=snapshot.flops_planned, completed=snapshot.flops_done, width=None)
-        parts: list[RenderableType] = [Text(self._headline(snapshot)), total, gangs, Text(counts, style="dim")]
+        parts: list[RenderableType] = [
+            Text(self._headline(snapshot)),
+            total,
+            gangs,
+            Text(_counts(snapshot), style="dim"),
+        ]
         if self._best:
             parts += [Text("best loss", style="dim"), best_table(self._best[-MOST_BEST:])]
         return Group(*parts)
@@ -142,8 +139,10 @@ class LiveView:
             parts.append(f"about {duration((snapshot.flops_planned - snapshot.flops_done) / rate)} left")
         if self._best:
             parts += _best_words(self._best)
-        if self._notes:
-            parts.append(f"{len(self._notes)} faults and retries")
+        if snapshot.diverged:
+            parts.append(f"{snapshot.diverged} diverged")
+        if snapshot.faults:
+            parts.append(counted(snapshot.faults, "fault"))
         if snapshot.state.stopping:
             parts.append("stopping: saving checkpoints")
         elif not snapshot.progress:
@@ -161,5 +160,16 @@ def _best_words(best: Sequence[Best]) -> list[str]:
     ]
 
 
-def _waiting_word(snapshot: Snapshot) -> str:
-    return "packs" if any(len(pack) > 1 for pack in snapshot.packs.values()) else "trials"
+def _counts(snapshot: Snapshot) -> str:
+    """Where the trials of this run are, each counted for itself, and what went wrong."""
+    state = snapshot.state
+
+    def trials(jobs: Iterable[str]) -> int:
+        return sum(len(snapshot.packs.get(job, (job,))) for job in jobs)
+
+    done, running, given_up = trials(state.done), trials(state.running.values()), trials(state.given_up)
+    waiting = trials(state.jobs) - done - running - given_up
+    told = f"{counted(done, 'trial')} done, {running} running, {waiting} waiting"
+    told += f", {given_up} given up" if given_up else ""
+    told += f"; {snapshot.diverged} diverged" if snapshot.diverged else ""
+    return told + (f"; {counted(snapshot.faults, 'fault')}" if snapshot.faults else "; no faults")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from sweep_folder import Worker
 from orchestrator.cli import main
 from orchestrator.results.store import Store, read_measurements
 from orchestrator.scheduling import ray_backend
+from orchestrator.scheduling.backend import Assignment
 from orchestrator.scheduling.local_backend import LocalBackend
 from orchestrator.tracking import mlflow_tracker
 from orchestrator.tracking.recording import RecordingTracker
@@ -31,6 +35,7 @@ class House:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.answer: str | None = None
+        self.before: Callable[[], None] = lambda: None
         self.tracker = RecordingTracker()
         (folder / "tiny.yaml").write_text(SPEC)
         self.spec, self.results = folder / "tiny.yaml", folder / "results"
@@ -38,9 +43,13 @@ class House:
         monkeypatch.setattr(mlflow_tracker, "MlflowTracker", lambda *arguments: self.tracker)
 
     def _backend(self, *arguments: object, **options: object) -> LocalBackend:
-        backend = LocalBackend(lambda: Worker(Store(self.results), lambda assignment: self.answer))
+        backend = LocalBackend(lambda: Worker(Store(self.results), self._answer))
         backend.whole_nodes, backend.could_grow_to = backend.nodes, lambda: None  # type: ignore[attr-defined]
         return backend
+
+    def _answer(self, assignment: Assignment) -> str | None:
+        self.before()
+        return self.answer
 
     def run(self, data: Path) -> Result:
         arguments = ["run", self.spec, "--results", self.results, "--data", data]
@@ -74,6 +83,27 @@ def test_a_sweep_without_measurements_keeps_its_exit_code(house, fashion_mnist):
     assert done.exit_code == 1, done.output
     assert "was given up: RuntimeError: bad disk" in done.output
     assert house.tracker.outcome == "stopped"
+
+
+def test_every_trial_of_a_pack_that_was_given_up_is_named(house, fashion_mnist):
+    house.spec.write_text(SPEC.replace("gangs: 1", "gangs: 1, packing: 2") + "seeds: {count: 2}\n")
+    house.answer = "bad disk"
+    done = house.run(fashion_mnist)
+    assert done.exit_code == 1, done.output
+    assert "2 trials in 1 pack, 1 gang" in done.output
+    assert done.output.count("was given up: RuntimeError: bad disk") == 2
+
+
+def test_what_is_left_after_a_stop_is_counted_in_trials(house, fashion_mnist):
+    def stop() -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(1)  # the driver looks a few times a second
+
+    house.spec.write_text(SPEC + "seeds: {count: 2}\n")
+    house.before = stop
+    done = house.run(fashion_mnist)
+    assert done.exit_code == 130, done.output
+    assert "Stopped with 1 trial to go. The same command goes on from here." in done.output
 
 
 def test_a_results_folder_that_fails_midway_closes_the_view(house, fashion_mnist, monkeypatch):

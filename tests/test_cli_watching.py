@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -20,7 +21,7 @@ from orchestrator.cli import main
 from orchestrator.console import CALM_SECONDS, LiveView
 from orchestrator.results.store import Store
 from orchestrator.scheduling.backend import Progress
-from orchestrator.scheduling.driver import Snapshot
+from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.status import StatusReader
 from orchestrator.status_view import best_table
 
@@ -105,27 +106,33 @@ def test_the_view_of_a_run_tells_speed_best_loss_and_faults_in_a_line(folder):
         samples_per_second=100.0,
     )
     out = StringIO()
+    snapshot = Snapshot(
+        state=state,
+        trials={known.trial_id: known for known in plan.trials},
+        progress={"gang-0": progress},
+        flops_done=5e8,
+        flops_planned=1e9,
+        seconds=10.0,
+        flops_here=5e8,
+        packs={},
+        notes=["gang-0 was lost: node gone"],
+        faults=1,
+        diverged=3,
+    )
     with LiveView(Console(file=out, width=40), BestLosses(folder).read, {trial.trial_id: plan.peak(trial)}) as view:
         view._last_line = -CALM_SECONDS
-        view.listen(
-            Snapshot(
-                state=state,
-                trials={known.trial_id: known for known in plan.trials},
-                progress={"gang-0": progress},
-                flops_done=5e8,
-                flops_planned=1e9,
-                seconds=10.0,
-                flops_here=5e8,
-                packs={},
-                notes=["gang-0 was lost: node gone"],
-            )
-        )
+        view.listen(snapshot)
     told = out.getvalue()
     assert "! gang-0 was lost: node gone" in told
     assert re.search(r"\(50%\), 0.1 GFLOP/s \(MFU \d+%\), about 10 s left, best [\d.]+ at 8e\+08 FLOPs", told)
     assert re.search(r" at 8e\+08 FLOPs \((mup|sp) w8\)", told)
-    assert "1 faults and retries" in told
+    assert "3 diverged, 1 fault" in told
     assert len(told.splitlines()) == 1 + 1 + len(state.done), "no line is broken where nobody sees a terminal"
+    packs = dict.fromkeys(state.jobs, (plan.trials[0], plan.trials[1]))
+    screen = StringIO()
+    with LiveView(Console(file=screen, width=120, force_terminal=True)) as view:
+        view.listen(replace(snapshot, packs=packs, faults=2))
+    assert "12 trials done, 0 running, 0 waiting; 3 diverged; 2 faults" in screen.getvalue()
 
 
 OBJECTIVES = pd.DataFrame(

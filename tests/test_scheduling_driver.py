@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,6 +134,50 @@ def test_a_pack_is_one_attempt_and_its_next_one_is_of_what_is_left(drive, plan):
     assert len(attempts) == 2, "both members, whatever they had measured"
     assert sum("failed (logs/" in note for note in notes) == 1, "one of them lacks nothing"
     assert drive(plan=packing)[0].succeeded
+
+
+def test_trials_of_packs_are_counted_and_divergence_is_no_fault(plan, tmp_path):
+    """Of three packs of two the first diverges, the second fails once, and a stop comes while one is trained."""
+    store, attempts = Store(tmp_path / "results"), []
+    compute = plan.sweep.compute.model_copy(update={"packing": 2})
+    packing = dataclasses.replace(plan, sweep=plan.sweep.model_copy(update={"compute": compute}))
+
+    class Diverging(Worker):
+        def run(self, assignment: Assignment) -> tuple[str, str | None]:
+            attempts.append(assignment)  # a gang that failed is another worker
+            if len(attempts) == 2:
+                raise RuntimeError("out of luck")
+            if len(attempts) == 3:
+                driver.request_stop()
+                wait_until(lambda: driver.snapshot().state.stopping)
+            told = {"outcome": "diverged", "reason": "loss is nan", "loss": None} if len(attempts) == 1 else {}
+            for one in assignment.members:
+                for samples in one.milestones:
+                    row = measurement(one.trial.trial_id, one.trial.arm, "10K", 1e-3, samples, 1e9, 1.0, now())
+                    row |= {"sweep": one.trial.sweep, "size": one.trial.size, "attempt": one.attempt, **told}
+                    self.store.append_measurements([row])
+            return ("diverged" if told else "completed"), told.get("reason")
+
+    backend, tracker = LocalBackend(lambda: Diverging(store, nothing, nothing)), RecordingTracker()
+    tracker.start(packing.as_json())
+    driver = Driver(packing, store, backend, tracker.run_id, lambda snapshot: None, Policy(backoff_seconds=0.0))
+    state, ending = driver.run(), driver.ending()
+    backend.close()
+    assert (len(state.jobs), state.num_waiting) == (3, 1)
+    assert (ending.to_go, ending.given_up) == (2, {})
+    last = driver.snapshot()
+    assert (last.faults, last.diverged) == (1, 2)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_what_dies_after_its_last_measurement_is_not_repeated(drive):

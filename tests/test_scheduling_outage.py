@@ -24,9 +24,10 @@ from orchestrator.results.store import Store, read_attempts, read_measurements
 from orchestrator.scheduling import driver as driving
 from orchestrator.scheduling import ray_backend
 from orchestrator.scheduling.backend import Assignment, GangShape
-from orchestrator.scheduling.driver import Driver, Snapshot
+from orchestrator.scheduling.driver import Driver
 from orchestrator.scheduling.local_backend import LocalBackend
 from orchestrator.scheduling.ray_backend import RayBackend
+from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.state import Policy, State
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from orchestrator.results.store import Store
     from orchestrator.scheduling.backend import Backend
     from orchestrator.scheduling.books import Books
-    from orchestrator.scheduling.driver import Driver, Snapshot
-    from orchestrator.scheduling.state import State
+    from orchestrator.scheduling.driver import Driver
+    from orchestrator.scheduling.snapshot import Ending, Snapshot
     from orchestrator.tracking.tracker import Outcome, Tracker
 
 INBOX_SECONDS = 1.0
@@ -87,8 +87,8 @@ def run(
         books.check_trunks()
         if not retrain:
             _refuse_retraining(planned, folder, books)
-        state = _execute(planned, store, address, data, tracking_uri, wait, retrain, began)
-    _finish(folder, state)
+        ending = _execute(planned, store, address, data, tracking_uri, wait, retrain, began)
+    _finish(folder, ending)
 
 
 @click.command()
@@ -189,7 +189,7 @@ def _execute(
     wait: float,
     retrain: bool,
     began: float,
-) -> State:
+) -> Ending:
     """Run what remains of `plan`. Ray comes first: if it does not answer, or cannot hold a gang, nothing is written."""
     from orchestrator.planning.priorities import priorities_of
     from orchestrator.results.environment import write_environment
@@ -221,19 +221,19 @@ def _execute(
             tracker = MlflowTracker(folder, tracking_uri, plan.sweep.name)
             tracker.start(planned, files=[plan.source.path])
             try:
-                state = _drive(plan, store, backend, tracker, began)
+                ending = _drive(plan, store, backend, tracker, began)
             except OSError as error:
                 _close(tracker, folder, tracking_uri, "failed")
                 fail(f"{error}. Measurements so far are safe; mend it, and the same command goes on from here.")
             _report(folder)
-            _close(tracker, folder, tracking_uri, "completed" if state.succeeded else "stopped")
+            _close(tracker, folder, tracking_uri, "completed" if ending.state.succeeded else "stopped")
             backend.close()  # while the folder is ours: no worker outlives the lock
             say_where(
                 folder, tracking_uri
             )  # likewise: who sees the lock free knows that this job has said its last word
     finally:
         backend.close()
-    return state
+    return ending
 
 
 def _close(tracker: Tracker, folder: Location, tracking_uri: str, outcome: Outcome) -> None:
@@ -259,7 +259,7 @@ def _adopt(plan: Plan, store: Store) -> None:
         click.echo(f"Taken over from other sweeps: {rows} measurements, {checkpoints} checkpoints.")
 
 
-def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker, began: float) -> State:
+def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker, began: float) -> Ending:
     """Let the driver work and show how it goes."""
     from rich.console import Console
 
@@ -279,7 +279,8 @@ def _drive(plan: Plan, store: Store, backend: Backend, tracker: Tracker, began: 
         driver = Driver(plan, store, backend, tracker.run_id, listen, waiting_since=began)
         view.say(driver.opening())
         with _interruptible(driver, view.say):
-            return driver.run()
+            driver.run()
+            return driver.ending()
 
 
 class _Inbox:
@@ -348,16 +349,19 @@ def _interruptible(driver: Driver, say: Callable[[str], None]) -> Iterator[None]
         yield
 
 
-def _finish(folder: Location, state: State) -> None:
+def _finish(folder: Location, ending: Ending) -> None:
     """Say what is missing, if anything, and leave with the right code."""
+    from orchestrator.scheduling.snapshot import counted
+
+    state, given_up = ending.state, ending.given_up
     if state.broken is not None:
         fail(f"Given up: {state.broken}. See {folder / 'logs'}; the same command goes on from here.")
-    for trial_id, reason in state.given_up.items():
+    for trial_id, reason in given_up.items():
         click.echo(f"Trial {trial_id} was given up: {reason}; see {folder / 'logs' / trial_id}", err=True)
-    if state.given_up:
+    if given_up:
         click.echo(f"The same command tries them once more; after ditlaw retry {folder}, as at first.", err=True)
-    if state.num_waiting and state.stopping:
-        click.echo(f"Stopped with {state.num_waiting} trials to go. The same command goes on from here.")
+    if ending.to_go and state.stopping:
+        click.echo(f"Stopped with {counted(ending.to_go, 'trial')} to go. The same command goes on from here.")
         sys.exit(130)
-    if state.given_up:
+    if given_up:
         sys.exit(1)

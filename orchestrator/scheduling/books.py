@@ -174,6 +174,11 @@ class Books:
         return self._plan.num_cells - sum(len(self.lacking(trial)) for trial in self._plan.trials)
 
     @property
+    def num_diverged(self) -> int:
+        """Trials of the plan whose rows say that they diverged."""
+        return len(self._diverged.keys() & self._trials.keys())
+
+    @property
     def flops_done(self) -> float:
         """Training FLOPs that need not be spent again, as far as measurements show."""
         return sum((self._reached(trial) - trial.first) * trial.flops_per_sample for trial in self._plan.trials)

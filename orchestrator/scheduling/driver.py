@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -34,6 +34,7 @@ from orchestrator.scheduling.capacity import Cluster
 from orchestrator.scheduling.jobs import jobs_of, policy_of
 from orchestrator.scheduling.neighbours import claim_of
 from orchestrator.scheduling.scheduler import RetryRequested, StopRequested, Tick
+from orchestrator.scheduling.snapshot import Ending, Snapshot, counted
 from orchestrator.scheduling.state import (
     Action,
     Limit,
@@ -53,26 +54,6 @@ AGAIN_SECONDS = 1.0
 """Time between two tries to write to a full disk, or to reach storage that is away."""
 
 T = TypeVar("T")
-
-
-@dataclass
-class Snapshot:
-    """The sweep at a moment, for whoever shows it."""
-
-    state: State
-    trials: dict[str, Trial]
-    packs: dict[str, tuple[Trial, ...]]
-    """What the scheduler's jobs are made of, by the trial under whose name it knows them."""
-    progress: dict[str, Progress]
-    """By gang."""
-    flops_done: float
-    flops_planned: float
-    seconds: float
-    """Since the driver began."""
-    flops_here: float
-    """Training FLOPs done since the driver began."""
-    notes: list[str] = field(default_factory=list)
-    """What a person should hear once: retries, lost gangs."""
 
 
 class Driver:
@@ -121,6 +102,7 @@ class Driver:
         self._patient_until: float | None = None
         """When a driver that is to stop gives up on storage that is away; None while it is not to stop."""
         self._retries: list[str] = []
+        self._faults = 0
         self._notes = [f"{trial.name} has diverged before: its further budgets are entered so" for trial in foregone]
         self._waiting: set[str] = set()
         self._neighbours: set[str] = set()
@@ -155,8 +137,8 @@ class Driver:
         there = f" ({have} are there)" if have else ""
         to_make = f"{plan.num_cells - have} measurements to make{there}"
         gangs = min(plan.sweep.compute.gangs, len(self._packs))
-        packed = f" in {_count(len(self._packs), 'pack')}" if len(self._packs) < trials else ""
-        return f"{plan.sweep.name}: {to_make}; {_count(trials, 'trial')}{packed}, {_count(gangs, 'gang')}"
+        packed = f" in {counted(len(self._packs), 'pack')}" if len(self._packs) < trials else ""
+        return f"{plan.sweep.name}: {to_make}; {counted(trials, 'trial')}{packed}, {counted(gangs, 'gang')}"
 
     def run(self) -> State:
         """Run until everything is measured, given up or stopped.
@@ -190,6 +172,19 @@ class Driver:
             self._listen(self.snapshot())
         return self._state
 
+    def ending(self) -> Ending:
+        """What is left, once `run` has returned."""
+        state = self._state
+        self._books.refresh()
+        lacking = {trial.trial_id for trial in self._books.waiting}
+        given_up = {
+            trial.trial_id: reason
+            for job, reason in state.given_up.items()
+            for trial in self._packs[job]
+            if trial.trial_id in lacking
+        }
+        return Ending(state=state, given_up=given_up, to_go=len(lacking) - len(given_up))
+
     def snapshot(self) -> Snapshot:
         """The sweep as it is now."""
         progress = {gang: p for gang, (_, a, _) in self._running.items() if (p := self._last_of(gang, a)) is not None}
@@ -209,6 +204,8 @@ class Driver:
             seconds=time.monotonic() - self._began,
             flops_here=self._flops_ended + current,
             notes=notes,
+            faults=self._faults,
+            diverged=self._books.num_diverged,
         )
 
     def _tell(self, event: Event | StopRequested | RetryRequested | Tick) -> None:
@@ -265,6 +262,7 @@ class Driver:
             self._note_neighbours(event)
         if isinstance(event, GangLost):
             self._notes.append(f"{event.gang} was lost: {event.reason}")
+            self._faults += 1
         if not isinstance(event, AttemptEnded | GangLost) or event.gang not in self._running:
             return [event]
         job, assignment, began = self._running.pop(event.gang)
@@ -283,6 +281,8 @@ class Driver:
         if isinstance(event, GangLost) or event.outcome == "failed":
             lacking = [self._enter_lost(one, began, _of(last, one), event) for one in assignment.members]
             if any(lacking):
+                if isinstance(event, AttemptEnded):  # a lost gang is counted already
+                    self._faults += 1
                 lost = event if isinstance(event, GangLost) else ended(outcome="failed", reason=event.reason)
                 return [*saved, lost]
             return [*saved, ended(outcome="completed", reason=None), event]
@@ -293,6 +293,7 @@ class Driver:
         if any(missing):
             reason = f"its workers do not write to the folder that the driver reads, {self._store.folder}"
             self._notes.append(f"{assignment.trial.name}: {reason}")
+            self._faults += 1
             return [*saved, ended(outcome="failed", reason=reason)]
         return [*saved, ended(outcome=event.outcome, reason=event.reason)]
 
@@ -397,7 +398,3 @@ def _of(last: Progress | None, assignment: Assignment) -> Progress | None:
     """The progress of one member of a pack."""
     parts = (last, *last.mates) if last is not None else ()
     return next((part for part in parts if part.trial_id == assignment.trial.trial_id), None)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
