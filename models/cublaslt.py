@@ -13,6 +13,7 @@ from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _BF16, _F32, _COMPUTE_32F = 14, 0, 68
@@ -48,7 +49,7 @@ def takes(outputs: int, inputs: int) -> bool:
 
 
 def gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """gelu(x W^T + b) and x W^T + b [rows, out], both bfloat16.
+    """gelu(x W^T + b) and x W^T + b [rows, out], both bfloat16; by torch where cuBLASLt has no algorithm for the shape.
 
     Args:
         x: [rows, in], contiguous, bfloat16 on a GPU, as the others.
@@ -56,11 +57,15 @@ def gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
         bias: [out].
 
     Raises:
-        RuntimeError: cuBLASLt has no algorithm for the shape, or refuses it.
+        RuntimeError: cuBLASLt refuses what it has chosen itself.
     """
     (rows, inputs), outputs = x.shape, len(weight)
+    product = _product(rows, inputs, outputs, x.device)
+    if product is None:
+        before = F.linear(x, weight, bias)
+        return F.gelu(before, approximate="tanh"), before
     out, before = x.new_empty(rows, outputs), x.new_empty(rows, outputs)
-    _product(rows, inputs, outputs, x.device)(x, weight, bias, out, before)
+    product(x, weight, bias, out, before)
     return out, before
 
 
@@ -78,7 +83,7 @@ def _library() -> ctypes.CDLL | None:
 def _call(name: str, *arguments: Any) -> None:
     status = getattr(_library(), name)(*arguments)
     if status:
-        raise RuntimeError(f"{name} gave status {status}. Set compute.precision: fp32, or take a width that 8 divides.")
+        raise RuntimeError(f"{name} gave status {status}; wanted 0. Set compute.precision: fp32 to do without it.")
 
 
 @functools.cache
@@ -95,8 +100,12 @@ def _workspace(device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _product(rows: int, inputs: int, outputs: int, device: torch.device) -> _Product:
-    return _Product(rows, inputs, outputs, device)
+def _product(rows: int, inputs: int, outputs: int, device: torch.device) -> _Product | None:
+    """None where cuBLASLt has no algorithm for the shape."""
+    try:
+        return _Product(rows, inputs, outputs, device)
+    except RuntimeError:
+        return None
 
 
 class _Product:
@@ -143,7 +152,7 @@ class _Product:
         )  # fmt: skip
         _call("cublasLtMatmulPreferenceDestroy", preference)
         if not number.value or found[0].state:
-            raise RuntimeError("cuBLASLt has no algorithm for a product with a GELU. Set compute.precision: fp32.")
+            raise RuntimeError("cuBLASLt has no algorithm for this product with a GELU")
         return found[0].algorithm
 
 

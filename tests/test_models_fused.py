@@ -159,6 +159,15 @@ def test_operations_keep_what_they_promise_to_the_compiler(in_torch):
         )
 
 
+def test_a_shape_without_an_algorithm_is_multiplied_by_torch(monkeypatch):
+    monkeypatch.setattr(cublaslt, "_product", lambda *shape: None)
+    x, weight, bias = torch.randn(5, 8), torch.randn(16, 8), torch.randn(16)
+    for found, expected in zip(
+        cublaslt.gelu_product(x, weight, bias), fused_reference.gelu_product(x, weight, bias), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
 # On a GPU.
 
 
