@@ -136,7 +136,8 @@ class LiveView:
         if snapshot.flops_here > 0 and snapshot.seconds > 0:
             rate, mfu = snapshot.flops_here / snapshot.seconds, self._mfu(snapshot)
             parts.append(f"{rate / 1e9:,.1f} GFLOP/s" + (f" (MFU {mfu:.0%})" if mfu else ""))
-            parts.append(f"about {duration((snapshot.flops_planned - snapshot.flops_done) / rate)} left")
+        if snapshot.seconds_left is not None:
+            parts.append(f"about {duration(snapshot.seconds_left)} left")
         if self._best:
             parts += _best_words(self._best)
         if snapshot.diverged:

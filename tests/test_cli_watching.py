@@ -114,6 +114,7 @@ def test_the_view_of_a_run_tells_speed_best_loss_and_faults_in_a_line(folder):
         flops_planned=1e9,
         seconds=10.0,
         flops_here=5e8,
+        seconds_left=10.0,
         packs={},
         notes=["gang-0 was lost: node gone"],
         faults=1,

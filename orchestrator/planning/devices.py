@@ -156,15 +156,16 @@ H100_SPEEDS = (
     *_measured("fp32", (384, 32, 21.1), (384, 128, 29.7)),
     *_measured(
         "bf16",
-        (128, 16, 25.5), (384, 256, 278.5), (768, 256, 417.9), (1024, 128, 454.8), (1152, 128, 427.3),
+        (128, 256, 73.4), (384, 256, 278.5), (768, 256, 417.9), (1024, 128, 454.8), (1152, 128, 427.3),
         fast=True,
     ),
 )  # fmt: skip
 """On one H100 80GB HBM3, torch 2.11+cu130, DeepSpeed 0.19.8. Not fast: DiT-S/2 to XL/2 through DeepSpeed, not compiled
 (bf16: ZeRO-1; fp32: ZeRO-0), means of two runs of `ditlaw bench memory`, raw figures in docs/data/memory_h100_*.json.
 Fast: graphs of the kernels of `models.fused`, not compiled, S/2 the mean of two machines, raw figures in
-docs/data/training_h100_kernels.json. Compiled they were as fast to 1% at B/2 and XL/2; compiled graphs without these
-kernels were 3 to 9% slower."""
+docs/data/training_h100_kernels.json; of width 128 a pack of 16 with 4,096 tokens each, as alone it is bound by
+LEAST_STEP_SECONDS at such batches, whatever its arithmetic. Compiled they were as fast to 1% at B/2 and XL/2; compiled
+graphs without these kernels were 3 to 9% slower."""
 
 GPUS: dict[str, Device] = {
     gpu.name: gpu

@@ -179,11 +179,6 @@ class Books:
         return len(self._diverged.keys() & self._trials.keys())
 
     @property
-    def flops_done(self) -> float:
-        """Training FLOPs that need not be spent again, as far as measurements show."""
-        return sum((self._reached(trial) - trial.first) * trial.flops_per_sample for trial in self._plan.trials)
-
-    @property
     def failures(self) -> dict[str, int]:
         """Failed attempts by trial, since its newest checkpoint or since a person asked for a fresh count."""
         since, counts = retried_at(self._store.folder), {}
@@ -383,7 +378,7 @@ class Books:
         self.spend(trial.trial_id, end - start)
         return end - start
 
-    def _reached(self, trial: Trial) -> int:
+    def reached(self, trial: Trial) -> int:
         """Samples up to which a trial need not be trained again."""
         stops = set(self.stops(trial))
         return max((s for s in (*trial.milestones, *trial.branch_points) if s not in stops), default=trial.first)

@@ -47,6 +47,7 @@ from orchestrator.scheduling.state import (
     StopGang,
     opening,
 )
+from orchestrator.scheduling.tally import Tally
 from orchestrator.spec.trial import Trial
 
 TICK_SECONDS = 0.2
@@ -89,11 +90,10 @@ class Driver:
         self._books.check_trunks()
         self._books.close_abandoned()
         foregone = self._books.enter_foregone()
-        self._flops_before = self._books.flops_done
+        self._tally = Tally(plan, self._books.reached)
         self._running: dict[str, tuple[str, Assignment, datetime]] = {}
         """Job, assignment and when it began, by gang."""
         self._last: dict[str, Progress] = {}
-        self._flops_ended = self._flops_lost = 0.0
         self._began = time.monotonic()
         self._waiting_since = self._began if waiting_since is None else waiting_since
         self._free_since: dict[str, float] = {}
@@ -188,21 +188,18 @@ class Driver:
     def snapshot(self) -> Snapshot:
         """The sweep as it is now."""
         progress = {gang: p for gang, (_, a, _) in self._running.items() if (p := self._last_of(gang, a)) is not None}
-        current = sum(
-            (p.samples - p.samples_start) * self._trials[p.trial_id].flops_per_sample
-            for whole in progress.values()
-            for p in (whole, *whole.mates)
-        )
+        standing = self._tally.standing(part for whole in progress.values() for part in (whole, *whole.mates))
         notes, self._notes = self._notes, []
         return Snapshot(
             state=self._state,
             trials=self._trials,
             packs=self._packs,
             progress=progress,
-            flops_done=self._flops_before + self._flops_ended - self._flops_lost + current,
+            flops_done=standing.flops_done,
             flops_planned=self._plan.flops_planned,
             seconds=time.monotonic() - self._began,
-            flops_here=self._flops_ended + current,
+            flops_here=standing.flops_here,
+            seconds_left=standing.seconds_left,
             notes=notes,
             faults=self._faults,
             diverged=self._books.num_diverged,
@@ -305,8 +302,7 @@ class Driver:
         if (gang := self._state.gangs.get(event.gang)) is not None and gang.leaving:
             reason = f"{NODE_LOST}: {reason}"
         spent = self._books.enter_lost(assignment, began, last, reason)
-        self._flops_ended += spent * trial.flops_per_sample
-        self._flops_lost += (spent - self._kept(trial, last, spent)) * trial.flops_per_sample
+        self._tally.end(trial, spent, self._kept(trial, last, spent))
         if not self._books.stops(trial):
             return False
         where = f"logs/{trial.trial_id}/{assignment.attempt}.log"
@@ -320,7 +316,7 @@ class Driver:
         start = last.samples_start if last else trial.first
         end = (last.samples if last else trial.first) if stopped else trial.last
         self._books.spend(trial.trial_id, end - start)
-        self._flops_ended += (end - start) * trial.flops_per_sample
+        self._tally.end(trial, end - start, end - start)
         lacking = {"completed": self._books.stops(trial), "diverged": self._books.lacking(trial)}.get(event.outcome)
         return bool(lacking)
 

@@ -26,6 +26,8 @@ class Snapshot:
     """Since the driver began."""
     flops_here: float
     """Training FLOPs done since the driver began."""
+    seconds_left: float | None = None
+    """Until all is done; None before anything has been trained here."""
     notes: list[str] = field(default_factory=list)
     """What a person should hear once: retries, lost gangs, what diverged."""
     faults: int = 0
