@@ -47,6 +47,21 @@ def test_gains_of_packs_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert members_worth("h100-80gb", trial) == 4
 
 
+@pytest.mark.parametrize(("fast", "expected"), [(True, (8e13, 4 * 4096)), (False, (2e13, 4096))])
+def test_the_speed_of_narrow_shapes_is_that_of_a_pack_which_fills_the_gpu(tmp_path: Path, fast, expected) -> None:
+    row = {**ROW, "case": "w128", "width": 128, "tokens": 4096, "fast": fast, "images_per_s": 1.0}
+    flops = {
+        "deepspeed": 1e12,
+        "pack of 1": 2e13,
+        "pack of 2": 4e13,
+        "pack of 4": 8e13,
+        "pack of 4 without graph": 1e13,
+    }
+    rows = [{**row, "variant": variant, "flops_per_second": each} for variant, each in flops.items()]
+    (found,) = json.loads(write_figures(tmp_path, "h100-80gb", rows).read_text())["speeds"]
+    assert (found["flops_per_second"], found["tokens"]) == expected
+
+
 def test_cores_of_a_cpu_that_worked_side_by_side_are_told_apart(tmp_path: Path) -> None:
     rows = [{**ROW, "case": "w", "variant": "deepspeed", "images_per_s": 2.0, "flops_per_second": 6e10, "processes": 2}]
     path = write_figures(tmp_path, "cpu", rows)
