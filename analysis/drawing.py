@@ -160,12 +160,21 @@ def points(axes: Axes, rows: pd.DataFrame, x: str, y: str, links: Links | None =
 
 def mark_diverged(axes: Axes, rows: pd.DataFrame | None, x: str, links: Links | None = None) -> None:
     """Crosses on the upper edge: a diverged run has no loss to be drawn at."""
-    if rows is None or not len(rows):
-        return
-    top = axes.get_ylim()
-    y = top[0] * (top[1] / top[0]) ** 0.96 if axes.get_yscale() == "log" else top[0] + 0.96 * (top[1] - top[0])
-    marked = rows.assign(edge=y)
-    points(axes, marked, x, "edge", links, s=34, marker="x", color=DIVERGED, zorder=6, label="diverged")
+    if rows is not None and len(rows):
+        marked = rows.assign(edge=_share_of_height(axes, 0.96))
+        points(axes, marked, x, "edge", links, s=34, marker="x", color=DIVERGED, zorder=6, label="diverged")
+
+
+def mark_above(axes: Axes, rows: pd.DataFrame, x: str, y: str, links: Links | None = None, **style: object) -> None:
+    """Triangles below the upper edge, for measured points that lie above it."""
+    above = rows[rows[y] > axes.get_ylim()[1]]
+    marked = above.assign(edge=_share_of_height(axes, 0.91))
+    points(axes, marked, x, "edge", links, **{"s": 22, "marker": "^", "zorder": 6} | style)
+
+
+def _share_of_height(axes: Axes, share: float) -> float:
+    low, high = axes.get_ylim()
+    return low * (high / low) ** share if axes.get_yscale() == "log" else low + share * (high - low)
 
 
 def legend_below(figure: Figure, axes: Axes, ncols: int, title: str | None = None) -> None:

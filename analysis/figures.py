@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.allocation import CostRelation
-from analysis.arm_plots import learning_rate_fans
 from analysis.backtest import largest_budget, split_power
 from analysis.fitting import Fit
 from analysis.isoflop import IsoflopFit
@@ -23,6 +22,7 @@ from analysis.law_plots import (
 )
 from analysis.learning_rate import RateFit
 from analysis.plots import floor_profile, isoflop_curves, loss_against_compute, optimum_against_compute
+from analysis.rate_plots import learning_rate_fans
 from analysis.result import Result
 from analysis.transfer import RateTransfer, as_transfer
 

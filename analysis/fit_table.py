@@ -255,7 +255,7 @@ def _rates(table: Table, target: float | None, options: Options) -> Result:
             warnings.append(f"{fit.variable} {o.scale:.4g} left out of the drift: {o.reason}")
     params: dict[str, float | None] = dict.fromkeys(("rate_coefficient", "rate_exponent")) | fit.params
     own = ("scale", "rate", "rate_ci95", "bracketed", "reason")
-    names = (*own, "moved_octaves", "moved_ci95", "transferred_loss", "transferred_ci95")
+    names = (*own, "moved_octaves", "moved_ci95", *(f"transferred_{name}" for name in ("loss", "ci95", "by", "note")))
     return _result(
         table,
         frame,

@@ -2,11 +2,12 @@
 
 Near its minimum log loss = c0 + c1 u + c2 u^2 with u = log rate, and the rate of least loss is rate* = K width^p. Under
 µP p should be 0 (Yang et al. 2022, arXiv 2203.03466, section 4). What identifies it: at least 3 rates that trained at
-each width, the best of them with a neighbour on either side, and for p at least 3 widths.
+each width, the best of them with a neighbour on either side (`analysis.rate_valley`), and for p at least 3 widths.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,43 +17,70 @@ from analysis.bootstrap import Interval, interval, residual_draws
 from analysis.estimate import Estimate
 from analysis.frontier import Level, common_level
 from analysis.laws import Array
+from analysis.rate_valley import Cost, CostKind, MeasuredRates, Quadratic
 
-MIN_RATES = 3
-NEAREST = 5
-"""Learning rates, those of lowest loss around the best, that a quadratic goes through."""
 NUM_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateOptimum:
-    """The best learning rate at one width. `reason` says why it is not bracketed by the rates that trained."""
+    """The best learning rate at one width. `reason` says why no quadratic brackets it."""
 
     scale: float
     """Width, or parameters where the table has no width."""
-    rates: Array
-    """Learning rates that the quadratic goes through, ascending."""
-    losses: Array
-    """Mean loss over seeds at each, of the same shape."""
-    coefficients: tuple[float, float, float]
-    """log loss = c0 + c1 u + c2 u^2 with u = log rate - `centre`."""
-    centre: float
+    measured: MeasuredRates
+    quadratic: Quadratic | None
+    """None where fewer than 3 rates lie between the cliffs."""
+    coefficients: tuple[float, float, float] | None
+    """Of the quadratic, constant first."""
     rate: float | None
+    """The quadratic's minimum where it is bracketed; else the best rate that trained, where it was not the smallest or
+    largest of all."""
     rate_ci95: Interval | None
     bracketed: bool
     reason: str | None
-    moved_octaves: float | None
-    """log2 of the best learning rate over that of the base, the smallest width whose optimum is bracketed."""
-    moved_ci95: Interval | None
-    transferred_loss: float | None
-    """Loss at the learning rate that is best at the base, over the loss at the best one, less 1."""
-    transferred_ci95: Interval | None
-    transferred_measured: bool
-    """Whether the base's learning rate lies within the rates of this quadratic; else the cost is an extrapolation."""
+    moved_octaves: float | None = None
+    """log2 of the best learning rate over that of the base (`base_of`)."""
+    moved_ci95: Interval | None = None
+    """Where both are bracketed."""
+    transferred: Cost | None = None
+    """What the learning rate that is best at the base costs here."""
+    transferred_ci95: Interval | None = None
+    """Where that rate lies within those of this quadratic, and both optima are bracketed."""
+
+    @property
+    def transferred_loss(self) -> float | None:
+        """Loss at the base's best learning rate over that at the own best one, less 1; None where there is none."""
+        return None if self.transferred is None else self.transferred.loss
+
+    @property
+    def transferred_by(self) -> CostKind | None:
+        """What the cost was taken from."""
+        return None if self.transferred is None else self.transferred.by
+
+    @property
+    def transferred_note(self) -> str | None:
+        """Where runs diverged at the base's rate or beside it, and what the other neighbour costs."""
+        return None if self.transferred is None else self.transferred.note
+
+    @property
+    def best_log_loss(self) -> float:
+        """At the quadratic's minimum where it is bracketed, else the lowest that was measured."""
+        if not self.bracketed or self.rate is None:
+            return float(self.measured.log_loss.min())
+        return float(np.log(self.curve(np.array([self.rate]))[0]))
 
     def curve(self, rates: Array) -> Array:
         """The quadratic's loss at learning rates."""
-        u = np.log(rates) - self.centre
+        assert self.quadratic is not None
+        assert self.coefficients is not None
+        u = np.log(rates) - self.quadratic.centre
         return np.exp(self.coefficients[0] + u * (self.coefficients[1] + u * self.coefficients[2]))
+
+
+def base_of(optima: Sequence[RateOptimum]) -> RateOptimum | None:
+    """The smallest width with a best learning rate, bracketed or not: where one would be tuned."""
+    return next((optimum for optimum in optima if optimum.rate is not None), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,50 +95,26 @@ class RateFit(Estimate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Valley:
-    """The points of one width: u = log rate - centre, log loss averaged over seeds, and what diverged beyond them."""
+class _Size:
+    """One width on the way to its optimum."""
 
-    scale: float
-    u: Array
-    log_loss: Array
-    centre: float
-    lost_above: float | None
-    """Smallest learning rate beyond the points at which every run diverged."""
+    measured: MeasuredRates
+    quadratic: Quadratic | None
+    estimate: Array
+    """Coefficients of its quadratic, (1, 3)."""
+    draws: Array
+    """Resampled ones, (resamples, 3)."""
 
     @classmethod
-    def of(cls, scale: float, rows: pd.DataFrame, lost: pd.DataFrame) -> _Valley | None:
-        mean = np.log(rows["loss"]).groupby(rows["learning_rate"]).mean()
-        beyond = lost.loc[lost["learning_rate"] > mean.index.max(), "learning_rate"] if len(lost) else ()
-        best = int(mean.to_numpy().argmin())
-        low = int(np.clip(best - NEAREST // 2, 0, max(0, len(mean) - NEAREST)))
-        near = mean.iloc[low : low + NEAREST]
-        if len(near) < MIN_RATES:
-            return None
-        logs = np.log(near.index.to_numpy(dtype=float))
-        return cls(
-            scale=scale,
-            u=logs - logs.mean(),
-            log_loss=near.to_numpy(dtype=float),
-            centre=float(logs.mean()),
-            lost_above=float(min(beyond)) if len(beyond) else None,
-        )
+    def of(cls, measured: MeasuredRates) -> _Size:
+        quadratic = Quadratic.of(measured)
+        estimate = np.full((1, 3), np.nan) if quadratic is None else quadratic.fitted(quadratic.log_loss[None])
+        return cls(measured=measured, quadratic=quadratic, estimate=estimate, draws=estimate[:0])
 
-    def quadratics(self, log_loss: Array) -> Array:
-        """Least-squares coefficients (batch, 3), constant first, of log losses (batch, rates)."""
-        return np.asarray(log_loss @ np.linalg.pinv(np.vander(self.u, 3, increasing=True)).T)
-
-    def optima(self, coefficients: Array) -> Array:
-        """log of the best learning rate of each quadratic (batch,); NaN where it is not within the rates."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            u = -coefficients[:, 1] / (2 * coefficients[:, 2])
-            inside = (coefficients[:, 2] > 0) & (u > self.u.min()) & (u < self.u.max())
-        return np.where(inside, u + self.centre, np.nan)
-
-    def cost(self, coefficients: Array, log_rate: Array) -> Array:
-        """Loss at a learning rate over the loss at the minimum, less 1; (batch,) for both arguments (batch, ...)."""
-        u = log_rate - self.centre
-        best = self.optima(coefficients) - self.centre
-        return np.asarray(np.expm1(coefficients[:, 1] * (u - best) + coefficients[:, 2] * (u**2 - best**2)))
+    def log_rates(self, coefficients: Array) -> Array:
+        """log of the best rate by each quadratic (batch,)."""
+        assert self.quadratic is not None
+        return self.quadratic.vertices(coefficients)
 
 
 def fit_rates(
@@ -120,35 +124,33 @@ def fit_rates(
     samples where these are the budgets.
 
     None where there is no size with 3 learning rates. Intervals: residuals of all quadratics are exchanged, widened for
-    the parameters that they used (`bootstrap.residual_draws`). A rate beyond which every run diverged closes a valley
-    on that side: the optimum is then the best rate that trained, and has no interval.
+    the parameters that they used (`bootstrap.residual_draws`). Divergence and a jump of the loss close a valley on
+    their side: where the best rate has no neighbour before them, it is the optimum, and has no interval.
     """
     variable = "width" if "width" in rows and rows["width"].notna().all() else "params"
     if "learning_rate" not in rows or not len(rows):
         return None
     level = common_level(rows, variable)
-    top, lost = rows[level.among(rows)], _at_level(diverged, level)
-    valleys = []
+    top, lost = rows[level.among(rows)].dropna(subset="learning_rate"), _at_level(diverged, level)
+    measured = []
     for scale, group in top.groupby(variable, sort=True):
         gone = lost[lost[variable] == scale] if len(lost) and variable in lost else lost
-        valleys.append(_Valley.of(float(str(scale)), group.dropna(subset="learning_rate"), gone))
-    found = [valley for valley in valleys if valley is not None]
-    if not found:
+        measured.append(MeasuredRates.of(float(str(scale)), group, gone))
+    sizes = [_Size.of(found) for found in measured if found is not None]
+    if not sizes:
         return None
-    estimates = [v.quadratics(v.log_loss[None]) for v in found]
-    drawn = _drawn(found, estimates, num_resamples, seed) if num_resamples else [c * np.nan for c in estimates]
-    optima = _optima(found, estimates, drawn)
+    sizes = _drawn(sizes, num_resamples, seed)
     fit = RateFit(
         variable=variable,
         level=level,
-        optima=optima,
+        optima=_optima(sizes),
         params={},
         outcome="too_few_points",
         reason=None,
-        num_points=sum(len(v.u) for v in found),
+        num_points=sum(len(size.quadratic.u) for size in sizes if size.quadratic is not None),
         rule=f"95% percentile bootstrap, {num_resamples} resamples of the residuals of all quadratics",
     )
-    return _with_drift(fit, found, estimates, drawn if num_resamples else [])
+    return _with_drift(fit, sizes)
 
 
 def _at_level(diverged: pd.DataFrame | None, level: Level) -> pd.DataFrame:
@@ -157,96 +159,94 @@ def _at_level(diverged: pd.DataFrame | None, level: Level) -> pd.DataFrame:
     return diverged[level.among(diverged, within=0.1)]
 
 
-def _drawn(valleys: list[_Valley], estimates: list[Array], num_resamples: int, seed: int) -> list[Array]:
-    """Resampled coefficients of each width, (resamples, 3)."""
-    fitted = [c @ np.vander(v.u, 3, increasing=True).T for v, c in zip(valleys, estimates, strict=True)]
-    residuals = np.concatenate([v.log_loss - f[0] for v, f in zip(valleys, fitted, strict=True)])
-    units = np.arange(len(residuals), dtype=np.int64)
-    rng = np.random.default_rng(seed)
-    if len(residuals) <= 3 * len(valleys):
-        return [np.repeat(c, num_resamples, axis=0) * np.nan for c in estimates]  # no degree of freedom is left
-    noise = residual_draws(residuals, units, 3 * len(valleys), num_resamples, rng)
-    ends = np.cumsum([len(v.u) for v in valleys])
-    return [v.quadratics(f + noise[:, end - len(v.u) : end]) for v, f, end in zip(valleys, fitted, ends, strict=True)]
+def _drawn(sizes: list[_Size], num_resamples: int, seed: int) -> list[_Size]:
+    """The sizes with their draws; without them where no degree of freedom is left to know the noise from."""
+    quadratics = [(k, s.quadratic, s.estimate) for k, s in enumerate(sizes) if s.quadratic is not None]
+    num_points = sum(len(quadratic.u) for _, quadratic, _ in quadratics)
+    if not num_resamples or num_points <= 3 * len(quadratics):
+        return sizes
+    residuals = np.concatenate([q.log_loss - q.values(c)[0] for _, q, c in quadratics])
+    units = np.arange(num_points, dtype=np.int64)
+    noise = residual_draws(residuals, units, 3 * len(quadratics), num_resamples, np.random.default_rng(seed))
+    ends = np.cumsum([len(q.u) for _, q, _ in quadratics])
+    result = list(sizes)
+    for (k, quadratic, estimate), end in zip(quadratics, ends, strict=True):
+        shaken = quadratic.values(estimate) + noise[:, end - len(quadratic.u) : end]
+        result[k] = replace(sizes[k], draws=quadratic.fitted(shaken))
+    return result
 
 
-def _optima(valleys: list[_Valley], estimates: list[Array], drawn: list[Array]) -> list[RateOptimum]:
+def _optima(sizes: list[_Size]) -> list[RateOptimum]:
     """The optimum of each width, and what the base's best rate costs there."""
-    inside = [bool(np.isfinite(v.optima(c)[0])) for v, c in zip(valleys, estimates, strict=True)]
-    base = inside.index(True) if any(inside) else None
-    optima = []
-    for k, (valley, estimate, draws) in enumerate(zip(valleys, estimates, drawn, strict=True)):
-        cost = cost_band = moved = shift = None
-        measured = False
-        if base is not None and inside[k]:
-            rate = valleys[base].optima(estimates[base])
-            cost = float(valley.cost(estimate, rate)[0])
-            shift = float(valley.optima(estimate)[0] - rate[0]) / np.log(2)
-            moved = interval(valley.optima(draws) - valleys[base].optima(drawn[base]))
-            cost_band = interval(valley.cost(draws, valleys[base].optima(drawn[base])))
-            if cost_band is not None and moved is not None and moved[0] <= 0 <= moved[1]:
-                cost_band = (0.0, cost_band[1])  # the two rates may be one; a cost is never below 0
-            measured = bool(valley.u.min() <= rate[0] - valley.centre <= valley.u.max())
-        found = _optimum(valley, estimate[0], draws)
-        optima.append(
-            replace(
-                found,
-                moved_octaves=shift,
-                moved_ci95=None if moved is None else (moved[0] / np.log(2), moved[1] / np.log(2)),
-                transferred_loss=cost,
-                transferred_ci95=cost_band,
-                transferred_measured=measured,
-            )
-        )
-    return optima
+    alone = [_optimum(size) for size in sizes]
+    base = base_of(alone)
+    if base is None:
+        return alone
+    of_base = next(size for size, optimum in zip(sizes, alone, strict=True) if optimum is base)
+    return [_beside(optimum, size, base, of_base) for optimum, size in zip(alone, sizes, strict=True)]
 
 
-def _optimum(valley: _Valley, c: Array, draws: Array) -> RateOptimum:
+def _optimum(size: _Size) -> RateOptimum:
     """Of one width, without what it is beside the base's."""
-    log_rate = float(valley.optima(c[None])[0])
-    inside = bool(np.isfinite(log_rate))
-    reason = None
-    rate = float(np.exp(log_rate)) if inside else None
-    if not inside and valley.lost_above is not None and valley.log_loss.argmin() == len(valley.u) - 1:
-        rate = float(np.exp(valley.u[-1] + valley.centre))
-        reason = f"the best rate that trained is the last before divergence, at {valley.lost_above:.3g}"
-    elif not inside:
-        side = "largest" if valley.log_loss.argmin() >= len(valley.u) / 2 else "smallest"
-        reason = f"the loss still falls at the {side} learning rate"
+    measured, quadratic, (c0, c1, c2) = size.measured, size.quadratic, size.estimate[0]
+    bracketed = quadratic is not None and quadratic.is_bracketed and bool(np.isfinite(size.log_rates(size.estimate)[0]))
+    rate = float(measured.rates[measured.best]) if measured.is_inner else None
     return RateOptimum(
-        scale=valley.scale,
-        rates=np.exp(valley.u + valley.centre),
-        losses=np.exp(valley.log_loss),
-        coefficients=(float(c[0]), float(c[1]), float(c[2])),
-        centre=valley.centre,
-        rate=rate,
-        rate_ci95=interval(np.exp(valley.optima(draws))) if inside else None,
-        bracketed=inside,
-        reason=reason,
-        moved_octaves=None,
-        moved_ci95=None,
-        transferred_loss=None,
-        transferred_ci95=None,
-        transferred_measured=False,
+        scale=measured.scale,
+        measured=measured,
+        quadratic=quadratic,
+        coefficients=None if quadratic is None else (float(c0), float(c1), float(c2)),
+        rate=float(np.exp(size.log_rates(size.estimate)[0])) if bracketed else rate,
+        rate_ci95=interval(np.exp(size.log_rates(size.draws))) if bracketed else None,
+        bracketed=bracketed,
+        reason=None if bracketed else measured.unbracketed(),
     )
 
 
-def _with_drift(fit: RateFit, valleys: list[_Valley], estimates: list[Array], drawn: list[Array]) -> RateFit:
+def _beside(optimum: RateOptimum, size: _Size, base: RateOptimum, of_base: _Size) -> RateOptimum:
+    """An optimum with how far it lies from the base's, and what the base's rate costs."""
+    assert base.rate is not None
+    moved = None if optimum.rate is None else float(np.log2(optimum.rate / base.rate))
+    both = optimum.bracketed and base.bracketed
+    shift = interval((size.log_rates(size.draws) - of_base.log_rates(of_base.draws)) / np.log(2)) if both else None
+    cost, band = _cost(optimum, size, base.rate), None
+    if both and cost is not None and cost.by == "quadratic":
+        assert size.quadratic is not None
+        band = interval(size.quadratic.cost(size.draws, of_base.log_rates(of_base.draws)))
+        if band is not None and shift is not None and shift[0] <= 0 <= shift[1]:
+            band = (0.0, band[1])  # the two rates may be one; a cost is never below 0
+    return replace(optimum, moved_octaves=moved, moved_ci95=shift, transferred=cost, transferred_ci95=band)
+
+
+def _cost(optimum: RateOptimum, size: _Size, rate: float) -> Cost | None:
+    """Of a learning rate: by the quadratic within its rates, by what was measured beyond them, and by the quadratic
+    again beyond all that was measured."""
+    quadratic, log_rate = size.quadratic, float(np.log(rate))
+    by_quadratic = None
+    if optimum.bracketed and quadratic is not None:
+        by_quadratic = float(quadratic.cost(size.estimate, np.array([log_rate]))[0])
+        if quadratic.covers(log_rate):
+            return Cost(by_quadratic, "quadratic")
+    measured = size.measured.cost(rate, optimum.best_log_loss)
+    if measured is not None:
+        return replace(measured, at_least=optimum.rate is None)
+    return None if by_quadratic is None else Cost(by_quadratic, "extrapolation")
+
+
+def _with_drift(fit: RateFit, sizes: list[_Size]) -> RateFit:
     """The line of log rate* on log width, over the widths whose optimum is bracketed."""
-    used = [k for k, optimum in enumerate(fit.optima) if optimum.bracketed]
+    used = [size for size, optimum in zip(sizes, fit.optima, strict=True) if optimum.bracketed]
     if len(used) < 2:
-        return replace(
-            fit, reason=f"{len(used)} of {len(valleys)} sizes have a bracketed best learning rate; it needs 2"
-        )
-    x = np.log(np.array([valleys[k].scale for k in used]))
+        return replace(fit, reason=f"{len(used)} of {len(sizes)} sizes have a bracketed best learning rate; it needs 2")
+    x = np.log(np.array([size.measured.scale for size in used]))
     lever = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
 
     def line(coefficients: list[Array]) -> dict[str, Array]:
-        rates = np.stack([valleys[k].optima(coefficients[k]) for k in used])
+        rates = np.stack([size.log_rates(c) for size, c in zip(used, coefficients, strict=True)])
         slope = lever @ rates
         return {"rate_coefficient": np.exp(rates.mean(axis=0) - slope * x.mean()), "rate_exponent": slope}
 
-    params = {name: float(values[0]) for name, values in line(estimates).items()}
+    params = {name: float(values[0]) for name, values in line([size.estimate for size in used]).items()}
     enough = len(used) > 2
     reason = None if enough else "2 bracketed optima: a line through two points, with nothing left to check it"
     return replace(
@@ -254,5 +254,5 @@ def _with_drift(fit: RateFit, valleys: list[_Valley], estimates: list[Array], dr
         params=params,
         outcome="converged" if enough else "too_few_points",
         reason=reason,
-        draws=line(drawn) if drawn else {},
+        draws=line([size.draws for size in used]) if len(used[0].draws) else {},
     )

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from analysis.drawing import (
     INK,
-    LINES,
     MARKS,
     Links,
     arm_colour,
@@ -30,7 +29,7 @@ from analysis.drawing import (
     styled,
 )
 from analysis.fitting import Fit
-from analysis.frontier import budget_of, common_level
+from analysis.frontier import budget_of
 from analysis.isoflop import IsoflopFit
 from analysis.laws import Array
 from analysis.magnitudes import scientific, with_unit
@@ -189,30 +188,6 @@ def named_sizes(sizes: Sequence[float], most: int = 9) -> dict[float, str]:
     """Labels of `most` sizes at most, spread from the smallest to the largest: a legend of all would crowd the axes."""
     places = np.unique(np.linspace(0, len(sizes) - 1, min(most, len(sizes))).round().astype(int))
     return {sizes[k]: with_unit(sizes[k]) for k in places}
-
-
-@styled
-def learning_rate_curves(
-    rows: pd.DataFrame, *, title: str = "", diverged: pd.DataFrame | None = None, links: Links | None = None
-) -> Figure:
-    """Loss against learning rate at the largest budget (or equal samples), one line a size; diverged runs on top."""
-    figure, axes = blank(title, "base learning rate", "validation loss")
-    level = common_level(rows)
-    part = rows[level.among(rows)]
-    sizes = sorted(part["params"].unique())
-    named = named_sizes(sizes)
-    colours = ordered_colours(len(sizes))
-    for k, (size, colour) in enumerate(zip(sizes, colours, strict=False)):
-        line = part[part["params"] == size].sort_values("learning_rate")
-        style: dict[str, Any] = {"marker": MARKS[k % len(MARKS)], "color": [colour], "label": named.get(size)}
-        axes.plot(line["learning_rate"], line["loss"], LINES[k % 4], color=colour, linewidth=1.2)
-        points(axes, line, "learning_rate", "loss", links, s=26, zorder=3, **style)
-    lost = None if diverged is None else diverged[level.among(diverged, within=0.1)]
-    rates = sorted({*part["learning_rate"], *([] if lost is None else lost["learning_rate"])})
-    log_axis(axes, "x", rates[0], rates[-1], "{:.2g}".format, at=rates if len(rates) <= 6 else ())
-    mark_diverged(axes, lost, "learning_rate", links)
-    axes.legend(title="parameters", title_fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
 
 
 @styled

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import report_page as page
-from analysis.arm_plots import arm_differences, compute_multiplier, learning_rate_fans
+from analysis.arm_plots import arm_differences, compute_multiplier
 from analysis.backtest import largest_budget, split_power
 from analysis.bootstrap import Interval
 from analysis.findings import ArmFindings, Findings
@@ -25,11 +25,11 @@ from analysis.magnitudes import coefficient, with_unit
 from analysis.plots import (
     floor_profile,
     isoflop_curves,
-    learning_rate_curves,
     loss_against_compute,
     optimum_against_compute,
     training_curves,
 )
+from analysis.rate_plots import learning_rate_curves, learning_rate_fans
 from analysis.report_tables import (
     approaches_table,
     backtests_table,
@@ -205,8 +205,11 @@ class Sections:
         for arm in self.shown:
             if arm.trained["learning_rate"].nunique() > 1:
                 title = f"{arm.arm}: loss against learning rate"
-                figure = learning_rate_curves(arm.trained, title=title, diverged=_diverged(arm), links=page.point_link)
-                alt = f"Loss against learning rate in arm {arm.arm}"
+                optima = next((t.optima for t in self.findings.transfers if t.arm == arm.arm), [])
+                figure = learning_rate_curves(
+                    arm.trained, title=title, diverged=_diverged(arm), optima=optima, links=page.point_link
+                )
+                alt = f"Loss against learning rate in arm {arm.arm}; stars are the optima, hollow where not bracketed"
                 plots.append(self.gallery.show(figure, f"rates-{slug(arm.arm)}", alt))
         parts = [page.grid(*plots), *transfer_tables(self.findings)]
         return page.section("transfer", "Learning rates across sizes", *parts) if plots else ""

@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis.bootstrap import Interval
 from analysis.frontier import Level
-from analysis.learning_rate import NUM_RESAMPLES, RateFit, RateOptimum, fit_rates
+from analysis.learning_rate import NUM_RESAMPLES, RateFit, RateOptimum, base_of, fit_rates
 from analysis.magnitudes import with_unit
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class RateTransfer:
 
     @property
     def base(self) -> RateOptimum | None:
-        """The smallest width whose optimum is bracketed: where a learning rate would be tuned."""
-        return next((o for o in self.optima if o.bracketed), None)
+        """The smallest width with a best learning rate: where one would be tuned."""
+        return base_of(self.optima)
 
     @property
     def transfers(self) -> bool | None:
@@ -47,7 +47,7 @@ class RateTransfer:
 
     def plot(self) -> Figure:
         """Loss against learning rate by width, and the optima against width."""
-        from analysis.arm_plots import learning_rate_fans
+        from analysis.rate_plots import learning_rate_fans
 
         return learning_rate_fans([self])
 
@@ -59,24 +59,27 @@ class RateTransfer:
 
     def sentences(self) -> list[str]:
         """What was found, in words."""
-        if self.drift_per_doubling is None:
-            return [f"{self.arm}: no drift of the best learning rate: {self.reason}"]
-        band = f" (95% {self.drift_ci95[0]:+.3f} to {self.drift_ci95[1]:+.3f})" if self.drift_ci95 else ""
-        said = [
-            f"{self.arm}: per doubling of {self.variable} the best learning rate moves by "
-            f"{self.drift_per_doubling:+.3f} octaves{band}, a factor of {2**self.drift_per_doubling:.3f}"
-        ]
+        said = [self._drift()]
         base = self.base
         for optimum in self.optima:
-            if base is not None and optimum is not base and optimum.transferred_loss is not None:
-                cost, sure = optimum.transferred_loss, optimum.transferred_ci95
+            if base is not None and optimum is not base and optimum.transferred is not None:
+                cost, sure = optimum.transferred, optimum.transferred_ci95
                 spread = f" (95% {sure[0]:.2%} to {sure[1]:.2%})" if sure else ""
-                beyond = "" if optimum.transferred_measured else ", an extrapolation"
+                told = f": {cost}" if cost.loss is None else f", costs {cost.told(' of loss')}{spread}"
                 said.append(
                     f"{self.arm}: at {self.variable} {with_unit(optimum.scale)} the best rate of "
-                    f"{with_unit(base.scale)}, {base.rate:.3g}, costs {cost:.2%} of loss{spread}{beyond}"
+                    f"{with_unit(base.scale)}, {base.rate:.3g}{told}"
                 )
         return said
+
+    def _drift(self) -> str:
+        if self.drift_per_doubling is None:
+            return f"{self.arm}: no drift of the best learning rate: {self.reason}"
+        band = f" (95% {self.drift_ci95[0]:+.3f} to {self.drift_ci95[1]:+.3f})" if self.drift_ci95 else ""
+        return (
+            f"{self.arm}: per doubling of {self.variable} the best learning rate moves by "
+            f"{self.drift_per_doubling:+.3f} octaves{band}, a factor of {2**self.drift_per_doubling:.3f}"
+        )
 
 
 def learning_rate_transfer(

@@ -23,6 +23,8 @@ from orchestrator.spec.trial import Distance, Trial
 MAX_TRIALS_SHOWN = 24
 MAX_GROUPS_SHOWN = 40
 MAX_MAP_COLUMNS = 10
+MIN_RATES_COMPARED = 3
+"""Learning rates of a size that give a best one: MIN_RATES of `analysis.rate_valley`, which a plan does not import."""
 
 
 def plan_view(plan: Plan, whole: Plan, expected: Sequence[Mapping[str, Any]] = ()) -> RenderableType:
@@ -45,7 +47,7 @@ def plan_view(plan: Plan, whole: Plan, expected: Sequence[Mapping[str, Any]] = (
     if plan.trials:
         parts += [Text(), _devices(plan)]
     if expected:
-        parts += [Text(), _expected(expected)]
+        parts += [Text(), *_expected(expected, whole)]
     return Group(*parts, *(Text(caution, style="yellow") for caution in cautions(plan)))
 
 
@@ -284,8 +286,37 @@ def _devices(plan: Plan) -> Table:
 # What the plan will tell.
 
 
-def _expected(expected: Sequence[Mapping[str, Any]]) -> Group:
-    """The 95% intervals that the fits are expected to have, an arm a row."""
+def _expected(expected: Sequence[Mapping[str, Any]], whole: Plan) -> list[RenderableType]:
+    """The 95% intervals that the fits of arms are expected to have; of sweeps of learning rates, what they tell."""
+    with_law = {interval["arm"] for interval in expected if interval["outcome"] == "expected"}
+    rates = {arm: numbers for arm, numbers in _rate_sweeps(whole).items() if arm not in with_law}
+    parts: list[RenderableType] = []
+    if rates:
+        moves = ", and how it moves with size" if any(len(n) > 1 for n in rates.values()) else ""
+        about = [f"{arm} {max(n)} rates at {len(n)} size{'' if len(n) == 1 else 's'}" for arm, n in rates.items()]
+        parts.append(Text(f"What it tells: the best learning rate of each size{moves} ({', '.join(about)})"))
+    others = [interval for interval in expected if interval["arm"] not in rates]
+    return [*parts, _intervals(others)] if others else parts
+
+
+def _rate_sweeps(plan: Plan) -> dict[str, list[int]]:
+    """Of the arms that compare learning rates of sizes with one budget each, how many at each: they hold no law."""
+    found = {}
+    for arm in plan.arms:
+        rates: dict[str, set[float]] = {}
+        budgets: dict[str, set[int]] = {}
+        for trial in plan.trials:
+            if trial.arm == arm:
+                rates.setdefault(trial.size, set()).add(trial.optimizer.learning_rate)
+                budgets.setdefault(trial.size, set()).update(trial.milestones)
+        compared = [len(values) for values in rates.values() if len(values) >= MIN_RATES_COMPARED]
+        if compared and all(len(values) == 1 for values in budgets.values()):
+            found[arm] = compared
+    return found
+
+
+def _intervals(expected: Sequence[Mapping[str, Any]]) -> Group:
+    """A row an arm, and why others have none."""
     names = list(dict.fromkeys(interval["name"] for interval in expected if interval["outcome"] == "expected"))
     table = _table("arm", "by", *(EXPECTED_NAMES.get(name, name) for name in names), left=2)
     reasons = []

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis import Result, fit_isoflop, fit_power, fit_surface, save
-from analysis.arm_plots import learning_rate_fans
 from analysis.drawing import ARM_COLOURS, LINES, MARKS
 from analysis.law_plots import bootstrap_cloud, residual_panels
+from analysis.rate_plots import learning_rate_fans
 from analysis.transfer import learning_rate_transfer
 
 DATA = Path(__file__).parent / "data"

@@ -87,7 +87,7 @@ def test_divergence_ends_a_valley() -> None:
     assert found.optima[0].rate == pytest.approx(10 ** (-3 + 0.8))
     alone = learning_rate_transfer(kept, "arm")
     assert alone is not None
-    assert alone.optima[0].reason == "the loss still falls at the largest learning rate"
+    assert alone.optima[0].reason == "the loss is lowest at the largest learning rate that was run, 0.00631"
     assert alone.optima[0].rate is None
 
 
