@@ -42,14 +42,13 @@ class _Heuristic(ctypes.Structure):
     )
 
 
-@torch.compiler.assume_constant_result
 def takes(outputs: int, inputs: int) -> bool:
-    """Whether a weight [outputs, inputs] is such that `gelu_product` can be asked for it here."""
-    return outputs % _MULTIPLE == 0 and inputs % _MULTIPLE == 0 and _library() is not None
+    """Whether a weight [outputs, inputs] is one that cuBLASLt can multiply with a GELU."""
+    return outputs % _MULTIPLE == 0 and inputs % _MULTIPLE == 0
 
 
 def gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """gelu(x W^T + b) and x W^T + b [rows, out], both bfloat16; by torch where cuBLASLt has no algorithm for the shape.
+    """gelu(x W^T + b) and x W^T + b [rows, out], both bfloat16; by torch where there is no cuBLASLt for it.
 
     Args:
         x: [rows, in], contiguous, bfloat16 on a GPU, as the others.
@@ -60,7 +59,7 @@ def gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
         RuntimeError: cuBLASLt refuses what it has chosen itself.
     """
     (rows, inputs), outputs = x.shape, len(weight)
-    product = _product(rows, inputs, outputs, x.device)
+    product = None if _library() is None else _product(rows, inputs, outputs, x.device)
     if product is None:
         before = F.linear(x, weight, bias)
         return F.gelu(before, approximate="tanh"), before

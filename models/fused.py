@@ -328,10 +328,13 @@ def _gain(norm: HeadNorm | None) -> Tensor | None:
     return gain if gain.dim() == 2 else gain[None]
 
 
-@torch.compiler.assume_constant_result
 def _has_room(gpu: int) -> bool:
     """Whether a program of attention's backward pass has room for what it reads ahead of long sequences."""
     return torch.cuda.get_device_capability(gpu) in ROOMY
+
+
+# What torch.compiler.assume_constant_result does, which imports the compiler into every worker to do it.
+_has_room._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attended(module: Attention, h: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
