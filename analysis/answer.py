@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from analysis.bootstrap import Interval
@@ -23,10 +24,20 @@ def answer(findings: Findings) -> list[str]:
         return [f"<strong>No measurement is in yet.</strong>{trials} Run the sweep, then write this report again."]
     if best is None:
         return ["<strong>Every trial diverged</strong>: there is no loss to fit. The reasons stand in the table below."]
-    said = [*_headline(findings, best), *transfer_answer(findings), *_size(best), _law("loss", best.law)]
+    rates = transfer_answer(findings)
+    if rates and _asks_for_rates(findings, best):
+        alone = [replace(comparison, compute=None, reason=None) for comparison in findings.comparisons]
+        return [*rates, f"{_best_run(best)}.", *map(compared, alone)]
+    said = [*_headline(findings, best), *rates, *_size(best), _law("loss", best.law)]
     if best.distance is not None:
         said.append(_law(best.distance.name, best.distance.law))
     return [*said, *map(compared, findings.comparisons)]
+
+
+def _asks_for_rates(findings: Findings, arm: ArmFindings) -> bool:
+    """Whether rates are all that sizes were compared by: with one budget each, they say nothing of sizes or compute."""
+    budgets = findings.measurements.groupby(["arm", "size"])["budget_flops"].nunique()
+    return bool((budgets <= 1).all()) and (arm.isoflop is None or not arm.isoflop.params)
 
 
 Prediction = tuple[float, Interval | None]
@@ -95,12 +106,7 @@ def _size(arm: ArmFindings) -> list[str]:
         single = [m for m in fit.bracketed if m.params and m.loss] if fit is not None else []
         if single:
             return [_single_budget(arm, single[0].flops, float(single[0].params or 0), single[0].params_ci95)]
-        row = arm.trained.sort_values("loss").iloc[0]
-        return [
-            f"<strong>Best run: {escape(row['arm'])} {escape(row['size'])}</strong> ({with_unit(row['params'])} "
-            f"parameters, {with_unit(row['samples'])} samples, {scientific(row['flops'])} FLOPs), "
-            f"loss {row['loss']:.4g}. No N*(C) is fitted: {escape(arm.isoflop_reason)}."
-        ]
+        return [f"{_best_run(arm)}. No N*(C) is fitted: {escape(arm.isoflop_reason)}."]
     n, d = fit.params["N_exponent"], fit.params["D_exponent"]
     others = {"cubics": fit.cubic_exponent, "the surface": arm.surface_exponent[0] if arm.surface_exponent else None}
     told = " and ".join(f"{value:.3f} by {name}" for name, value in others.items() if value is not None)
@@ -112,6 +118,14 @@ def _size(arm: ArmFindings) -> list[str]:
         f"<strong>Best data: D* ∝ C<sup>{d:.3f}</sup></strong>{_band(fit.ci95.get('D_exponent'))}: ten times the "
         f"compute wants {10**d:.2g} times the samples.",
     ]
+
+
+def _best_run(arm: ArmFindings) -> str:
+    row = arm.trained.sort_values("loss").iloc[0]
+    return (
+        f"<strong>Best run: {escape(row['arm'])} {escape(row['size'])}</strong> ({with_unit(row['params'])} "
+        f"parameters, {with_unit(row['samples'])} samples, {scientific(row['flops'])} FLOPs), loss {row['loss']:.4g}"
+    )
 
 
 def _single_budget(arm: ArmFindings, flops: float, params: float, band: Interval | None) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis import transfer_of_learning_rate
+from analysis.answer import answer
+from analysis.findings import find
 from analysis.frontier import Level, common_level
 from analysis.transfer import learning_rate_transfer
 
@@ -99,3 +104,17 @@ def test_a_table_of_arms_gives_one_transfer_each() -> None:
     assert "at width 512 the best rate of 64, 0.01, costs 3.30% of loss" in str(found[0])
     with pytest.raises(ValueError, match="no arm has 3 learning rates"):
         transfer_of_learning_rate(frame[frame["learning_rate"] < 0.002])
+
+
+STUDY = Path(__file__).parents[1] / "sweeps/studies/h100/h100_transfer"
+
+
+def test_the_answer_of_a_sweep_of_rates_is_of_rates_alone() -> None:
+    """On what an H100 measured: under µP the rate stays, under SP it falls until the smallest size's diverges."""
+    mup, sp, best, compared = answer(find(STUDY))
+    assert re.search(r"mup: .* moves by [+]0\.\d\d half octaves", mup)
+    assert re.search(r"sp: .* moves by -4\.\d\d half octaves.*diverges at 0\.004", sp)
+    assert best.startswith("<strong>Best run: mup w1024")
+    assert "N*(C)" not in best
+    assert "beats sp</strong> at 4 of 4 sizes" in compared
+    assert "times the compute" not in compared
