@@ -17,7 +17,17 @@ from models.families import build
 from orchestrator.bench import gangs
 from orchestrator.bench.baseline import PlainDiT, bare_step, held, loaded, plain_step, reference_step
 from orchestrator.bench.memory import Case
-from orchestrator.bench.train import Bench, cpu_cases, gpu_cases, peak_of, small_case, time_variants, trial_of_variant
+from orchestrator.bench.train import (
+    COMPILED,
+    Bench,
+    case_of_variant,
+    cpu_cases,
+    gpu_cases,
+    peak_of,
+    small_case,
+    time_variants,
+    trial_of_variant,
+)
 
 CPU = torch.device("cpu")
 TINY = DiTConfig(image_size=8, channels=2, num_classes=3, patch=4, width=16, depth=2, heads=2)
@@ -131,8 +141,10 @@ def test_variants_are_told_apart_as_trials_are():
     case = Case(size="tiny", model=TINY, micro_batch=4)
     fast = {
         name: trial_of_variant(case, name).fast
-        for name in ("deepspeed", "graph", "pack of 1", "pack of 8", "pack of 8 without graph", "plain")
+        for name in ("deepspeed", "graph", COMPILED, "pack of 1", "pack of 8", "pack of 8 without graph", "plain")
     }
-    assert [name for name, is_fast in fast.items() if is_fast] == ["graph", "pack of 1", "pack of 8"]
+    assert [name for name, is_fast in fast.items() if is_fast] == ["graph", COMPILED, "pack of 1", "pack of 8"]
+    assert [case_of_variant(case, name).compiled for name in ("graph", COMPILED)] == [False, True]
+    assert case_of_variant(case, "graph in fp8").precision == "fp8"
     assert trial_of_variant(dataclasses.replace(case, compiled=True), "deepspeed").fast
     assert not trial_of_variant(dataclasses.replace(case, precision="fp32", zero_stage=0), "graph").fast

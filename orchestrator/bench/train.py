@@ -37,6 +37,7 @@ from orchestrator.training.packing import step as pack_step
 
 Take = Callable[[], None]
 """One step."""
+COMPILED = "graph, compiled"
 QUICKSTART_WIDTHS = (16, 24, 32, 48, 64, 96)
 
 
@@ -67,10 +68,10 @@ class Figure:
 
 
 def gpu_cases(sizes: Sequence[str]) -> list[Case]:
-    """The published sizes at the batches of docs/training.md, compiled, in bf16 at ZeRO-1."""
+    """The published sizes at the batches of docs/training.md, in bf16 at ZeRO-1."""
     batches = {"S/2": 256, "B/2": 256, "L/2": 128, "XL/2": 128}
     wanted = [name for name in batches if not sizes or name in sizes]
-    return [Case(size=name, model=preset(name), micro_batch=batches[name], compiled=True) for name in wanted]
+    return [Case(size=name, model=preset(name), micro_batch=batches[name]) for name in wanted]
 
 
 def cpu_cases(sizes: Sequence[str]) -> list[Case]:
@@ -88,7 +89,7 @@ def small_case(width: int, depth: int, tokens: int, batch: int, device: torch.de
     model = DiTConfig(image_size=side, channels=4, num_classes=10, patch=2, width=width, depth=depth, heads=width // 32)
     if device.type != "cuda":
         return Case(size=name, model=model, micro_batch=batch, precision="fp32", zero_stage=0)
-    return Case(size=name, model=model, micro_batch=batch, compiled=True)
+    return Case(size=name, model=model, micro_batch=batch)
 
 
 class Bench:
@@ -121,8 +122,8 @@ class Bench:
             "without deepspeed": lambda: self._baseline(case, bare_step),
         }
         if self.device.type == "cuda":
-            made["graph"] = lambda: self.pack(case, 1)
-            made["graph in fp8"] = lambda: self.pack(replace(case, precision="fp8"), 1)
+            for name in ("graph", COMPILED, "graph in fp8"):
+                made[name] = partial(self.pack, case_of_variant(case, name), 1)
         made["batches alone"] = lambda: self._batches(case)
         made["endless batches alone"] = lambda: self._batches(case, endless=True)
         return made
@@ -212,8 +213,8 @@ def time_variants(
                     images_per_s=images,
                     width=case.model.width,
                     tokens=case.micro_batch * cost(case.model).tokens,
-                    precision=case.precision,
-                    compiled=case.compiled and device.type == "cuda",
+                    precision=case_of_variant(case, name).precision,
+                    compiled=case_of_variant(case, name).compiled and device.type == "cuda",
                     fast=trial_of_variant(case, name).fast and device.type == "cuda",
                     flops_per_second=images * cost(case.model).training_flops,
                     mfu=images * cost(case.model).training_flops / peak_of(device),
@@ -225,8 +226,15 @@ def time_variants(
     return figures
 
 
+def case_of_variant(case: Case, name: str) -> Case:
+    """The case as a variant of its steps has it."""
+    case = replace(case, compiled=True) if name == COMPILED else case
+    return replace(case, precision="fp8") if name == "graph in fp8" else case
+
+
 def trial_of_variant(case: Case, name: str) -> Trial:
     """A trial of the case that a GPU takes the variant's steps of."""
+    case = case_of_variant(case, name)
     graph = name.startswith(("graph", "pack of ")) and not name.endswith("without graph")
     return replace(trial_of(case, 1), stepping="graph" if graph else "deepspeed")
 
