@@ -172,7 +172,7 @@ def attention(qkv: Tensor, extras: Extras) -> tuple[Tensor, Tensor]:
     queries = min(QUERIES if n > QUERIES else 64, most[0])
     _forward[(b * h, triton.cdiv(n, queries))](
         qkv, *extras, o, lse, d**-0.5, _images(b, extras), h, n, d, NORM_EPS, **_kinds(extras),
-        N=most[0], D=most[1], BM=queries, num_warps=warps(n), num_stages=1,
+        N=most[0], D=most[1], BM=queries, num_warps=_warps(n), num_stages=1,
     )  # fmt: skip
     return o, lse
 
@@ -193,7 +193,7 @@ def attention_backward(
     _backward[(b * h,)](
         qkv, *extras, o, lse, do, dqkv, dbias, dgain, d**-0.5, _images(b, extras), h, n, d, NORM_EPS,
         **_kinds(extras), SUM=summed is not None, N=most[0], D=most[1], BM=queries,
-        num_warps=warps(n), num_stages=stages,
+        num_warps=_warps(n), num_stages=stages,
     )  # fmt: skip
     empty = qkv.new_empty(0)
     return (
@@ -208,7 +208,7 @@ def _sizes(qkv: Tensor) -> tuple[int, int, int, int, tuple[int, int]]:
     return b, n, h, d, (max(16, triton.next_power_of_2(n)), max(16, triton.next_power_of_2(d)))
 
 
-def warps(tokens: int) -> int:
+def _warps(tokens: int) -> int:
     """Of a program."""
     return 8 if tokens > 128 else 4
 

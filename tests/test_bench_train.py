@@ -17,15 +17,13 @@ from models.families import build
 from orchestrator.bench import gangs
 from orchestrator.bench.baseline import PlainDiT, bare_step, held, loaded, plain_step, reference_step
 from orchestrator.bench.memory import Case
-from orchestrator.bench.train import (
+from orchestrator.bench.train import Bench, peak_of, time_variants
+from orchestrator.bench.train_cases import (
     COMPILED,
-    Bench,
     case_of_variant,
     cpu_cases,
     gpu_cases,
-    peak_of,
     small_case,
-    time_variants,
     trial_of_variant,
 )
 

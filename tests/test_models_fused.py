@@ -22,6 +22,7 @@ from models.objectives import RectifiedFlow
 from models.packed import batched_product, pack
 
 MODEL = DiTConfig(image_size=8, channels=3, num_classes=10, patch=2, width=32, depth=3, heads=2)
+LOSS = RectifiedFlow().loss
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
@@ -51,9 +52,9 @@ def batch(b: int, config: DiTConfig, device: str = "cpu") -> list[Tensor]:
     return [one.to(device) for one in (x, y, t, noise)]
 
 
-def traced(model: DiT, inputs: Sequence[Tensor]) -> list[Tensor]:
+def traced(model: DiT, inputs: Sequence[Tensor], loss: Callable[..., Tensor] = LOSS) -> list[Tensor]:
     """The losses of a batch and the gradients of their sum."""
-    losses = RectifiedFlow().loss(model, *inputs)
+    losses = loss(model, *inputs)
     return [losses.detach(), *torch.autograd.grad(losses.sum(), list(model.parameters()))]
 
 
@@ -281,13 +282,7 @@ class TestModels:
         model = model.bfloat16()
         plain = traced(model, inputs)
         model.fused = True
-        call: Callable[..., list[Tensor]] = traced
-        if compiled:
-            loss = torch.compile(RectifiedFlow().loss)
-            losses = loss(model, *inputs)
-            found = [losses.detach(), *torch.autograd.grad(losses.sum(), list(model.parameters()))]
-        else:
-            found = call(model, inputs)
+        found = traced(model, inputs, torch.compile(LOSS) if compiled else LOSS)
         for name, one, other, truth in zip(["loss", *dict(model.named_parameters())], found, plain, exact, strict=True):
             error, usual = (float((got.float() - truth).norm() / truth.norm()) for got in (one, other))
             assert error <= 1.5 * usual + 2e-3, name

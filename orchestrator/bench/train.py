@@ -20,14 +20,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from models.config import preset
-from models.configs.dit import DiTConfig
 from models.cost import Precision, cost
 from orchestrator.bench.baseline import bare_step, held, loaded, plain_step, reference_step
 from orchestrator.bench.memory import Case, assignment_of, attempt_of, environment, member_of, trial_of
+from orchestrator.bench.train_cases import (
+    COMPILED,
+    case_of_variant,
+    cpu_cases,
+    gpu_cases,
+    small_case,
+    trial_of_variant,
+)
 from orchestrator.planning.devices import GPUS, Device, host
 from orchestrator.spec.datasets import PROCEDURAL
-from orchestrator.spec.trial import Trial
 from orchestrator.training import engine
 from orchestrator.training.data.source import EndlessImages
 from orchestrator.training.loop import Attempt
@@ -37,8 +42,6 @@ from orchestrator.training.packing import step as pack_step
 
 Take = Callable[[], None]
 """One step."""
-COMPILED = "graph, compiled"
-QUICKSTART_WIDTHS = (16, 24, 32, 48, 64, 96)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,31 +68,6 @@ class Figure:
     """From nothing to the end of the first step."""
     again_s: float
     """The same for a second trial of the shape in the same process."""
-
-
-def gpu_cases(sizes: Sequence[str]) -> list[Case]:
-    """The published sizes at the batches of docs/training.md, in bf16 at ZeRO-1."""
-    batches = {"S/2": 256, "B/2": 256, "L/2": 128, "XL/2": 128}
-    wanted = [name for name in batches if not sizes or name in sizes]
-    return [Case(size=name, model=preset(name), micro_batch=batches[name]) for name in wanted]
-
-
-def cpu_cases(sizes: Sequence[str]) -> list[Case]:
-    """The quickstart's widths."""
-    found = []
-    for width in QUICKSTART_WIDTHS:
-        model = DiTConfig(image_size=28, channels=1, num_classes=10, patch=4, width=width, depth=2, heads=width // 8)
-        found.append(Case(size=f"w{width}", model=model, micro_batch=64, precision="fp32", zero_stage=0))
-    return [case for case in found if not sizes or case.size in sizes]
-
-
-def small_case(width: int, depth: int, tokens: int, batch: int, device: torch.device) -> Case:
-    """A small model on 4-channel latents, as packs are made of."""
-    name, side = f"w{width}-d{depth}-n{tokens}", 2 * round(tokens**0.5)
-    model = DiTConfig(image_size=side, channels=4, num_classes=10, patch=2, width=width, depth=depth, heads=width // 32)
-    if device.type != "cuda":
-        return Case(size=name, model=model, micro_batch=batch, precision="fp32", zero_stage=0)
-    return Case(size=name, model=model, micro_batch=batch)
 
 
 class Bench:
@@ -206,6 +184,7 @@ def time_variants(
         for name, timed in found.items():
             members = int(name.split()[2]) if name.startswith("pack of") else 1
             images = timed.rate * case.micro_batch * members
+            own = case_of_variant(case, name)
             figures.append(
                 Figure(
                     case=f"{case.size} {case.micro_batch}",
@@ -213,8 +192,8 @@ def time_variants(
                     images_per_s=images,
                     width=case.model.width,
                     tokens=case.micro_batch * cost(case.model).tokens,
-                    precision=case_of_variant(case, name).precision,
-                    compiled=case_of_variant(case, name).compiled and device.type == "cuda",
+                    precision=own.precision,
+                    compiled=own.compiled and device.type == "cuda",
                     fast=trial_of_variant(case, name).fast and device.type == "cuda",
                     flops_per_second=images * cost(case.model).training_flops,
                     mfu=images * cost(case.model).training_flops / peak_of(device),
@@ -224,19 +203,6 @@ def time_variants(
                 )
             )
     return figures
-
-
-def case_of_variant(case: Case, name: str) -> Case:
-    """The case as a variant of its steps has it."""
-    case = replace(case, compiled=True) if name == COMPILED else case
-    return replace(case, precision="fp8") if name == "graph in fp8" else case
-
-
-def trial_of_variant(case: Case, name: str) -> Trial:
-    """A trial of the case that a GPU takes the variant's steps of."""
-    case = case_of_variant(case, name)
-    graph = name.startswith(("graph", "pack of ")) and not name.endswith("without graph")
-    return replace(trial_of(case, 1), stepping="graph" if graph else "deepspeed")
 
 
 class Timed(NamedTuple):

@@ -261,7 +261,7 @@ def _train_gangs(
     sizes: tuple[str, ...], variants: tuple[str, ...], gpus: int, seconds: float, raw: Path | None, as_json: bool
 ) -> None:
     from orchestrator.bench.gangs import run
-    from orchestrator.bench.train import gpu_cases
+    from orchestrator.bench.train_cases import gpu_cases
 
     with refusing():
         figures = run(gpu_cases(sizes or ("B/2",)), variants, gpus, seconds)
